@@ -1,0 +1,302 @@
+"""Gaze: which patches were looked at, frame by frame, in order; and its two foreign forms and one stored form.
+
+Held ragged, because frames differ in length by a factor of a hundred: one flat list of tokens, and how many belong to
+each frame. The reference's padded tensors and its label JSON convert both ways.
+"""
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from autogaze.patches import VOCABULARY, PatchVocabulary
+
+
+@dataclass(frozen=True, eq=False)
+class Gaze:
+    """The gaze of B clips of T frames each.
+
+    tokens: int64 [N], patch ids of all frames, clip by clip, frame by frame, in the order they were chosen.
+    lengths: int64 [B, T], tokens of each frame; 0 is a frame that needed none.
+    losses: float32 [N], error of the frame after each token, in the units of whatever reconstructor made them; or None.
+    initial: float32 [B, T], error of the frame before its first token; or None.
+
+    Raises ValueError if shapes, dtypes or ids do not fit together.
+    """
+
+    tokens: torch.Tensor
+    lengths: torch.Tensor
+    losses: torch.Tensor | None = None
+    initial: torch.Tensor | None = None
+    vocabulary: PatchVocabulary = VOCABULARY
+
+    def __post_init__(self) -> None:
+        _expect(self.tokens, "tokens", torch.int64, 1)
+        _expect(self.lengths, "lengths", torch.int64, 2)
+        count = self.tokens.numel()
+        if self.lengths.numel() and self.lengths.min() < 0:
+            raise ValueError("lengths holds a negative number of tokens")
+        if int(self.lengths.sum()) != count:
+            raise ValueError(f"lengths add up to {int(self.lengths.sum())}, but there are {count} tokens")
+        if count and (self.tokens.min() < 0 or self.tokens.max() >= self.vocabulary.size):
+            low, high = int(self.tokens.min()), int(self.tokens.max())
+            raise ValueError(f"tokens lie in 0..{self.vocabulary.size - 1}; found {low}..{high}")
+        if self.losses is not None:
+            _expect(self.losses, "losses", torch.float32, 1)
+            if self.losses.numel() != count:
+                raise ValueError(f"{self.losses.numel()} losses for {count} tokens: one is needed after each")
+        if self.initial is not None:
+            _expect(self.initial, "initial", torch.float32, 2)
+            if self.initial.shape != self.lengths.shape:
+                raise ValueError(f"initial is {list(self.initial.shape)}, lengths {list(self.lengths.shape)}")
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def clips(self) -> int:
+        """B, the number of clips."""
+        return self.lengths.shape[0]
+
+    @property
+    def num_frames(self) -> int:
+        """T, the frames of each clip."""
+        return self.lengths.shape[1]
+
+    def frames(self, b: int) -> list[list[int]]:
+        """The tokens of clip b, one list per frame."""
+        return [part.tolist() for part in self[b].tokens.split(self.lengths[b].tolist())]
+
+    def __getitem__(self, b: int) -> "Gaze":
+        """The gaze of clip b alone, as a batch of one. Raises IndexError, so that a gaze can be iterated."""
+        if not -self.clips <= b < self.clips:
+            raise IndexError(f"clip {b} of a gaze of {self.clips}")
+        b %= self.clips
+        start = int(self.lengths[:b].sum())
+        part = slice(start, start + int(self.lengths[b].sum()))
+        return Gaze(
+            self.tokens[part],
+            self.lengths[b : b + 1],
+            None if self.losses is None else self.losses[part],
+            None if self.initial is None else self.initial[b : b + 1],
+            self.vocabulary,
+        )
+
+    @classmethod
+    def cat(cls, gazes: Sequence["Gaze"]) -> "Gaze":
+        """One batch of several: their clips one after another. Raises ValueError if they are of different kinds."""
+        if not gazes:
+            raise ValueError("nothing to concatenate: a gaze needs at least one part to know its frames and vocabulary")
+        kinds = {(gaze.num_frames, gaze.vocabulary, gaze.losses is None, gaze.initial is None) for gaze in gazes}
+        if len(kinds) > 1:
+            raise ValueError("gazes differ in frames, vocabulary, or in having losses or initial errors")
+        losses = [gaze.losses for gaze in gazes if gaze.losses is not None]
+        initial = [gaze.initial for gaze in gazes if gaze.initial is not None]
+        return cls(
+            torch.cat([gaze.tokens for gaze in gazes]),
+            torch.cat([gaze.lengths for gaze in gazes]),
+            torch.cat(losses) if losses else None,
+            torch.cat(initial) if initial else None,
+            gazes[0].vocabulary,
+        )
+
+    # -- measures ------------------------------------------------------------------------------------------------
+
+    def counts(self) -> torch.Tensor:
+        """Tokens of each clip: int64 [B]."""
+        return self.lengths.sum(dim=1)
+
+    def ratio(self) -> torch.Tensor:
+        """Share of all patches of all frames that was gazed at: float32 [B] in [0, 1]."""
+        return self.counts() / (self.num_frames * self.vocabulary.size)
+
+    def final(self) -> torch.Tensor:
+        """Error each frame ended with: its last loss, or its initial error if it has no token. float32 [B, T].
+
+        Raises ValueError if the gaze does not carry the numbers.
+        """
+        if self.losses is None:
+            raise ValueError("this gaze carries no losses, so its final errors are unknown")
+        empty = self.lengths == 0
+        if self.initial is None and bool(empty.any()):
+            raise ValueError("this gaze has frames without tokens and no initial errors, so their error is unknown")
+        final = torch.zeros(self.lengths.shape, device=self.losses.device) if self.initial is None else self.initial.clone()
+        last = self.lengths.reshape(-1).cumsum(0).view_as(self.lengths) - 1
+        final[~empty] = self.losses[last[~empty]]
+        return final
+
+    def met(self, threshold: float) -> torch.Tensor:
+        """Which frames ended at or under the threshold: bool [B, T]. The threshold is compared as float32."""
+        final = self.final()
+        return final <= torch.tensor(threshold, dtype=torch.float32, device=final.device)
+
+    def masks(self) -> list[torch.Tensor]:
+        """The reference's `gazing_mask`: one uint8 [B, T, count] of 0 and 1 for each scale, coarse to fine."""
+        return self.vocabulary.masks(self.tokens, self.lengths)
+
+    # -- Python lists --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_lists(
+        cls,
+        clips: Sequence[Sequence[Sequence[int]]],
+        losses: Sequence[Sequence[Sequence[float]]] | None = None,
+        initial: Sequence[Sequence[float]] | None = None,
+        vocabulary: PatchVocabulary = VOCABULARY,
+    ) -> "Gaze":
+        """From `clips[b][t]`, the token list of each frame; losses alike, initial `[b][t]`.
+
+        Raises ValueError if clips differ in their number of frames, or losses from tokens in length.
+        """
+        if not clips:
+            raise ValueError("no clips: their number of frames is unknown")
+        if len({len(clip) for clip in clips}) > 1:
+            raise ValueError(f"clips have different numbers of frames: {sorted({len(clip) for clip in clips})}")
+        lengths = [[len(frame) for frame in clip] for clip in clips]
+        if losses is not None and [[len(frame) for frame in clip] for clip in losses] != lengths:
+            raise ValueError("losses must hold one number for each token")
+        return cls(
+            torch.tensor([token for clip in clips for frame in clip for token in frame], dtype=torch.int64),
+            torch.tensor(lengths, dtype=torch.int64).view(len(clips), -1),
+            None
+            if losses is None
+            else torch.tensor([loss for clip in losses for frame in clip for loss in frame], dtype=torch.float32),
+            None if initial is None else torch.tensor(initial, dtype=torch.float32),
+            vocabulary,
+        )
+
+    # -- the reference's padded tensors --------------------------------------------------------------------------
+
+    def padded(self, slots: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+        """As the reference lays gaze out (spec 5): every clip has the same slots, frame after frame.
+
+        slots: of each frame (one number, or T); None: the longest of the batch. With N the sum over frames, returns
+        `gazing_pos` int64 [B, N] of absolute ids (frame t adds t * size; an unused slot holds eos + t * size),
+        `num_gazing_each_frame` int64 [T], and `if_padded_gazing` bool [B, N], true at unused slots.
+
+        Raises ValueError if a frame has more tokens than slots.
+        """
+        longest = self.lengths.amax(dim=0) if self.clips else self.lengths.new_zeros(self.num_frames)
+        wanted = longest if slots is None else self.lengths.new_tensor(slots).expand(self.num_frames).clone()
+        if bool((wanted < longest).any()):
+            t = int((wanted < longest).nonzero()[0])
+            raise ValueError(f"frame {t} has {int(longest[t])} tokens, more than its {int(wanted[t])} slots")
+        frame = torch.repeat_interleave(torch.arange(self.num_frames, device=wanted.device), wanted)
+        place = torch.arange(len(frame), device=wanted.device) - (wanted.cumsum(0) - wanted)[frame]
+        used = place < self.lengths[:, frame]
+        ids = torch.full(used.shape, self.vocabulary.eos, dtype=torch.int64, device=used.device)
+        ids[used] = self.tokens
+        return {
+            "gazing_pos": ids + frame * self.vocabulary.size,
+            "num_gazing_each_frame": wanted,
+            "if_padded_gazing": ~used,
+        }
+
+    @classmethod
+    def from_padded(
+        cls,
+        gazing_pos: torch.Tensor,
+        if_padded_gazing: torch.Tensor,
+        num_gazing_each_frame: torch.Tensor | Sequence[int],
+        vocabulary: PatchVocabulary = VOCABULARY,
+    ) -> "Gaze":
+        """From the reference's layout (see `padded`). Unused slots may lie anywhere in a frame and hold anything.
+
+        Raises ValueError if the shapes disagree or a used slot holds an id of another frame.
+        """
+        slots = torch.as_tensor(num_gazing_each_frame, dtype=torch.int64, device=gazing_pos.device)
+        if gazing_pos.shape != if_padded_gazing.shape or gazing_pos.shape[1:] != (int(slots.sum()),):
+            raise ValueError(
+                f"gazing_pos {list(gazing_pos.shape)} and if_padded_gazing {list(if_padded_gazing.shape)} must both be"
+                f" [B, {int(slots.sum())}], the sum of num_gazing_each_frame"
+            )
+        used = ~if_padded_gazing.bool()
+        frame = torch.repeat_interleave(torch.arange(len(slots), device=slots.device), slots)
+        lengths = torch.zeros(len(used), len(slots), dtype=torch.int64, device=slots.device)
+        lengths.index_add_(1, frame, used.to(torch.int64))
+        return cls((gazing_pos.to(torch.int64) - frame * vocabulary.size)[used], lengths, vocabulary=vocabulary)
+
+    # -- the reference's label JSON ------------------------------------------------------------------------------
+
+    def to_label(self, b: int) -> dict[str, list[list[Any]]]:
+        """Clip b as an entry of the reference's label file (spec 10): absolute ids, and the loss after each.
+
+        Raises ValueError if the gaze carries no losses.
+        """
+        clip = self[b]
+        if clip.losses is None:
+            raise ValueError("this gaze carries no losses, which a label needs")
+        lengths = clip.lengths[0].tolist()
+        ids = [[token + t * self.vocabulary.size for token in tokens] for t, tokens in enumerate(clip.frames(0))]
+        return {"gazing_pos": ids, "task_losses": [part.tolist() for part in clip.losses.split(lengths)]}
+
+    @classmethod
+    def from_label(cls, entry: dict[str, list[list[Any]]], vocabulary: PatchVocabulary = VOCABULARY) -> "Gaze":
+        """One clip from an entry of the reference's label file. It knows no initial errors.
+
+        Raises ValueError if a key is missing or the lists do not fit.
+        """
+        for key in ("gazing_pos", "task_losses"):
+            if key not in entry:
+                raise ValueError(f"a label has gazing_pos and task_losses; this one has no {key}")
+        tokens = [[id - t * vocabulary.size for id in ids] for t, ids in enumerate(entry["gazing_pos"])]
+        return cls.from_lists([tokens], losses=[entry["task_losses"]], vocabulary=vocabulary)
+
+    # -- stored form ---------------------------------------------------------------------------------------------
+
+    def to_npz(self) -> bytes:
+        """One clip as an .npz file: tokens uint16 [N], lengths uint16 [T], losses float32 [N], initial float32 [T].
+
+        What the gaze does not carry is left out. The same gaze always gives the same bytes (np.savez promises no such
+        thing). Raises ValueError for more than one clip or a vocabulary too large for uint16.
+        """
+        if self.clips != 1:
+            raise ValueError(f"an .npz holds one clip, this gaze has {self.clips}: write gaze[b].to_npz()")
+        if max(self.vocabulary.size - 1, int(self.lengths.max())) > np.iinfo(np.uint16).max:
+            raise ValueError("token ids or lengths of this gaze do not fit in uint16")
+        arrays = {"tokens": self.tokens.cpu().numpy().astype("<u2"), "lengths": self.lengths[0].cpu().numpy().astype("<u2")}
+        if self.losses is not None:
+            arrays["losses"] = self.losses.cpu().numpy().astype("<f4")
+        if self.initial is not None:
+            arrays["initial"] = self.initial[0].cpu().numpy().astype("<f4")
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name, array in arrays.items():
+                member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+                member.create_system = 3  # else it names the operating system that wrote it
+                content = io.BytesIO()
+                np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)
+                archive.writestr(member, content.getvalue())
+        return file.getvalue()
+
+    @classmethod
+    def from_npz(cls, source: bytes | str | Path | BinaryIO, vocabulary: PatchVocabulary = VOCABULARY) -> "Gaze":
+        """The clip that `to_npz` wrote, from its bytes, a path or an open file.
+
+        Raises ValueError if it is not such a file or does not fit the vocabulary.
+        """
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            tokens, lengths = arrays["tokens"], arrays["lengths"]
+        except (zipfile.BadZipFile, KeyError, EOFError, AttributeError, TypeError) as error:
+            raise ValueError(f"not a gaze file: {error}") from error
+        losses, initial = arrays.get("losses"), arrays.get("initial")
+        return cls(
+            torch.from_numpy(tokens.astype(np.int64)),
+            torch.from_numpy(lengths.astype(np.int64))[None],
+            None if losses is None else torch.from_numpy(losses.astype(np.float32)),
+            None if initial is None else torch.from_numpy(initial.astype(np.float32))[None],
+            vocabulary,
+        )
+
+
+def _expect(value: torch.Tensor, name: str, dtype: torch.dtype, dims: int) -> None:
+    if not isinstance(value, torch.Tensor) or value.dtype != dtype or value.dim() != dims:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f"{name} must be a {dtype} tensor with {dims} dimension{'s' * (dims > 1)}, not {found}")

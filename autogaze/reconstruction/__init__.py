@@ -1,0 +1,111 @@
+"""What rebuilds frames from gazed patches and says how far they are from the originals: one interface, `load` to get one.
+
+A reconstructor sees a clip from its first frame to its last, and a frame only through its own and earlier frames'
+patches. Two things are asked of it: `reconstruct` a gaze, and answer greedy search (autogaze/greedy.py), which walks a
+batch of clips frame by frame and wants the error of the current frame for every token it might take next:
+
+    search = reconstructor.search(frames)         # all clips stand before frame 0
+    for t in range(T):
+        errors = search.open(t)                   # [B]: frame t with no token of its own
+        search.keep(torch.arange(B))              # clips to go on with, as places among those held now
+        errors = search.errors()                  # [n, V]: frame t, had the clip taken this token next
+        search.take(tokens)                       # [n]: they take it
+    # opening the next frame makes frame t part of the past
+
+Errors inside a search are exact and only comparable with each other: integers held in float64 for canvas, the loss
+itself for a learned reconstructor. `loss` turns them into the reconstructor's units, and `limit` a threshold in these
+units into the largest error that meets it.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from autogaze.gaze import Gaze
+from autogaze.patches import VOCABULARY, PatchVocabulary
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What `reconstruct` gives for the F frames asked for.
+
+    pixels: uint8 [B, F, S, S, 3], RGB. error: float32 [B, F], in the reconstructor's units.
+    """
+
+    pixels: torch.Tensor
+    error: torch.Tensor
+
+
+class Search(Protocol):
+    """A batch of clips whose gaze is being chosen, frame by frame. It holds all earlier frames."""
+
+    def open(self, t: int) -> torch.Tensor:
+        """Turn to frame t, the one after the last opened, with all clips. Returns its error [B] with no token of its own."""
+
+    def keep(self, places: torch.Tensor) -> None:
+        """Go on with some of the clips held, for the rest of this frame. places: int64 [n], rising, among those held."""
+
+    def errors(self) -> torch.Tensor:
+        """Error [n, V] of the current frame of each clip held, for each token as its next; infinite where already taken."""
+
+    def take(self, tokens: torch.Tensor) -> None:
+        """Each clip held takes its token: int64 [n]."""
+
+
+class Reconstructor(Protocol):
+    """What every reconstructor is."""
+
+    name: str
+    """Short name, as in configurations."""
+    fingerprint: str
+    """Changes whenever the same gaze could give another error: method, weights, vocabulary."""
+    units: str
+    """What `error` and thresholds measure, in words."""
+    vocabulary: PatchVocabulary
+    """The patches it rebuilds from."""
+
+    def reconstruct(
+        self, frames: torch.Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None = None
+    ) -> Reconstruction:
+        """Rebuild frames `at` (None: all) of uint8 clips [B, T, S, S, 3] from their gaze, each from frames up to itself."""
+
+    def search(self, frames: torch.Tensor | np.ndarray) -> Search:
+        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]."""
+
+    def loss(self, errors: torch.Tensor) -> torch.Tensor:
+        """Errors of a search in the reconstructor's units: float32 on the CPU, the same on every device."""
+
+    def limit(self, threshold: float) -> float:
+        """The largest error of a search whose `loss` is at or under `threshold`."""
+
+
+def load(name: str, vocabulary: PatchVocabulary = VOCABULARY) -> Reconstructor:
+    """The reconstructor of a name. Raises ValueError for a name that is not known."""
+    from autogaze.reconstruction.canvas import Canvas  # here, because it builds on this module
+
+    if name == "canvas":
+        return Canvas(vocabulary)
+    raise ValueError(f"unknown reconstructor {name!r}: the reconstructors are canvas")
+
+
+def as_clips(frames: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> torch.Tensor:
+    """Frames as a uint8 tensor [B, T, S, S, 3] on their device, without a copy.
+
+    Raises ValueError, naming what was found, for any other shape or dtype.
+    """
+    if isinstance(frames, np.ndarray):
+        with warnings.catch_warnings():
+            # Frames out of shared memory are read-only. Nothing here writes to them.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            frames = torch.from_numpy(frames)
+    size = vocabulary.frame_size
+    if frames.dtype != torch.uint8 or frames.dim() != 5 or tuple(frames.shape[2:]) != (size, size, 3):
+        raise ValueError(
+            f"frames must be uint8 [B, T, {size}, {size}, 3] (RGB at the vocabulary's frame size),"
+            f" not {frames.dtype} {list(frames.shape)}"
+        )
+    return frames

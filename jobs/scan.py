@@ -1,0 +1,44 @@
+"""`autogaze scan input=STORE output=manifest.parquet`: list and probe a video store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from cluster.local import RayConfig, running
+from pipelines import manifest as manifests
+from pipelines import store
+from pipelines.errors import PipelineError
+
+
+@dataclass
+class ScanConfig:
+    """Scan a video store into a manifest. An output that exists is brought up to date: only new and changed open."""
+
+    input: str = field(default="", metadata={"help": "folder, file, s3:// prefix or tar of videos"})
+    output: str = field(default="manifest.parquet", metadata={"help": "where the manifest goes"})
+    workers: int = field(default=0, metadata={"help": "probing actors (0 = one per CPU)"})
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+def run(config: ScanConfig, console: Console) -> int:
+    """Write the manifest and print what is in it; the exit status."""
+    if not config.input:
+        raise PipelineError("input= is missing: autogaze scan input=/data/videos output=manifest.parquet")
+    output = store.normalise(config.output)
+    previous = manifests.read_manifest(output) if store.exists(output) else None
+    with running(config.ray) as cluster:
+        manifest = manifests.scan(config.input, previous, config.workers or cluster.cpus)
+    store.publish(manifests.manifest_bytes(manifest), output)
+    ok = manifest[manifest["status"] == "ok"]
+    console.print(
+        f"{len(manifest)} videos: {len(ok)} ok, {len(manifest) - len(ok)} failed; {int(ok['frames'].sum()):,} frames, "
+        f"{ok['duration'].sum() / 3600:.2f} h, {manifest['bytes'].sum() / 1e9:.3f} GB",
+        highlight=False,
+    )
+    failed = manifest[manifest["status"] != "ok"]
+    for reason, count in failed["reason"].value_counts().items():
+        console.print(f"  {count} {reason}", highlight=False)
+    console.print(f"manifest: {output}", highlight=False, soft_wrap=True, markup=False)
+    return 0

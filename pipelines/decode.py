@@ -1,0 +1,89 @@
+"""Video bytes -> frames: three decoders behind one small interface, every failure with a named reason.
+
+    info = probe(Source("video.mp4"))                                   # in this process
+    for i, frames in decode_clips(source, [[0, 1], [8, 9]], config):    # opens the video once
+        ...                                                             # frames: uint8 [2, 224, 224, 3], or VideoError
+
+    with IsolatedDecoder(config) as decoder:                            # the same two calls, in a child process that
+        decoder.probe(source)                                           # may crash, hang or run out of memory
+        ...
+
+What holds for every decoder:
+- Frame n is the n-th frame, from 0, that a decode of the whole video delivers, in the order they are shown.
+- A clip is frames or a VideoError. Nothing is substituted: a clip that depends on damaged data fails, the others do not.
+- A clip's outcome depends on the video's bytes and the clip, not on the other clips asked for, nor on timing. (What
+  libav does not notice cannot fail: bit rot inside a picture's payload often decodes to a wrong picture in silence.)
+- Only what is wrong with the video becomes a VideoError. Any other exception is a bug, or trouble of the machine.
+- Sources are local files: fetching is the caller's business.
+
+decord and torchcodec are optional (`pip install autogaze-pipelines[decord]`); probing is always done by PyAV.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+import numpy as np
+
+from pipelines.decoders.base import DECODERS, REASONS, DecodeConfig, Source, VideoError, VideoInfo, schedule
+from pipelines.decoders.isolated import IsolatedDecoder
+
+__all__ = [
+    "DECODERS",
+    "REASONS",
+    "DecodeConfig",
+    "IsolatedDecoder",
+    "Source",
+    "VideoError",
+    "VideoInfo",
+    "decode_clips",
+    "decoder_fingerprint",
+    "probe",
+]
+
+
+def probe(source: Source) -> VideoInfo:
+    """The facts of a video, from its header, its index and its first frame. Raises VideoError.
+
+    The whole stream is read (not decoded) only where the header does not tell the number of frames exactly, and
+    decoded only where time stamps cannot tell it either (some AVI files).
+    """
+    return _backend("pyav").probe(source)
+
+
+def decode_clips(
+    source: Source, clips: Sequence[Sequence[int]], config: DecodeConfig
+) -> Iterator[tuple[int, np.ndarray | VideoError]]:
+    """Decode clips, each a sequence of frame numbers, in this process; the video is opened once.
+
+    Yields (i, frames of clips[i]) as uint8 [len(clips[i]), size, size, 3] RGB, turned as for display, or
+    (i, VideoError), once per clip, by ascending first frame. A frame may be asked for in any order, and more than once.
+    Raises ValueError for a clip without frames or with a negative one.
+    """
+    order = schedule(clips)
+    frames: dict[int, np.ndarray] = {}
+
+    def buffer(i: int) -> np.ndarray:
+        return frames.setdefault(i, np.empty((len(clips[i]), config.size, config.size, 3), np.uint8))
+
+    for i, error in decode_into(source, clips, order, config, buffer):
+        yield i, frames.pop(i) if error is None else error
+        frames.pop(i, None)
+
+
+def decode_into(source, clips, order, config, buffer):  # type: ignore[no-untyped-def]
+    raise NotImplementedError
+
+
+def decoder_fingerprint(config: DecodeConfig) -> str:
+    """The back end and the versions that decide its pixels, for example "pyav-18.1.0/libavcodec-62.28.102".
+
+    Raises ImportError, one line that says what to install, if the back end is not there.
+    """
+    return _backend(config.decoder).fingerprint()
+
+
+def _backend(name: str) -> ModuleType:
+    return importlib.import_module(f"pipelines.decoders.{name}")

@@ -1,0 +1,138 @@
+"""What every decoder shares: the words of a decode (source, failure, facts of a video, settings) and its checks.
+
+Users import these from pipelines.decode. Only numpy and the standard library are imported here: a decoder child must
+start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+REASONS: dict[str, str] = {
+    "missing": "there is no file at the video's place",
+    "source_changed": "the object is not the one that was scanned",
+    "empty_file": "the file has no bytes",
+    "unreadable": "the bytes are not a video container that can be opened",
+    "no_video_stream": "the container holds no video stream (audio only, or only a cover picture)",
+    "unsupported_codec": "the installed decoder does not know the codec of the video stream",
+    "no_frames": "the video stream holds no frame at all",
+    "too_short": "the clip asks for frames after the last one of the video",
+    "truncated": "the data ends before the frames the clip asks for, though the header promises them",
+    "decode_error": "the data the clip depends on is damaged",
+    "decoder_crashed": "the decoder died twice in a row on this video",
+    "decoder_timeout": "the decoder finished no clip within the time limit, twice in a row",
+    "decoder_out_of_memory": "decoding needs more memory than the decoder may take",
+}
+
+DECODERS = ("pyav", "decord", "torchcodec")
+
+Buffer: TypeAlias = Callable[[int], np.ndarray]
+"""Where a back end puts the frames of clip i: uint8 [len(clips[i]), size, size, 3], writable."""
+
+
+class VideoError(Exception):
+    """A video, or one clip of it, cannot be decoded: a fact about the bytes, recorded and never retried.
+
+    reason: a key of REASONS. detail: one line for a person; the same bytes give the same line, on any machine (no
+    paths, process ids or addresses), because it becomes part of the output.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}: name it in REASONS first")
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A local file, or the window [offset, offset + size) of one: a video inside a tar. size=None: up to the end."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+    def window(self) -> tuple[str, int, int, bool]:
+        """Absolute path, first byte, end byte, and whether that is the whole file. Raises VideoError."""
+        path = os.path.abspath(self.path)
+        try:
+            with open(path, "rb") as file:  # opened, not only looked up: permissions count too
+                status = os.fstat(file.fileno())
+        except (FileNotFoundError, NotADirectoryError):
+            raise VideoError("missing", "no such file") from None
+        except IsADirectoryError:
+            raise VideoError("unreadable", "a folder, not a file") from None
+        except PermissionError:
+            raise VideoError("unreadable", "no permission to read the file") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise VideoError("unreadable", "not a regular file")
+        end = status.st_size if self.size is None else self.offset + self.size
+        if self.size == 0 or (status.st_size == 0 and self.offset == 0):
+            raise VideoError("empty_file", "0 bytes")
+        if not 0 <= self.offset < end <= status.st_size:
+            raise VideoError("truncated", f"bytes {self.offset} to {end} of a file of {status.st_size} bytes")
+        return path, self.offset, end, self.offset == 0 and end == status.st_size
+
+    def read(self) -> bytes:
+        """All bytes of the window, for decoders that cannot open a window themselves. Raises VideoError."""
+        path, start, end, _ = self.window()
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a scan records of a video that can be decoded."""
+
+    container: str  # libavformat's first name for it: mov (also mp4), matroska (also webm), avi, mpegts, ...
+    codec: str  # h264, hevc, vp9, av1, ...
+    pix_fmt: str  # libavutil's name, for example yuv420p10le
+    width: int  # coded size in pixels: before rotation, pixels taken as square
+    height: int
+    rotation: int  # degrees clockwise the picture must be turned for display: 0, 90, 180 or 270
+    fps: float  # the average the container states; 0 where it states none
+    frames: int  # what a sequential decode delivers; of a truncated file, what its header promises
+    duration: float  # seconds
+
+
+@dataclass
+class DecodeConfig:
+    """How frames are decoded. Frames come out as uint8 RGB, size x size, squashed to the square the model sees."""
+
+    decoder: str = "pyav"  # pyav | decord | torchcodec
+    size: int = 224  # pixels, height and width of the frames
+    threads: int = 1  # decoding threads; more than 1 only helps a machine that decodes few videos at once
+    timeout_s: float = 60.0  # IsolatedDecoder: the longest silence, without a finished clip
+    memory_mb: int = 2048  # IsolatedDecoder: what the child may allocate, in MiB, beyond what it needs to start
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder={self.decoder!r}: must be one of {', '.join(DECODERS)}")
+        for name in ("size", "threads", "timeout_s", "memory_mb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be more than 0")
+
+
+def schedule(clips: Sequence[Sequence[int]]) -> list[int]:
+    """The order clips are decoded and delivered in: by first frame, then by place. Raises ValueError on a bad clip."""
+    for i, clip in enumerate(clips):
+        if len(clip) == 0:
+            raise ValueError(f"clip {i} asks for no frame")
+        if min(clip) < 0:
+            raise ValueError(f"clip {i} asks for frame {min(clip)}: frames count from 0")
+    return sorted(range(len(clips)), key=lambda i: (min(clips[i]), i))
+
+
+def too_short(frame: int, frames: int) -> VideoError:
+    return VideoError("too_short", f"frame {frame} of a video of {frames} frames")

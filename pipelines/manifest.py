@@ -1,0 +1,271 @@
+"""Scan a video store into a manifest: one parquet row per video, with what the plan needs to know.
+
+A store is a folder, a URL prefix, or WebDataset tars holding videos, mixed freely; a tar member is read in place by its
+byte range and never unpacked. A scan made over an earlier manifest opens only the objects that are new or changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from pipelines import store
+from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
+from pipelines.errors import PipelineError
+
+VIDEO_SUFFIXES = frozenset(
+    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp", ".ogv", ".vob", ".mxf", ".mjpeg", ".gif"]
+)
+TAR_SUFFIX = ".tar"
+SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),  # object, or object#member for a video inside a tar
+        pa.field("object", pa.string(), nullable=False),  # URL of the object that holds the bytes
+        pa.field("offset", pa.int64(), nullable=False),  # first byte in the object; 0 unless in a tar
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),  # the object's ETag or mtime when scanned
+        pa.field("fingerprint", pa.string(), nullable=False),  # hash of the size and of both ends of the bytes
+        pa.field("container", pa.string(), nullable=False),
+        pa.field("codec", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # coded size, before rotation
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("rotation", pa.int32(), nullable=False),  # degrees clockwise to turn for display
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("frames", pa.int64(), nullable=False),
+        pa.field("duration", pa.float64(), nullable=False),  # seconds
+        pa.field("status", pa.string(), nullable=False),  # ok | failed
+        pa.field("reason", pa.string()),  # a name of pipelines.decode.REASONS when failed
+        pa.field("detail", pa.string()),
+    ]
+)
+_ENDS = 64 << 10
+_OBJECTS_PER_TASK = 16
+
+
+def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
+    """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies."""
+    with open(path, "rb") as file:
+        end = os.fstat(file.fileno()).st_size if length is None else offset + length
+        file.seek(offset)
+        head = file.read(min(_ENDS, max(end - offset, 0)))
+        file.seek(max(offset, end - _ENDS))
+        tail = file.read(max(end - file.tell(), 0))
+    return hashlib.sha256(b"%d\n" % (end - offset) + head + tail).hexdigest()[:32]
+
+
+@contextmanager
+def local_copy(url: str, offset: int, length: int) -> Iterator[Source]:
+    """A local byte window over a video: the file itself when it is local, else a scratch copy removed afterwards.
+
+    Raises FileNotFoundError, StoreError.
+    """
+    if store.is_local(url):
+        yield Source(url, offset, length)
+        return
+    with tempfile.TemporaryDirectory(prefix="autogaze-") as folder:
+        path = os.path.join(folder, "video")
+        yield Source(path, 0, store.fetch(url, path, offset, length))
+
+
+def scan(url: str, previous: pd.DataFrame | None = None, workers: int = 1) -> pd.DataFrame:
+    """The manifest of a store, rows sorted by uri. Needs a running Ray.
+
+    Args:
+        url: folder, file, URL prefix, tar.
+        previous: an earlier manifest; rows whose object has the same version and size are kept without opening it.
+        workers: probing actors, one CPU each.
+    Raises:
+        PipelineError: nothing there, or nothing that looks like a video.
+    """
+    url = store.normalise(url)
+    listed = list(store.list_objects(url))
+    if not listed and not store.exists(url):
+        raise PipelineError(f"input={url}: does not exist")
+    entries = [entry for entry in listed if entry.url == url or _is_video(entry.url) or _is_tar(entry.url)]
+    if not entries:
+        raise PipelineError(
+            f"input={url}: no videos among its {len(listed)} files; looked for {TAR_SUFFIX} and "
+            + " ".join(sorted(VIDEO_SUFFIXES))
+        )
+    known: dict[str, list[dict[str, Any]]] = {}
+    if previous is not None:
+        for row in previous.to_dict("records"):
+            known.setdefault(str(row["object"]), []).append(row)
+    rows: list[dict[str, Any]] = []
+    fresh: list[store.Entry] = []
+    for entry in entries:
+        kept = known.get(entry.url, [])
+        if kept and all(row["version"] == entry.version for row in kept):
+            rows.extend(kept)
+        elif not entry.url.isascii() and not _is_utf8(entry.url):
+            # Parquet holds UTF-8 only, and a name we cannot write down is one nobody could look up again.
+            shown = entry.url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
+        else:
+            fresh.append(entry)
+    if fresh:
+        tasks = [
+            {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
+            for part in (fresh[i : i + _OBJECTS_PER_TASK] for i in range(0, len(fresh), _OBJECTS_PER_TASK))
+        ]
+        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
+            _Probe, compute=ray.data.ActorPoolStrategy(size=min(workers, len(tasks))), num_cpus=1
+        )
+        rows.extend(row for row in probed.iter_rows())
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
+
+
+class _Probe:
+    """Ray Data actor: objects -> manifest rows. Untrusted bytes are opened in the decoder's child process."""
+
+    def __init__(self) -> None:
+        self.decoder = IsolatedDecoder(DecodeConfig())
+
+    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
+            entry = store.Entry(str(url), int(size), str(version))
+            rows.extend(probe_object(entry, self.decoder))
+        return rows
+
+
+def probe_object(entry: store.Entry, decoder: IsolatedDecoder) -> list[dict[str, Any]]:
+    """Manifest rows of one object: one for a video, one per video member for a tar."""
+    if not _is_tar(entry.url):
+        return [_probe_video(entry.url, entry, 0, entry.bytes, decoder)]
+    rows, problem = [], None
+    try:
+        for name, offset, size in tar_members(entry.url):
+            if _is_video(name):
+                rows.append(_probe_video(f"{entry.url}#{name}", entry, offset, size, decoder))
+    except tarfile.TarError as error:
+        problem = _failed(entry.url, entry, 0, entry.bytes, "", "unreadable", f"not a plain tar: {error}")
+    except EOFError:
+        problem = _failed(entry.url, entry, 0, entry.bytes, "", "truncated", "the tar ends inside a member")
+    if problem is None and not rows:
+        problem = _failed(entry.url, entry, 0, entry.bytes, "", "unreadable", "no videos in this tar")
+    return [*rows, problem] if problem else rows
+
+
+def tar_members(url: str) -> Iterator[tuple[str, int, int]]:
+    """(name, first byte, size) of each regular file of a tar, without reading the files' bytes.
+
+    Names are only ever labels: nothing is unpacked, so a member called ../../x is as harmless as any other.
+    Raises EOFError when a member reaches past the end of the object, tarfile.TarError when it is no tar.
+    """
+    total = store.size(url)
+    with store.open_read(url) as raw, tarfile.open(fileobj=raw, mode="r:", errors="backslashreplace") as archive:
+        while (member := archive.next()) is not None:
+            # tarfile keeps every header it has seen; a tar of a million members must not cost gigabytes.
+            archive.members = []  # type: ignore[attr-defined]
+            if not member.isreg():
+                continue
+            if member.offset_data + member.size > total:
+                raise EOFError(member.name)
+            yield member.name, member.offset_data, member.size
+
+
+def _probe_video(uri: str, entry: store.Entry, offset: int, size: int, decoder: IsolatedDecoder) -> dict[str, Any]:
+    mark = ""
+    try:
+        with local_copy(entry.url, offset, size) as source:
+            mark = fingerprint(source.path, source.offset, source.size)
+            info = decoder.probe(source)
+    except FileNotFoundError:
+        return _failed(uri, entry, offset, size, mark, "missing", "removed between listing and opening")
+    except VideoError as error:
+        return _failed(uri, entry, offset, size, mark, error.reason, error.detail)
+    return {
+        "uri": uri,
+        "object": entry.url,
+        "offset": offset,
+        "bytes": size,
+        "version": entry.version,
+        "fingerprint": mark,
+        "container": info.container,
+        "codec": info.codec,
+        "width": info.width,
+        "height": info.height,
+        "rotation": info.rotation,
+        "fps": info.fps,
+        "frames": info.frames,
+        "duration": info.duration,
+        "status": "ok",
+        "reason": None,
+        "detail": None,
+    }
+
+
+def _failed(
+    uri: str, entry: store.Entry, offset: int, size: int, mark: str, reason: str, detail: str
+) -> dict[str, Any]:
+    return {
+        "uri": uri,
+        "object": entry.url if _is_utf8(entry.url) else uri,
+        "offset": offset,
+        "bytes": size,
+        "version": entry.version,
+        "fingerprint": mark,
+        "container": "",
+        "codec": "",
+        "width": 0,
+        "height": 0,
+        "rotation": 0,
+        "fps": 0.0,
+        "frames": 0,
+        "duration": 0.0,
+        "status": "failed",
+        "reason": reason,
+        "detail": detail,
+    }
+
+
+def is_wanted(name: str) -> bool:
+    """Whether a scan opens an object of this name."""
+    return _is_video(name) or _is_tar(name)
+
+
+def _is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(TAR_SUFFIX)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def manifest_bytes(manifest: pd.DataFrame) -> bytes:
+    """The manifest as parquet."""
+    sink = io.BytesIO()
+    table = pa.Table.from_pandas(manifest, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def read_manifest(url: str) -> pd.DataFrame:
+    """A manifest written by manifest_bytes. Raises PipelineError when it is not one."""
+    try:
+        return pq.read_table(io.BytesIO(store.read(url)), schema=SCHEMA).to_pandas()
+    except FileNotFoundError as error:
+        raise PipelineError(f"{url}: no such manifest") from error
+    except (pa.ArrowInvalid, ValueError, KeyError) as error:
+        raise PipelineError(f"{url}: not a manifest ({error}); make one with: autogaze scan") from error

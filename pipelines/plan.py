@@ -1,0 +1,174 @@
+"""manifest + config -> plan: one row per clip of a job, each already given its output shard and its place in it.
+
+A pure function: the same manifest and config give the same plan on any machine, so a shard can be made by any worker,
+twice, or after a crash, and come out the same. A video that could not be opened by the scan has one row too, already
+failed, so that every video has an outcome.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import PipelineError
+
+SCHEMA = pa.schema(
+    [
+        pa.field("clip", pa.string(), nullable=False),  # unique, readable, stable: names the clip everywhere
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),  # row number inside the shard
+        pa.field("video", pa.string(), nullable=False),  # manifest uri
+        pa.field("object", pa.string(), nullable=False),  # URL of the object that holds the video's bytes
+        pa.field("offset", pa.int64(), nullable=False),  # where they start in it (tar members), else 0
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),  # first frame number in the video
+        pa.field("stride", pa.int32(), nullable=False),  # frames from one sampled frame to the next
+        pa.field("frames", pa.int32(), nullable=False),  # frames of the clip, repeated ones included
+        pa.field("padded", pa.int32(), nullable=False),  # how many of them repeat the video's last frame
+        pa.field("video_frames", pa.int64(), nullable=False),
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("tile", pa.string(), nullable=False),  # "" = the whole picture
+        pa.field("reason", pa.string()),  # why this row has already failed; null = to be done
+    ]
+)
+
+
+@dataclass
+class ClipConfig:
+    """How videos are cut into clips."""
+
+    frames: int = field(default=16, metadata={"help": "frames per clip"})
+    stride: int = field(default=1, metadata={"help": "take every stride-th frame of the video"})
+    fps: float = field(default=0.0, metadata={"help": "sample at this rate instead of stride (0 = use stride)"})
+    per_video: int = field(default=0, metadata={"help": "clips per video, evenly spread (0 = the whole video)"})
+    min_frames: int = field(default=1, metadata={"help": "videos with fewer frames fail as too_short"})
+
+
+def check_clip_config(clip: ClipConfig, shard_clips: int) -> None:
+    """Raise PipelineError naming the first value out of range."""
+    for name, value, least in (
+        ("clip.frames", clip.frames, 1),
+        ("clip.stride", clip.stride, 1),
+        ("clip.per_video", clip.per_video, 0),
+        ("clip.min_frames", clip.min_frames, 1),
+        ("shard.clips", shard_clips, 1),
+    ):
+        if value < least:
+            raise PipelineError(f"{name}={value}: must be at least {least}")
+    if clip.fps < 0 or not np.isfinite(clip.fps):
+        raise PipelineError(f"clip.fps={clip.fps}: must be 0 (use clip.stride) or a positive rate")
+    if clip.fps and clip.stride != 1:
+        raise PipelineError("clip.fps and clip.stride both set: give one of them")
+
+
+def video_key(uri: str, root: str) -> str:
+    """A readable, stable name of a video: its file name made safe, and a hash of its path inside the store.
+
+    The path is relative to the store, so that moving a store from disk to S3 keeps every clip's name.
+    """
+    relative = uri[len(root) :].lstrip("/") if uri.startswith(root) else uri
+    relative = relative or uri.rsplit("/", 1)[-1]
+    stem = re.split(r"[/#]", relative)[-1]
+    stem = stem.rsplit(".", 1)[0] or stem
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:40] or "video"
+    return f"{slug}-{hashlib.sha256(relative.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+
+
+def clip_starts(frames: int, clip_frames: int, stride: int, per_video: int) -> np.ndarray:
+    """First frame numbers [clips] int64 of a video's clips, ascending.
+
+    per_video=0: consecutive clips that cover every sampled frame; the last one may run past the end.
+    per_video=N: up to N distinct starts spread evenly over the starts at which a whole clip fits.
+    """
+    span = clip_frames * stride
+    if per_video == 0:
+        return np.arange(0, max(frames, 1), span, dtype=np.int64)
+    last = max(frames - (span - stride + 1), 0)
+    return np.unique(np.linspace(0, last, per_video).round().astype(np.int64))
+
+
+def frame_numbers(start: int, stride: int, frames: int, video_frames: int) -> np.ndarray:
+    """Frame numbers [frames] int64 of a clip; past the end the last frame repeats."""
+    return np.minimum(start + np.arange(frames, dtype=np.int64) * stride, max(video_frames - 1, 0))
+
+
+def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: int) -> pd.DataFrame:
+    """The plan of a job: rows in order of shard and position, columns of SCHEMA.
+
+    Args:
+        manifest: one row per video (pipelines.manifest.SCHEMA), any order.
+        root: URL of the store, which clip names are relative to.
+    Raises:
+        PipelineError: a value out of range, or two clips with one name.
+    """
+    check_clip_config(clip, shard_clips)
+    manifest = manifest.sort_values("uri", kind="stable", ignore_index=True)
+    per_video: list[np.ndarray] = []
+    strides = np.ones(len(manifest), dtype=np.int64)
+    reasons: list[str | None] = []
+    for row, video in enumerate(manifest.itertuples(index=False)):
+        reason = None if video.status == "ok" else str(video.reason)
+        if reason is None and video.frames < clip.min_frames:
+            reason = "too_short"
+        if clip.fps:
+            strides[row] = max(1, round(video.fps / clip.fps)) if video.fps > 0 else 1
+        else:
+            strides[row] = clip.stride
+        starts = clip_starts(int(video.frames), clip.frames, int(strides[row]), clip.per_video)
+        per_video.append(starts if reason is None else np.zeros(1, dtype=np.int64))
+        reasons.append(reason)
+    counts = np.array([len(starts) for starts in per_video], dtype=np.int64)
+    source = np.repeat(np.arange(len(manifest)), counts)
+    start = np.concatenate(per_video) if per_video else np.zeros(0, dtype=np.int64)
+    stride = strides[source]
+    video_frames = manifest["frames"].to_numpy(np.int64)[source]
+    taken = np.clip(-(-(video_frames - start) // np.maximum(stride, 1)), 0, clip.frames)
+    keys = [video_key(uri, root) for uri in manifest["uri"]]
+    number = np.arange(len(start))
+    reason_column = pd.Series([reasons[i] for i in source], dtype=object)
+    plan = pd.DataFrame(
+        {
+            "clip": [
+                f"{keys[i]}-{s:06d}" + (f"-s{k}" if k != 1 else "")
+                for i, s, k in zip(source, start, stride, strict=True)
+            ],
+            "shard": (number // shard_clips).astype(np.int32),
+            "position": (number % shard_clips).astype(np.int32),
+            "video": manifest["uri"].to_numpy(object)[source],
+            "object": manifest["object"].to_numpy(object)[source],
+            "offset": manifest["offset"].to_numpy(np.int64)[source],
+            "bytes": manifest["bytes"].to_numpy(np.int64)[source],
+            "fingerprint": manifest["fingerprint"].to_numpy(object)[source],
+            "start": start,
+            "stride": stride.astype(np.int32),
+            "frames": np.full(len(start), clip.frames, dtype=np.int32),
+            "padded": np.where(reason_column.isna(), clip.frames - taken, 0).astype(np.int32),
+            "video_frames": video_frames,
+            "fps": manifest["fps"].to_numpy(np.float64)[source],
+            "tile": "",
+            "reason": reason_column,
+        }
+    )
+    repeated = plan["clip"][plan["clip"].duplicated()]
+    if len(repeated):
+        raise PipelineError(f"two clips are both named {repeated.iloc[0]}; does the input list a video twice?")
+    return plan
+
+
+def plan_bytes(plan: pd.DataFrame) -> bytes:
+    """The plan as parquet, one row group per shard, so that a worker reads its own shard's rows and nothing else."""
+    table = pa.Table.from_pandas(plan, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+        bounds = np.flatnonzero(np.diff(plan["shard"].to_numpy(), prepend=-1))
+        for low, high in zip(bounds, [*bounds[1:], len(plan)], strict=True):
+            writer.write_table(table.slice(low, high - low))
+    return sink.getvalue()

@@ -1,0 +1,429 @@
+"""Preprocess a video store into gaze shards: scan -> plan -> [decode -> gaze -> commit] per shard, on Ray Data.
+
+Ray Data schedules, streams, restarts and applies back-pressure; one row of its dataset is one shard at every stage. A
+shard is a pure function of its rows of the plan, so any worker may make it, twice, or half: a job started again makes
+exactly the shards whose index is missing, and ends with the bytes of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, ExecutionResources
+
+from autogaze import reconstruction
+from autogaze.patches import VOCABULARY
+from pipelines import manifest as manifests
+from pipelines import shards, store
+from pipelines.decode import DecodeConfig, decoder_fingerprint
+from pipelines.errors import PipelineError
+from pipelines.plan import ClipConfig, check_clip_config, make_plan, plan_bytes
+from pipelines.shards import ShardConfig
+from pipelines.stages import DecodeStage, GazeStage, jpeg_fingerprint
+
+FORMAT = 1
+GAZES = ("canvas",)
+DECODERS = ("pyav", "decord", "torchcodec")
+DEVICES = ("auto", "cpu", "cuda")
+_ROW_LIMIT = 2 << 30  # an Arrow array addresses its bytes with 31 bits
+
+
+@dataclass
+class WorkersConfig:
+    """How many actors each stage has; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
+
+    decode: int = field(default=0, metadata={"help": "decoding actors, one CPU each (0 = what gaze leaves)"})
+    gaze: int = field(
+        default=0, metadata={"help": "gaze actors, one GPU or one CPU each (0 = every GPU, or a quarter of the CPUs)"}
+    )
+
+
+@dataclass
+class PreprocessConfig:
+    """A preprocess job. `input` and `output` must be given."""
+
+    input: str = field(
+        default="", metadata={"help": "folder, file, s3:// prefix, tar of videos, or a manifest.parquet"}
+    )
+    output: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
+    gaze: str = field(default="canvas", metadata={"help": "what gazes: canvas (greedy, training-free)"})
+    threshold: float = field(
+        default=0.05, metadata={"help": "stop a frame at this reconstruction error (mean |difference| in [0, 1])"}
+    )
+    max_ratio: float = field(default=0.75, metadata={"help": "at most this share of a frame's 265 patches"})
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    frames: str = field(default="jpeg", metadata={"help": "store frames as jpeg, raw (npy) or none"})
+    jpeg_quality: int = field(default=90, metadata={"help": "1-95, for frames=jpeg"})
+    decoder: str = field(default="pyav", metadata={"help": "pyav, decord or torchcodec"})
+    decoder_timeout_s: float = field(
+        default=60.0, metadata={"help": "a video with no clip for this long fails as decoder_timeout"}
+    )
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    device: str = field(default="auto", metadata={"help": "gaze on auto (cuda when the cluster has GPUs), cpu or cuda"})
+    max_failed_fraction: float = field(
+        default=1.0, metadata={"help": "stop when more than this share of all clips failed"}
+    )
+    retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
+
+
+# Fields that do not change a byte of the dataset, and so may differ from one run to the next.
+_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s")
+
+
+def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
+    """The part of the config that the dataset's bytes are a function of."""
+    kept = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    return kept | {"input": store.normalise(config.input)}
+
+
+def check_config(config: PreprocessConfig) -> None:
+    """Raise PipelineError, in one line, for the first value that cannot work."""
+    for name in ("input", "output"):
+        if not getattr(config, name):
+            raise PipelineError(f"{name}= is missing: autogaze preprocess input=/data/videos output=/data/gaze")
+    for name, known in (
+        ("gaze", GAZES),
+        ("frames", shards.FRAME_STORAGE),
+        ("decoder", DECODERS),
+        ("device", DEVICES),
+        ("retry", ("", "failed")),
+    ):
+        if getattr(config, name) not in known:
+            raise PipelineError(f"{name}={getattr(config, name)}: must be one of {', '.join(filter(None, known))}")
+    for name, least, most in (
+        ("threshold", 0.0, 1.0),
+        ("max_ratio", 0.0, 1.0),
+        ("max_failed_fraction", 0.0, 1.0),
+        ("jpeg_quality", 1, 95),
+    ):
+        if not least <= getattr(config, name) <= most:
+            raise PipelineError(f"{name}={getattr(config, name)}: must be between {least} and {most}")
+    if config.decoder_timeout_s <= 0:
+        raise PipelineError(f"decoder_timeout_s={config.decoder_timeout_s}: must be more than 0")
+    for name, value in (("workers.decode", config.workers.decode), ("workers.gaze", config.workers.gaze)):
+        if value < 0:
+            raise PipelineError(f"{name}={value}: must be 0 (automatic) or more")
+    check_clip_config(config.clip, config.shard.clips)
+    if row_bytes(config) >= _ROW_LIMIT:
+        most = _ROW_LIMIT // (row_bytes(config) // config.shard.clips) - 1
+        raise PipelineError(
+            f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
+            f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
+        )
+    inside = store.normalise(config.output) + "/"
+    if (store.normalise(config.input) + "/").startswith(inside):
+        raise PipelineError(f"output={config.output}: lies above the input; the dataset needs a place of its own")
+
+
+def row_bytes(config: PreprocessConfig) -> int:
+    """Bytes of one shard's decoded frames: what one row of the Ray dataset weighs."""
+    return config.shard.clips * config.clip.frames * VOCABULARY.frame_size**2 * 3
+
+
+def shown_workers(config: PreprocessConfig, cpus: int, gpus: int) -> tuple[int, int, bool]:
+    """(decode actors, gaze actors, gaze on GPU) for a cluster.
+
+    Raises PipelineError when the cluster is too small for what was asked: Ray would wait for ever.
+    """
+    on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    if on_gpu and gpus == 0:
+        raise PipelineError("device=cuda: this cluster has no GPU; use device=cpu")
+    gaze = config.workers.gaze or (gpus if on_gpu else max(1, cpus // 4))
+    for_gaze = 0 if on_gpu else gaze
+    decode = config.workers.decode or max(1, cpus - for_gaze)
+    if decode + for_gaze > cpus or (on_gpu and gaze > gpus):
+        raise PipelineError(
+            f"workers.decode={decode} and workers.gaze={gaze} need {decode + for_gaze} CPUs"
+            + (f" and {gaze} GPUs" if on_gpu else "")
+            + f"; the cluster has {cpus} CPUs and {gpus} GPUs (one machine: raise ray.cpus to share its cores)"
+        )
+    return decode, gaze, on_gpu
+
+
+@dataclass(frozen=True)
+class Job:
+    """A planned job: what is to be made, and what of it is there already."""
+
+    config: PreprocessConfig
+    output: str
+    plan: pd.DataFrame
+    missing: list[int]
+    notice: str = ""
+
+    @property
+    def shards(self) -> int:
+        return int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
+
+
+def prepare(config: PreprocessConfig, probers: int = 1, dry_run: bool = False) -> Job:
+    """Scan and plan a new dataset, or pick up the one that `output` holds. Needs a running Ray.
+
+    With dry_run nothing is written.
+    Raises PipelineError: missing or empty input, unwritable output, output made with another config or software.
+    """
+    check_config(config)
+    output = store.normalise(config.output)
+    about_url = store.join(output, "dataset.json")
+    if not dry_run:
+        store.require_writable(output)
+    if store.exists(about_url):
+        dataset = shards.open_dataset(output)
+        _require_same(dataset.about, describe(config), output)
+        plan, notice = dataset.plan, _input_changes(config, output)
+    elif shards.committed_shards(output):
+        raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
+    else:
+        manifest = _manifest(config, probers)
+        root = store.normalise(config.input) if not config.input.endswith(".parquet") else _common_root(manifest)
+        plan, notice = make_plan(manifest, root, config.clip, config.shard.clips), ""
+        if not dry_run:
+            data = plan_bytes(plan)
+            about = describe(config) | {
+                "plan": hashlib.sha256(data).hexdigest(),
+                "videos": len(manifest),
+                "clips": len(plan),
+                "shards": int(plan["shard"].max()) + 1,
+            }
+            store.publish(manifests.manifest_bytes(manifest), store.join(output, "manifest.parquet"))
+            store.publish(data, store.join(output, "plan.parquet"))
+            # Last, since it says that all of this is complete: a job killed before this line plans again.
+            store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", about_url)
+    if not dry_run:
+        for folder in (output, store.join(output, "shards"), store.join(output, "index")):
+            store.remove_temporaries(folder)
+        if config.retry == "failed":
+            _take_back_failed(output)
+    done = set(shards.committed_shards(output))
+    planned = sorted(set(plan["shard"].tolist()))
+    return Job(config, output, plan, [shard for shard in planned if shard not in done], notice)
+
+
+def describe(config: PreprocessConfig) -> dict[str, Any]:
+    """dataset.json of a config, less what only the plan knows: everything the dataset's bytes depend on."""
+    return {
+        "format": FORMAT,
+        "config": dataset_config(config),
+        "software": {
+            "decoder": decoder_fingerprint(_decode_config(config)),
+            "jpeg": jpeg_fingerprint() if config.frames == "jpeg" else "",
+        },
+        "models": {config.gaze: reconstruction.load(config.gaze).fingerprint},
+        "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
+    }
+
+
+def _decode_config(config: PreprocessConfig) -> DecodeConfig:
+    return DecodeConfig(decoder=config.decoder, size=VOCABULARY.frame_size, timeout_s=config.decoder_timeout_s)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _require_same(there: dict[str, Any], here: dict[str, Any], output: str) -> None:
+    if there.get("format") != here["format"]:
+        raise PipelineError(f"output={output}: holds format {there.get('format')}, this version writes {FORMAT}")
+    old, new = dict(_flat({k: there.get(k, {}) for k in here})), dict(_flat(here))
+    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    if differing:
+        shown = "; ".join(
+            f"{n.removeprefix('config.')} is {old.get(n)!r} there, {new.get(n)!r} here" for n in differing
+        )
+        raise PipelineError(f"output={output}: made with another config: {shown}. Use the same, or another output")
+
+
+def _manifest(config: PreprocessConfig, probers: int) -> pd.DataFrame:
+    if config.input.endswith(".parquet"):
+        manifest = manifests.read_manifest(store.normalise(config.input))
+    else:
+        manifest = manifests.scan(config.input, workers=probers)
+    if manifest.empty:
+        raise PipelineError(f"input={config.input}: the manifest has no videos")
+    return manifest
+
+
+def _common_root(manifest: pd.DataFrame) -> str:
+    """The longest folder all videos share: what names are relative to when the input is a manifest."""
+    parts = [uri.split("/")[:-1] for uri in manifest["uri"]]
+    shared = parts[0]
+    for other in parts[1:]:
+        length = next((i for i, (a, b) in enumerate(zip(shared, other, strict=False)) if a != b), len(shared))
+        shared = shared[: min(length, len(other))]
+    return "/".join(shared)
+
+
+def _input_changes(config: PreprocessConfig, output: str) -> str:
+    """One line when the input no longer holds what was planned, else ''. The plan stays: it names this dataset."""
+    if config.input.endswith(".parquet"):
+        return ""
+    planned = manifests.read_manifest(store.join(output, "manifest.parquet"))
+    before = dict(zip(planned["object"], planned["version"], strict=True))
+    now = {e.url: e.version for e in store.list_objects(store.normalise(config.input)) if manifests.is_wanted(e.url)}
+    added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+    changed = sum(now[url] != before[url] for url in now.keys() & before.keys())
+    if not added + gone + changed:
+        return ""
+    return (
+        f"the input changed since this dataset was planned ({added} new, {changed} changed, {gone} gone); "
+        "this run finishes the plan it has; a new output takes in the new state"
+    )
+
+
+def _take_back_failed(output: str) -> None:
+    for shard in shards.committed_shards(output):
+        if "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
+            shards.uncommit_shard(output, shard)
+
+
+@dataclass
+class Totals:
+    """What a run has done so far; one `add` per committed shard."""
+
+    clips: int = 0
+    ok: int = 0
+    frames: int = 0
+    tokens: int = 0
+    loss: float = 0.0  # sum over ok clips
+    met: float = 0.0
+    restarts: int = 0  # decoder children replaced
+    failed: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)  # busy seconds per stage, all actors together
+    began: float = float("inf")
+    ended: float = 0.0
+
+    def add(self, row: dict[str, Any]) -> None:
+        for name in ("clips", "ok", "frames", "tokens", "loss", "met", "restarts"):
+            setattr(self, name, getattr(self, name) + row[name])
+        self.failed.update(json.loads(row["failed"]))
+        self.seconds.update(json.loads(row["seconds"]))
+        self.began, self.ended = min(self.began, row["began"]), max(self.ended, row["ended"])
+
+    def speed_of_light(self, workers: dict[str, int]) -> tuple[str, float]:
+        """(slowest stage, rate of the whole / rate of that stage alone with its workers always busy)."""
+        busy = {stage: self.seconds[stage] / count for stage, count in workers.items()}
+        slowest = max(busy, key=lambda stage: busy[stage])
+        span = self.ended - self.began
+        return slowest, busy[slowest] / span if span > 0 else 0.0
+
+
+def execute(job: Job, workers: tuple[int, int, bool], on_shard: Callable[[Totals], None]) -> Totals:
+    """Make the missing shards; `on_shard` is called after each commit. Needs a running Ray.
+
+    Raises PipelineError: the output is full or denied, storage stayed away, or too many clips failed.
+    """
+    totals = Totals()
+    if not job.missing:
+        return totals
+    decode, gaze, on_gpu = workers
+    decode, gaze = min(decode, len(job.missing)), min(gaze, len(job.missing))
+    limit = job.config.max_failed_fraction * len(job.plan)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Rows in flight: one being made and one waiting per actor. Without a bound, fast decoders fill the object store.
+    options = context.execution_options.copy()
+    options.resource_limits = ExecutionResources(object_store_memory=2 * (decode + gaze) * row_bytes(job.config) * 1.5)
+    context.execution_options = options
+    config = job.config
+    rows = ray.data.from_items([{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing))
+    rows = rows.map(
+        DecodeStage,
+        fn_constructor_args=(job.output, _decode_config(config), config.frames, config.jpeg_quality),
+        compute=ActorPoolStrategy(size=decode, max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+    )
+    rows = rows.map(
+        GazeStage,
+        fn_constructor_args=(job.output, config.gaze, config.threshold, config.max_ratio, config.frames, on_gpu),
+        compute=ActorPoolStrategy(size=gaze, max_tasks_in_flight_per_actor=2),
+        num_cpus=0 if on_gpu else 1,
+        num_gpus=1 if on_gpu else 0,
+    )
+    try:
+        for row in rows.iter_rows():
+            totals.add(row)
+            on_shard(totals)
+            if sum(totals.failed.values()) > limit:
+                raise PipelineError(
+                    f"stopped: {sum(totals.failed.values())} of {len(job.plan)} clips failed "
+                    f"({_reasons(totals.failed)}), more than max_failed_fraction={config.max_failed_fraction}; "
+                    "what is committed stays"
+                )
+    except Exception as error:
+        cause = _pipeline_error(error)
+        if cause is None or cause is error:
+            raise
+        raise PipelineError(str(cause)) from error
+    return totals
+
+
+def _reasons(failed: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(failed.items()))
+
+
+def _pipeline_error(error: BaseException | None) -> PipelineError | None:
+    """The PipelineError a worker raised, out of the layers Ray wraps it in."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, PipelineError):
+            return error
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def run_record(
+    job: Job,
+    totals: Totals,
+    workers: tuple[int, int, bool],
+    cluster: tuple[int, int, int],
+    began: float,
+    seconds: float,
+    status: str,
+) -> dict[str, Any]:
+    """What a run did, for the report: kept beside the dataset, in <output>.runs/, since no two runs' times agree."""
+    counts = {"decode": workers[0], "gaze": workers[1]}
+    slowest, light = totals.speed_of_light(counts) if totals.clips else ("", 0.0)
+    stamp = "%Y-%m-%dT%H:%M:%SZ"
+    return {
+        "started": time.strftime(stamp, time.gmtime(began)),
+        "finished": time.strftime(stamp, time.gmtime(began + seconds)),
+        "status": status,
+        "nodes": cluster[0],
+        "cpus": cluster[1],
+        "gpus": cluster[2],
+        "workers": counts,
+        "device": "cuda" if workers[2] else "cpu",
+        "clips": {"ok": totals.ok, "failed": sum(totals.failed.values())},
+        "failed_by_reason": dict(sorted(totals.failed.items())),
+        "decoder_restarts": totals.restarts,
+        "frames": totals.frames,
+        "tokens": totals.tokens,
+        "seconds": round(seconds, 3),
+        "frames_per_s": round(totals.frames / seconds, 2) if seconds else 0.0,
+        "stages": {
+            stage: {
+                "seconds": round(spent, 3),
+                "workers": counts["gaze" if stage in ("gaze", "search", "write") else "decode"],
+            }
+            for stage, spent in sorted(totals.seconds.items())
+        },
+        "slowest_stage": slowest,
+        "speed_of_light": round(light, 4),
+    }

@@ -1,0 +1,318 @@
+"""Where bytes live: local folders, s3:// (s3fs) and any other fsspec URL behind a handful of calls.
+
+Reads are whole objects or byte ranges; writes are atomic: a reader sees the old bytes, the new bytes or nothing.
+Local files are written under a temporary name, synced and renamed; an object store's put is atomic by itself.
+Credentials and endpoints come from the standard chain only (environment, profile, instance role).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipelines.errors import PipelineError
+
+TEMPORARY_PREFIX = ".tmp-"
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+# Errors of a local or network file system that the next attempt may not meet.
+_TRANSIENT_ERRNO = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EIO, errno.ECONNRESET}
+_RETRY_SECONDS = 120.0
+T = TypeVar("T")
+
+
+class StoreError(PipelineError):
+    """A store that is missing, unreadable, unwritable or full."""
+
+
+class TransientStoreError(StoreError):
+    """A store that did not answer for longer than our patience. Nothing was recorded; run the command again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object of a store: its URL, size in bytes, and `version`, which changes when its bytes do (ETag or mtime)."""
+
+    url: str
+    bytes: int
+    version: str
+
+
+def scheme(url: str) -> str:
+    """'file' for local paths, else the URL's scheme in lower case."""
+    match = _SCHEME.match(url)
+    return match.group(1).lower() if match else "file"
+
+
+def normalise(url: str) -> str:
+    """Absolute local path (file:// removed, ~ expanded), or the URL without a trailing slash."""
+    if scheme(url) != "file":
+        return url.rstrip("/")
+    return os.path.abspath(os.path.expanduser(re.sub(r"^file://", "", url, flags=re.IGNORECASE)))
+
+
+def is_local(url: str) -> bool:
+    return scheme(url) == "file"
+
+
+def join(url: str, *names: str) -> str:
+    return "/".join([url.rstrip("/"), *names])
+
+
+def filesystem(url: str) -> Any:
+    """The fsspec file system of a URL. Listings are never cached: other processes write to the same stores."""
+    kind = scheme(url)
+    if kind == "file":
+        # Not through URL parsing: fsspec reads '::' in a local file name as a chain of file systems.
+        return LocalFileSystem()
+    try:
+        return fsspec.filesystem(kind, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise StoreError(f"{url}: cannot open {kind}:// URLs: {error}") from error
+
+
+def is_transient(error: BaseException, url: str) -> bool:
+    """Whether trying again can help: lost connections, timeouts, 5xx and throttling; not missing, denied or full."""
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return False
+    if isinstance(error, StoreError):
+        return isinstance(error, TransientStoreError)
+    if is_local(url):
+        return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
+    # s3fs maps what it knows to OSError subclasses (above) and leaves the rest as OSError, botocore or aiohttp errors.
+    name = f"{type(error).__module__}.{type(error).__name__}"
+    return isinstance(error, OSError | TimeoutError) or name.startswith(("botocore.", "aiohttp.", "asyncio."))
+
+
+def retrying(action: Callable[[], T], url: str, seconds: float = _RETRY_SECONDS) -> T:
+    """Run `action`, again with exponential backoff and jitter while its failure is transient, for up to `seconds`.
+
+    Raises StoreError in one line for what cannot be helped, TransientStoreError when patience runs out.
+    FileNotFoundError passes through: callers mean different things by it.
+    """
+    deadline, delay = time.monotonic() + seconds, 0.5
+    while True:
+        try:
+            return action()
+        except (FileNotFoundError, StoreError):
+            raise
+        except Exception as error:
+            if not is_transient(error, url):
+                if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+                    raise StoreError(_explain(error, url)) from error
+                raise
+            if time.monotonic() + delay > deadline:
+                raise TransientStoreError(
+                    f"{url}: no answer for {seconds:.0f} s ({error}); nothing was recorded, run the command again"
+                ) from error
+            time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
+            delay = min(delay * 2, 15.0)
+
+
+def _explain(error: BaseException, url: str) -> str:
+    code = getattr(error, "errno", None)
+    if code == errno.ENOSPC or code == errno.EDQUOT:
+        return f"{url}: no space left on the device; free some and run the same command again, it continues"
+    if isinstance(error, PermissionError) or code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{url}: permission denied; check its owner and mode, or the credentials in use"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        return f"{url}: a part of this path is a file, not a folder"
+    if "NoCredentials" in type(error).__name__:
+        return f"{url}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile"
+    return f"{url}: {error}"
+
+
+def list_objects(url: str) -> Iterator[Entry]:
+    """Every object under a URL (or the one object it names), sorted by URL; nothing when it does not exist.
+
+    Our own temporaries and hidden files are left out. Local symbolic links are followed, loops are not.
+    """
+    if is_local(url):
+        yield from _list_local(url)
+        return
+    fs = filesystem(url)
+
+    def find() -> dict[str, dict[str, Any]]:
+        return dict(fs.find(fs._strip_protocol(url), detail=True))
+
+    try:
+        found = retrying(find, url)
+    except FileNotFoundError:
+        return
+    for name, info in sorted(found.items()):
+        base = name.rsplit("/", 1)[-1]
+        if info.get("type") != "file" or base.startswith("."):
+            continue
+        version = str(info.get("ETag") or info.get("LastModified") or info.get("created") or "").strip('"')
+        yield Entry(fs.unstrip_protocol(name), int(info["size"] or 0), version)
+
+
+def _list_local(url: str) -> Iterator[Entry]:
+    if os.path.isfile(url):
+        stat = os.stat(url)
+        yield Entry(url, stat.st_size, str(stat.st_mtime_ns))
+        return
+    found: list[Entry] = []
+    seen: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        raise StoreError(_explain(error, str(error.filename))) from error
+
+    if not os.path.isdir(url):
+        return
+    for folder, folders, files in os.walk(url, followlinks=True, onerror=unreadable):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders[:] = []
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            path = os.path.join(folder, name)
+            if name.startswith(".") or not os.path.isfile(path):  # hidden, dangling link, socket, pipe
+                continue
+            stat = os.stat(path)
+            found.append(Entry(path, stat.st_size, str(stat.st_mtime_ns)))
+    yield from sorted(found, key=lambda entry: entry.url)
+
+
+def exists(url: str) -> bool:
+    if is_local(url):
+        return os.path.exists(url)
+    fs = filesystem(url)
+    return bool(retrying(lambda: fs.exists(fs._strip_protocol(url)), url))
+
+
+def read(url: str, offset: int = 0, length: int | None = None) -> bytes:
+    """The bytes of an object, or `length` of them from `offset` (fewer only at its end).
+
+    Raises FileNotFoundError, StoreError, TransientStoreError.
+    """
+    fs = filesystem(url)
+    path = fs._strip_protocol(url) if not is_local(url) else url
+    end = None if length is None else offset + length
+    if length == 0:
+        return b""
+    return retrying(lambda: bytes(fs.cat_file(path, start=offset or None, end=end)), url)
+
+
+def open_read(url: str, block_bytes: int = 1 << 20) -> IO[bytes]:
+    """A seekable binary reader over an object; remote ones read ahead in blocks. Errors surface as read() fails."""
+    if is_local(url):
+        return open(url, "rb")
+    fs = filesystem(url)
+    return retrying(lambda: fs.open(fs._strip_protocol(url), "rb", block_size=block_bytes), url)
+
+
+def fetch(url: str, path: str, offset: int = 0, length: int | None = None, chunk: int = 8 << 20) -> int:
+    """Copy an object, or a byte range of it, to a local file in chunks, each retried by itself; the bytes written.
+
+    Memory is bounded by one chunk whatever the object's size.
+    """
+    total = length if length is not None else size(url) - offset
+    written = 0
+    with open(path, "wb") as out:
+        while written < total:
+            data = read(url, offset + written, min(chunk, total - written))
+            if not data:
+                break  # the object is shorter than planned: the caller compares sizes
+            try:
+                out.write(data)
+            except OSError as error:
+                raise StoreError(_explain(error, path)) from error
+            written += len(data)
+    return written
+
+
+def size(url: str) -> int:
+    """Bytes of an object. Raises FileNotFoundError."""
+    if is_local(url):
+        return os.stat(url).st_size
+    fs = filesystem(url)
+    return int(retrying(lambda: fs.info(fs._strip_protocol(url))["size"], url))
+
+
+def publish(data: bytes, url: str) -> None:
+    """Write an object atomically and durably, replacing what was there.
+
+    Raises StoreError when the place is full, read-only or denied; then nothing is left behind.
+    """
+    if is_local(url):
+        retrying(lambda: _publish_local(data, Path(url)), url)
+        return
+    fs = filesystem(url)
+    retrying(lambda: fs.pipe_file(fs._strip_protocol(url), data), url)
+
+
+def _publish_local(data: bytes, path: Path) -> None:
+    # A run that starts beside this one clears temporaries it finds, ours included: then write it once more.
+    for attempt in range(3):
+        temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("xb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+            return
+        except FileNotFoundError:
+            if attempt == 2:
+                raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(url: str) -> None:
+    """Remove an object if it exists."""
+    if is_local(url):
+        retrying(lambda: Path(url).unlink(missing_ok=True), url)
+        return
+    fs = filesystem(url)
+
+    def act() -> None:
+        if fs.exists(fs._strip_protocol(url)):
+            fs.rm_file(fs._strip_protocol(url))
+
+    retrying(act, url)
+
+
+def remove_temporaries(url: str) -> int:
+    """Remove what killed writers left in a folder; how many there were. Object stores leave none: a put is atomic."""
+    if not is_local(url) or not os.path.isdir(url):
+        return 0
+    stale = [path for path in Path(url).iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def require_writable(url: str) -> None:
+    """Prove that objects can be written under `url`, by writing and removing one. Raises StoreError in one line."""
+    if scheme(url) == "memory":
+        raise StoreError(f"{url}: memory:// lives in one process and a job runs in many; use a folder or s3://")
+    probe = join(url, f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}")
+    try:
+        publish(b"", probe)
+        remove(probe)
+    except FileNotFoundError as error:
+        raise StoreError(f"{url}: no such place; create the folder or bucket first") from error

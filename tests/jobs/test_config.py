@@ -1,0 +1,121 @@
+"""jobs.config: KEY=VALUE and YAML -> a typed config; every mistake is one line that says what to write instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from jobs import config as configs
+from pipelines.errors import PipelineError
+
+
+@dataclass
+class Inner:
+    frames: int = field(default=16, metadata={"help": "frames per clip"})
+    fps: float = 0.0
+
+
+@dataclass
+class Example:
+    """An example."""
+
+    input: str = field(default="", metadata={"help": "where from"})
+    threshold: float = 0.05
+    deep: bool = False
+    clip: Inner = field(default_factory=Inner)
+
+
+def test_values_take_the_type_of_their_field() -> None:
+    config = configs.load(Example, ["input=/data", "threshold=1e-2", "deep=true", "clip.frames=8", "clip.fps=5"])
+    assert config == Example("/data", 0.01, True, Inner(8, 5.0))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a b/ü.mp4",
+        "s3://b/x=y",
+        "123",
+        "true",
+        "a: b",
+        "${input}",
+        "[1, 2]",
+        "null",
+        "'quoted'",
+        "~",
+        "a,b",
+        "",
+        "#x",
+        "${oc.env:HOME}",
+    ],
+)
+def test_a_path_is_taken_as_it_stands(path: str) -> None:
+    assert configs.load(Example, [f"input={path}"]).input == path
+
+
+@pytest.mark.parametrize(
+    "argument, told",
+    [
+        ("treshold=0.1", "treshold: no such key; did you mean threshold?"),
+        ("frames=3", "frames: no such key; did you mean clip.frames?"),
+        ("clip.frame=3", "clip.frame: no such key; did you mean clip.frames?"),
+        ("zzz=1", "zzz: no such key; the keys are input, threshold, deep, clip.frames, clip.fps"),
+        ("threshold=low", "threshold=low: a number expected, such as 0.05"),
+        ("clip.frames=1.5", "clip.frames=1.5: a whole number expected, such as 16"),
+        ("deep=maybe", "deep=maybe: true or false expected, such as False"),
+        ("clip=3", "clip: no such key"),
+        ("threshold", "threshold: expected KEY=VALUE; did you mean threshold?"),
+    ],
+)
+def test_each_mistake_is_one_line_naming_the_nearest_valid_key(argument: str, told: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        configs.load(Example, [argument])
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_arguments_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("input: /from/file\nclip:\n  frames: 8\n  fps: 2\n")
+    assert configs.load(Example, ["clip.frames=4"], str(file)) == Example("/from/file", 0.05, False, Inner(4, 2.0))
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("clip: {frame: 3}", "clip.frame: no such key; did you mean clip.frames?"),
+        ("clip: [1]", "clip: no such key"),
+        ("a: [", "not YAML"),
+        ("just text", "expected keys and values"),
+        ("threshold: [1, 2]", "a number expected"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(PipelineError) as error:
+        configs.load(Example, [], str(file))
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="No such file"):
+        configs.load(Example, [], str(tmp_path / "nothing.yaml"))
+
+
+def test_printed_yaml_reads_back_as_the_same_config(tmp_path: Path) -> None:
+    config = Example("/ü: ${x} #1", 0.07, True, Inner(4, 2.5))
+    file = tmp_path / "job.yaml"
+    file.write_text(configs.to_yaml(config), encoding="utf-8")
+    assert configs.load(Example, [], str(file)) == config
+    assert "# where from" in file.read_text()
+
+
+def test_a_bare_argument_sets_the_positional_key(tmp_path: Path) -> None:
+    assert configs.load(Example, ["/data/x"], positional="input").input == "/data/x"
+    odd = tmp_path / "a=b.mp4"
+    odd.write_bytes(b"")
+    assert configs.load(Example, [str(odd), "threshold=0.1"], positional="input").input == str(odd)
+    with pytest.raises(PipelineError, match="expected KEY=VALUE"):
+        configs.load(Example, ["/data/x", "/data/y"], positional="input")
