@@ -124,7 +124,9 @@ class Gaze:
         empty = self.lengths == 0
         if self.initial is None and bool(empty.any()):
             raise ValueError("this gaze has frames without tokens and no initial errors, so their error is unknown")
-        final = torch.zeros(self.lengths.shape, device=self.losses.device) if self.initial is None else self.initial.clone()
+        final = (
+            torch.zeros(self.lengths.shape, device=self.losses.device) if self.initial is None else self.initial.clone()
+        )
         last = self.lengths.reshape(-1).cumsum(0).view_as(self.lengths) - 1
         final[~empty] = self.losses[last[~empty]]
         return final
@@ -258,7 +260,10 @@ class Gaze:
             raise ValueError(f"an .npz holds one clip, this gaze has {self.clips}: write gaze[b].to_npz()")
         if max(self.vocabulary.size - 1, int(self.lengths.max())) > np.iinfo(np.uint16).max:
             raise ValueError("token ids or lengths of this gaze do not fit in uint16")
-        arrays = {"tokens": self.tokens.cpu().numpy().astype("<u2"), "lengths": self.lengths[0].cpu().numpy().astype("<u2")}
+        arrays = {
+            "tokens": self.tokens.cpu().numpy().astype("<u2"),
+            "lengths": self.lengths[0].cpu().numpy().astype("<u2"),
+        }
         if self.losses is not None:
             arrays["losses"] = self.losses.cpu().numpy().astype("<f4")
         if self.initial is not None:

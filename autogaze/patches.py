@@ -101,7 +101,9 @@ class PatchVocabulary:
             raise ValueError(f"scale_index {scale_index} is outside 0..{len(self.scales) - 1}")
         grid = self.grids[scale_index]
         if not (0 <= row < grid and 0 <= col < grid):
-            raise ValueError(f"row {row}, col {col} is outside the {grid}x{grid} grid of scale {self.scales[scale_index]}")
+            raise ValueError(
+                f"row {row}, col {col} is outside the {grid}x{grid} grid of scale {self.scales[scale_index]}"
+            )
         return self.offsets[scale_index] + row * grid + col
 
     def edges(self, scale_index: int) -> list[int]:
@@ -120,7 +122,7 @@ class PatchVocabulary:
         return edges[row], edges[col], edges[row + 1], edges[col + 1]
 
     def cap(self, ratio: float) -> int:
-        """Most tokens of one frame at a gazing ratio in (0, 1]: trunc(ratio * size) in float32, at least 1 (reference)."""
+        """Most tokens of a frame at a gazing ratio in (0, 1]: trunc(ratio * size) in float32, at least 1 (spec 5)."""
         if not 0 < ratio <= 1:
             raise ValueError(f"a gazing ratio lies in (0, 1], not {ratio}")
         return max(1, int(np.float32(ratio) * np.float32(self.size)))

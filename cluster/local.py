@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-import ray
+from typing import Any
 
 from cluster import ClusterError
 
@@ -45,11 +45,23 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     Raises ClusterError when no cluster answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns of normal operation on our terminal
+    if not config.address:
+        os.environ.pop("RAY_ADDRESS", None)
+        # Ray reads these when it is imported, and so it is imported below; a process that already has goes by the
+        # settings it had then. A token in our own environment reaches the processes we start and no file: a token file
+        # in the home folder would switch authentication on for every other Ray of this user.
+        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
     # Ray otherwise prints one line per dataset and a banner per connection; a job has its own progress and summary.
-    common: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": True}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address:
         try:
-            ray.init(address=config.address, **common)
+            with _no_banner():
+                ray.init(address=config.address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ClusterError(
@@ -57,21 +69,31 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
                 "start one with `ray start --head`, or leave ray.address empty to run on this machine"
             ) from error
     else:
-        os.environ.pop("RAY_ADDRESS", None)
-        if "RAY_AUTH_MODE" not in os.environ:
-            # A token in our own environment reaches the processes we start and no file: a token file in the home
-            # folder would switch authentication on for every other Ray of this user.
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        ray.init(
-            num_cpus=config.cpus or None,
-            object_store_memory=config.object_store_mb << 20 or None,
-            include_dashboard=False,
-            **common,
-        )
+        with _no_banner():
+            ray.init(
+                # Two stages hold a CPU each: a machine of one core runs them in turns.
+                num_cpus=config.cpus or max(2, len(os.sched_getaffinity(0))),
+                object_store_memory=config.object_store_mb << 20 or None,
+                include_dashboard=False,
+                **quiet,
+            )
     try:
         resources = ray.cluster_resources()
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         yield ClusterSize(nodes, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_banner() -> Iterator[None]:
+    """Ray's C++ side announces its log level on file descriptor 2; what goes wrong it raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-_WIDTH, _HEIGHT = 480, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 26, 46
+_WIDTH, _HEIGHT = 480, 256
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 32, 46
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class Axis:
     ticks: tuple[float, ...]
 
     @classmethod
-    def to(cls, label: str, largest: float, about: int = 5) -> Axis:
-        """From 0 to a round number at or above `largest`."""
+    def to(cls, label: str, largest: float, about: int = 5, whole: bool = False) -> Axis:
+        """From 0 to a round number at or above `largest`; whole: ticks at whole numbers only, for counts."""
         step = nice_step(largest, about)
+        if whole:
+            step = max(1.0, math.ceil(step))
         count = max(1, math.ceil(largest / step - 1e-9))
         return cls(label, count * step, tuple(i * step for i in range(count + 1)))
 
@@ -61,7 +63,7 @@ def histogram(
     step = nice_step(bins * width, 6)
     ticks = tuple(i * step for i in range(int(bins * width / step + 1e-9) + 1))
     x_axis = Axis(label, bins * width, ticks)
-    y_axis = Axis.to(what, float(counts.max(initial=0)), 4)
+    y_axis = Axis.to(what, float(counts.max(initial=0)), 4, whole=True)
     parts = _frame(x_axis, y_axis)
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
         if count:
@@ -80,7 +82,7 @@ def histogram(
 def stacked_columns(
     heights: np.ndarray, colours: Sequence[str], names: Sequence[str], x_label: str, y_label: str
 ) -> Markup:
-    """Columns [N, K] of K stacked parts each, numbered from 1."""
+    """Columns [N, K] of K stacked parts each, numbered from 0."""
     count = len(heights)
     totals = heights.sum(axis=1)
     step = max(1, math.ceil(count / 16))
@@ -92,12 +94,12 @@ def stacked_columns(
         for part, colour in enumerate(colours):
             height = float(heights[column, part])
             if height > 0:
-                tip = f"frame {column + 1}, {names[part]}: {height:.2f} of {totals[column]:.2f}"
+                tip = f"frame {column}, {names[part]}: {height:.2f} of {totals[column]:.2f}"
                 parts.append(_column(x_axis, y_axis, column, column + 1, base, base + height, colour, tip))
             base += height
         if column % step == 0:
             x = (_x(x_axis, column) + _x(x_axis, column + 1)) / 2
-            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{column + 1}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{column}</text>')
     return _svg(parts, f"{y_label} by {x_label}")
 
 
@@ -108,7 +110,7 @@ def rows(values: Sequence[tuple[str, float, str, str]], label: str) -> Markup:
     parts = []
     for number, (name, value, text, colour) in enumerate(values):
         y = 8 + number * height
-        length = (_WIDTH - 96 - 130) * value / largest
+        length = (_WIDTH - 96 - 165) * value / largest
         parts.append(f'<text class="name" x="86" y="{y + 19}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<rect x="96" y="{y + 3}" width="{max(length, 1.5):.1f}" height="22" rx="2" fill="{colour}"/>')
         parts.append(f'<text class="value" x="{96 + length + 8:.1f}" y="{y + 19}">{escape(text)}</text>')

@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         module = importlib.import_module(job.module)
         schema = getattr(module, job.schema)
-        # intermingled: flags may stand before, between and after the settings
-        options = _parser(name, schema).parse_intermingled_args(arguments[1:])
+        # intermixed: flags may stand before, between and after the settings
+        options = _parser(name, schema).parse_intermixed_args(arguments[1:])
         config = configs.load(schema, options.settings, options.config, job.positional)
         if options.print_config:
             sys.stdout.write(configs.to_yaml(config))

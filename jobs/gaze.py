@@ -12,14 +12,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
 
 import av
 import numpy as np
-import torch
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,14 +28,16 @@ from autogaze import greedy, reconstruction
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from jobs import render
+from jobs.threads import one_torch_thread
 from pipelines import store
-from pipelines.decode import REASONS, DecodeConfig, IsolatedDecoder, Source, VideoError, VideoInfo
+from pipelines.decode import DECODERS, REASONS, DecodeConfig, IsolatedDecoder, Source, VideoError, VideoInfo
 from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig, check_clip_config, clip_starts
 
 GAZES = ("canvas",)
 OVERLAY, SHEET, LABELS = "overlay.mp4", "contact_sheet.png", "gaze.json"
 SHEET_COLUMNS = 8
+FRAMES_AT_ONCE = 512  # decoded frames held in memory, 150 KB each
 
 
 @dataclass
@@ -87,6 +89,8 @@ def check_config(config: GazeConfig) -> None:
         raise PipelineError(f"threshold={config.threshold}: must be between 0 and 1")
     if not 0 < config.max_ratio <= 1:
         raise PipelineError(f"max_ratio={config.max_ratio}: must be more than 0 and at most 1")
+    if config.decoder not in DECODERS:
+        raise PipelineError(f"decoder={config.decoder}: must be one of {', '.join(DECODERS)}")
     check_clip_config(config.clip, 1)
     if not store.is_local(config.output):
         raise PipelineError(f"output={config.output}: the pictures are written to a local folder; give one")
@@ -102,14 +106,16 @@ def run(config: GazeConfig, console: Console) -> Path:
     check_config(config)
     output = Path(store.normalise(config.output))
     decode = DecodeConfig(decoder=config.decoder, size=VOCABULARY.frame_size)
-    with _local(config.video) as source:
-        store.require_writable(str(output))
+    with _local(config.video) as source, one_torch_thread():
         try:
             with IsolatedDecoder(decode) as decoder:
                 info = decoder.probe(source)
+                store.require_writable(str(output))
                 tally, failures = _gaze_video(config, decoder, source, info, output, console)
         except VideoError as error:
             raise PipelineError(_explain(config.video, error)) from error
+        except ImportError as error:  # an optional decoder
+            raise PipelineError(f"decoder={config.decoder}: {error}") from error
     _summarise(tally, failures, config.threshold, output, console)
     return output
 
@@ -169,7 +175,7 @@ def _gaze_video(
             _progress(console, len(numbers)) as advance,
         ):
             writer = _Labels(labels, _label_key(config.video))
-            for clip_number, frames in decoder.decode_clips(source, clips):
+            for clip_number, frames in _decode(decoder, source, clips):
                 shown = clips[clip_number]
                 if isinstance(frames, VideoError):
                     failures.append(frames)
@@ -180,12 +186,12 @@ def _gaze_video(
                     advance(len(shown))
                     continue
                 gaze = greedy.label(
-                    torch.from_numpy(frames)[None],
+                    frames[None],
                     reconstructor,
                     threshold=config.threshold,
                     max_ratio=config.max_ratio,
                 )
-                rebuilt = np.asarray(reconstructor.reconstruct(torch.from_numpy(frames)[None], gaze).pixels[0])
+                rebuilt = reconstructor.reconstruct(frames[None], gaze).pixels[0].numpy()
                 writer.add(shown[0], _label(config, gaze, shown[0], stride))
                 for picture in _pictures(shown, frames, gaze, rebuilt, info.fps, config.threshold):
                     overlay.add(render.overlay_frame(background, picture, config.threshold))
@@ -195,7 +201,7 @@ def _gaze_video(
                     tally.met += picture.met
                     # At least one column, even if every frame meant for the sheet is in a clip that failed.
                     if picture.number in wanted or not chosen:
-                        chosen[picture.number] = picture
+                        chosen[picture.number] = replace(picture, frame=picture.frame.copy())  # of a whole batch
                     advance(1)
             writer.close()
         if not tally.frames:
@@ -204,6 +210,21 @@ def _gaze_video(
         sheet = render.contact_sheet(pictures, title, tally.facts(config.threshold), config.threshold)
         _save_png(sheet, scratch / SHEET)
     return tally, failures
+
+
+def _decode(
+    decoder: IsolatedDecoder, source: Source, clips: list[list[int]]
+) -> Iterator[tuple[int, np.ndarray | VideoError]]:
+    """decoder.decode_clips some clips at a time, since it holds all frames of a call in memory."""
+    at_once = max(1, FRAMES_AT_ONCE // max(len(clip) for clip in clips))
+    lost: VideoError | None = None
+    for begin in range(0, len(clips), at_once):
+        batch = clips[begin : begin + at_once]
+        for place, frames in decoder.decode_clips(source, batch) if lost is None else enumerate([lost] * len(batch)):
+            # A file that kills or hangs its decoder is not tried again for every batch.
+            if isinstance(frames, VideoError) and frames.reason.startswith("decoder_"):
+                lost = frames
+            yield begin + place, frames
 
 
 def _pictures(
@@ -240,13 +261,13 @@ def _label_key(video: str) -> str:
 
 class _Labels:
     """Writes gaze.json clip by clip. A clip from frame 0 has the video's own key, so that the reference, which knows
-    one clip per video, reads the file as it is; later clips append #<first frame>."""
+    one clip per video, reads the file as it is; later clips, and failed ones, append #<first frame>."""
 
     def __init__(self, sink: TextIO, key: str) -> None:
         self.sink, self.key, self.before = sink, key, "{\n"
 
     def add(self, start: int, label: dict[str, Any]) -> None:
-        key = self.key if start == 0 else f"{self.key}#{start}"
+        key = self.key if start == 0 and "failed" not in label else f"{self.key}#{start}"
         # Names that are not UTF-8 hold lone surrogates, which JSON writes as escapes.
         self.sink.write(f"{self.before}{json.dumps(key)}: {json.dumps(label)}")
         self.before = ",\n"
@@ -264,11 +285,17 @@ class _Overlay(AbstractContextManager["_Overlay"]):
         self.stream = self.container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "18"})
         self.stream.width, self.stream.height = size
         self.stream.pix_fmt = "yuv420p"
+        # Said in the file, so that players do not guess the colours from the picture's height.
+        self.stream.codec_context.colorspace = Colorspace.ITU709
+        self.stream.codec_context.color_primaries = ColorPrimaries.BT709
+        self.stream.codec_context.color_trc = ColorTrc.BT709
+        self.stream.codec_context.color_range = ColorRange.MPEG
 
     def add(self, image: np.ndarray, repeat: int = 1) -> None:
         """Append a frame uint8 [H, W, 3], `repeat` times."""
         for _ in range(repeat):
-            self.container.mux(self.stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            self.container.mux(self.stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         if kind is None:

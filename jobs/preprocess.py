@@ -27,19 +27,28 @@ class PreprocessJob(PreprocessConfig):
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run say what it would do; the exit status."""
-    preprocess.check_config(config)
+    job = preprocess.resume(config)
+    if not dry_run:
+        preprocess.make_ready(config)
+        job = preprocess.resume(config) if job and config.retry else job
+    if job and job.notice:
+        console.print(job.notice, style="yellow", highlight=False)
+    if job and (dry_run or not job.missing):
+        return _done(job, console, dry_run)
     with running(config.ray) as cluster:
-        workers = preprocess.shown_workers(config, cluster.cpus, cluster.gpus)
-        job = preprocess.prepare(config, probers=cluster.cpus, dry_run=dry_run)
-        if job.notice:
-            console.print(job.notice, style="yellow", highlight=False)
+        workers = preprocess.share_workers(config, cluster.cpus, cluster.gpus)
+        job = job or preprocess.plan_job(config, write=not dry_run)
         if dry_run:
-            _show_plan(job, console)
-            return 0
-        if not job.missing:
-            console.print(f"nothing to do: all {job.shards} shards are committed", highlight=False)
-            return 0
+            return _done(job, console, dry_run)
         return _execute(job, workers, cluster, console)
+
+
+def _done(job: Job, console: Console, dry_run: bool) -> int:
+    if dry_run:
+        _show_plan(job, console)
+    else:
+        console.print(f"nothing to do: all {job.shards} shards are committed", highlight=False)
+    return 0
 
 
 def _execute(job: Job, workers: tuple[int, int, bool], cluster: ClusterSize, console: Console) -> int:

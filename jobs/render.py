@@ -35,7 +35,7 @@ _ALARM: Colour = (0xFF, 0x8A, 0x65)
 
 _MARGIN = 28
 _GAP = 8
-_LABELS = 150  # width of the contact sheet's row labels
+_LABELS = 160  # width of the contact sheet's row labels
 _BAR_TOP = 48  # heights of the overlay's caption bars; even, as H.264 4:2:0 asks
 _BAR_BOTTOM = 40
 
@@ -85,7 +85,7 @@ def gazed_patches(
     if frame.shape != (side, side, 3) or frame.dtype != np.uint8:
         raise ValueError(f"frame must be uint8 [{side}, {side}, 3], got {frame.dtype} {list(frame.shape)}")
     original = Image.fromarray(frame)
-    rest = original.convert("L").point([18 + 0.3 * level for level in range(256)])
+    rest = original.convert("L").point([24 + 0.36 * level for level in range(256)])
     picture = rest.resize((side * zoom, side * zoom), Image.Resampling.BICUBIC).convert("RGB")
     if not tokens:
         return np.asarray(picture)
@@ -99,11 +99,11 @@ def gazed_patches(
             pixels[level] = original.resize((scale, scale), Image.Resampling.BOX)
         cut = pixels[level].crop((column * patch, row * patch, (column + 1) * patch, (row + 1) * patch))
         picture.paste(cut.resize((right - left, bottom - top), Image.Resampling.NEAREST), (left, top))
-    width = 2 if zoom == 1 else zoom + 1
-    for (left, top, right, bottom), level, _, _ in places:
-        inset = width
+    for box, level, _, _ in places:
+        left, top, right, bottom = box
+        width = zoom + (2 if right - left >= 32 * zoom else 1)
         if zoom > 1:  # a dark hairline inside keeps the colour legible on bright content
-            draw.rectangle((left + inset, top + inset, right - 1 - inset, bottom - 1 - inset), outline=_GROUND)
+            draw.rectangle((left + width, top + width, right - 1 - width, bottom - 1 - width), outline=_GROUND)
         draw.rectangle((left, top, right - 1, bottom - 1), outline=scale_colour(level), width=width)
     return np.asarray(picture)
 
@@ -139,10 +139,8 @@ def contact_sheet(
     _text(draw, (_MARGIN, _MARGIN + 42), facts, 18, _QUIET)
     _legend(draw, (width - _MARGIN - legend_width, _MARGIN + 42), vocabulary, 18)
 
-    for row, label in enumerate(("original", "gazed\npatches", "recon-\nstruction")):
-        y = top + row * (side + _GAP)
-        for line, part in enumerate(label.split("\n")):
-            _text(draw, (_MARGIN, y + 2 + 26 * line), part, 22)
+    for row, label in enumerate(("original", "gazed patches", "reconstruction")):
+        _text(draw, (_MARGIN, top + row * (side + _GAP) + 2), label, 20)
     for column, picture in enumerate(pictures):
         x = left + column * (side + _GAP)
         assert picture.reconstruction is not None

@@ -18,7 +18,6 @@ class ScanConfig:
 
     input: str = field(default="", metadata={"help": "folder, file, s3:// prefix or tar of videos"})
     output: str = field(default="manifest.parquet", metadata={"help": "where the manifest goes"})
-    workers: int = field(default=0, metadata={"help": "probing actors (0 = one per CPU)"})
     ray: RayConfig = field(default_factory=RayConfig)
 
 
@@ -28,8 +27,9 @@ def run(config: ScanConfig, console: Console) -> int:
         raise PipelineError("input= is missing: autogaze scan input=/data/videos output=manifest.parquet")
     output = store.normalise(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
-    with running(config.ray) as cluster:
-        manifest = manifests.scan(config.input, previous, config.workers or cluster.cpus)
+    manifests.list_videos(config.input)  # a missing input need not wait for Ray
+    with running(config.ray):
+        manifest = manifests.scan(config.input, previous)
     store.publish(manifests.manifest_bytes(manifest), output)
     ok = manifest[manifest["status"] == "ok"]
     console.print(

@@ -10,9 +10,9 @@
 
 What holds for every decoder:
 - Frame n is the n-th frame, from 0, that a decode of the whole video delivers, in the order they are shown.
-- A clip is frames or a VideoError. Nothing is substituted: a clip that depends on damaged data fails, the others do not.
-- A clip's outcome depends on the video's bytes and the clip, not on the other clips asked for, nor on timing. (What
-  libav does not notice cannot fail: bit rot inside a picture's payload often decodes to a wrong picture in silence.)
+- A clip is frames or a VideoError. Nothing is substituted: a clip that depends on damaged data fails, others do not.
+  (Damage the decoder does not notice cannot fail: a wrong bit inside a picture often just decodes to a wrong picture.)
+- A clip's outcome depends on the video's bytes and on the clip, not on the other clips asked for, nor on timing.
 - Only what is wrong with the video becomes a VideoError. Any other exception is a bug, or trouble of the machine.
 - Sources are local files: fetching is the caller's business.
 
@@ -21,13 +21,11 @@ decord and torchcodec are optional (`pip install autogaze-pipelines[decord]`); p
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 
 import numpy as np
 
-from pipelines.decoders.base import DECODERS, REASONS, DecodeConfig, Source, VideoError, VideoInfo, schedule
+from pipelines.decoders.base import DECODERS, REASONS, DecodeConfig, Source, VideoError, VideoInfo, backend, outcomes
 from pipelines.decoders.isolated import IsolatedDecoder
 
 __all__ = [
@@ -50,7 +48,7 @@ def probe(source: Source) -> VideoInfo:
     The whole stream is read (not decoded) only where the header does not tell the number of frames exactly, and
     decoded only where time stamps cannot tell it either (some AVI files).
     """
-    return _backend("pyav").probe(source)
+    return backend("pyav").probe(source)
 
 
 def decode_clips(
@@ -62,19 +60,18 @@ def decode_clips(
     (i, VideoError), once per clip, by ascending first frame. A frame may be asked for in any order, and more than once.
     Raises ValueError for a clip without frames or with a negative one.
     """
-    order = schedule(clips)
     frames: dict[int, np.ndarray] = {}
 
     def buffer(i: int) -> np.ndarray:
         return frames.setdefault(i, np.empty((len(clips[i]), config.size, config.size, 3), np.uint8))
 
-    for i, error in decode_into(source, clips, order, config, buffer):
-        yield i, frames.pop(i) if error is None else error
-        frames.pop(i, None)
-
-
-def decode_into(source, clips, order, config, buffer):  # type: ignore[no-untyped-def]
-    raise NotImplementedError
+    for i, error in outcomes(backend(config.decoder), source, clips, config, buffer):
+        decoded = frames.pop(i, None)
+        if error is not None:
+            yield i, error
+        else:
+            assert decoded is not None
+            yield i, decoded
 
 
 def decoder_fingerprint(config: DecodeConfig) -> str:
@@ -82,8 +79,4 @@ def decoder_fingerprint(config: DecodeConfig) -> str:
 
     Raises ImportError, one line that says what to install, if the back end is not there.
     """
-    return _backend(config.decoder).fingerprint()
-
-
-def _backend(name: str) -> ModuleType:
-    return importlib.import_module(f"pipelines.decoders.{name}")
+    return backend(config.decoder).fingerprint()

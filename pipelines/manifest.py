@@ -7,7 +7,7 @@ byte range and never unpacked. A scan made over an earlier manifest opens only t
 from __future__ import annotations
 
 import hashlib
-import io
+import logging
 import os
 import tarfile
 import tempfile
@@ -17,10 +17,8 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import ray.data
 
-from pipelines import store
+from pipelines import store, tables
 from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
 from pipelines.errors import PipelineError
 
@@ -78,15 +76,10 @@ def local_copy(url: str, offset: int, length: int) -> Iterator[Source]:
         yield Source(path, 0, store.fetch(url, path, offset, length))
 
 
-def scan(url: str, previous: pd.DataFrame | None = None, workers: int = 1) -> pd.DataFrame:
-    """The manifest of a store, rows sorted by uri. Needs a running Ray.
+def list_videos(url: str) -> list[store.Entry]:
+    """The objects of a store that a scan opens: videos and tars, sorted by URL; a single object whatever its name.
 
-    Args:
-        url: folder, file, URL prefix, tar.
-        previous: an earlier manifest; rows whose object has the same version and size are kept without opening it.
-        workers: probing actors, one CPU each.
-    Raises:
-        PipelineError: nothing there, or nothing that looks like a video.
+    Raises PipelineError: nothing there, or nothing that looks like a video.
     """
     url = store.normalise(url)
     listed = list(store.list_objects(url))
@@ -98,9 +91,22 @@ def scan(url: str, previous: pd.DataFrame | None = None, workers: int = 1) -> pd
             f"input={url}: no videos among its {len(listed)} files; looked for {TAR_SUFFIX} and "
             + " ".join(sorted(VIDEO_SUFFIXES))
         )
+    return entries
+
+
+def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The manifest of a store, rows sorted by uri. Needs a running Ray.
+
+    Args:
+        url: folder, file, URL prefix, tar.
+        previous: an earlier manifest; rows whose object has the same version are kept without opening it.
+    Raises:
+        PipelineError: nothing there, or nothing that looks like a video.
+    """
+    entries = list_videos(url)
     known: dict[str, list[dict[str, Any]]] = {}
     if previous is not None:
-        for row in previous.to_dict("records"):
+        for row in pa.Table.from_pandas(previous, schema=SCHEMA, preserve_index=False).to_pylist():
             known.setdefault(str(row["object"]), []).append(row)
     rows: list[dict[str, Any]] = []
     fresh: list[store.Entry] = []
@@ -108,37 +114,42 @@ def scan(url: str, previous: pd.DataFrame | None = None, workers: int = 1) -> pd
         kept = known.get(entry.url, [])
         if kept and all(row["version"] == entry.version for row in kept):
             rows.extend(kept)
-        elif not entry.url.isascii() and not _is_utf8(entry.url):
+        elif not _is_utf8(entry.url):
             # Parquet holds UTF-8 only, and a name we cannot write down is one nobody could look up again.
             shown = entry.url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
         else:
             fresh.append(entry)
     if fresh:
+        import ray.data  # here, not above: see cluster.local
+
+        quiet_ray_data()
         tasks = [
             {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
             for part in (fresh[i : i + _OBJECTS_PER_TASK] for i in range(0, len(fresh), _OBJECTS_PER_TASK))
         ]
-        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
-            _Probe, compute=ray.data.ActorPoolStrategy(size=min(workers, len(tasks))), num_cpus=1
-        )
-        rows.extend(row for row in probed.iter_rows())
+        rows.extend(ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(_probe, num_cpus=1).iter_rows())
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
 
 
-class _Probe:
-    """Ray Data actor: objects -> manifest rows. Untrusted bytes are opened in the decoder's child process."""
-
-    def __init__(self) -> None:
-        self.decoder = IsolatedDecoder(DecodeConfig())
-
-    def __call__(self, task: dict[str, Any]) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = []
+def _probe(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ray Data task: objects -> manifest rows. Untrusted bytes are opened in a decoder's child process."""
+    rows: list[dict[str, Any]] = []
+    with IsolatedDecoder(DecodeConfig()) as decoder:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
-            entry = store.Entry(str(url), int(size), str(version))
-            rows.extend(probe_object(entry, self.decoder))
-        return rows
+            rows.extend(probe_object(store.Entry(str(url), int(size), str(version)), decoder))
+    return rows
+
+
+def quiet_ray_data() -> None:
+    """No progress bars and plan listings of Ray Data's: jobs show their own."""
+    import ray.data
+
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().print_on_execution_start = False
+    for name in ("ray.data", "ray._private.worker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def probe_object(entry: store.Entry, decoder: IsolatedDecoder) -> list[dict[str, Any]]:
@@ -232,11 +243,6 @@ def _failed(
     }
 
 
-def is_wanted(name: str) -> bool:
-    """Whether a scan opens an object of this name."""
-    return _is_video(name) or _is_tar(name)
-
-
 def _is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
@@ -255,17 +261,12 @@ def _is_utf8(name: str) -> bool:
 
 def manifest_bytes(manifest: pd.DataFrame) -> bytes:
     """The manifest as parquet."""
-    sink = io.BytesIO()
-    table = pa.Table.from_pandas(manifest, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
+    return tables.to_bytes(manifest, SCHEMA)
 
 
 def read_manifest(url: str) -> pd.DataFrame:
     """A manifest written by manifest_bytes. Raises PipelineError when it is not one."""
     try:
-        return pq.read_table(io.BytesIO(store.read(url)), schema=SCHEMA).to_pandas()
+        return tables.read(url, SCHEMA, "a manifest; make one with `autogaze scan`").to_pandas()
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no such manifest") from error
-    except (pa.ArrowInvalid, ValueError, KeyError) as error:
-        raise PipelineError(f"{url}: not a manifest ({error}); make one with: autogaze scan") from error

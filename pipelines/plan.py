@@ -8,15 +8,14 @@ failed, so that every video has an outcome.
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines import tables
 from pipelines.errors import PipelineError
 
 SCHEMA = pa.schema(
@@ -165,10 +164,4 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
 
 def plan_bytes(plan: pd.DataFrame) -> bytes:
     """The plan as parquet, one row group per shard, so that a worker reads its own shard's rows and nothing else."""
-    table = pa.Table.from_pandas(plan, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
-        bounds = np.flatnonzero(np.diff(plan["shard"].to_numpy(), prepend=-1))
-        for low, high in zip(bounds, [*bounds[1:], len(plan)], strict=True):
-            writer.write_table(table.slice(low, high - low))
-    return sink.getvalue()
+    return tables.to_bytes(plan, SCHEMA, np.flatnonzero(np.diff(plan["shard"].to_numpy(), prepend=-1)).tolist())

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pandas as pd
-import ray
-import ray.data
-from ray.data import ActorPoolStrategy, ExecutionResources
 
 from autogaze import reconstruction
 from autogaze.patches import VOCABULARY
@@ -77,13 +73,14 @@ class PreprocessConfig:
     retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
 
 
-# Fields that do not change a byte of the dataset, and so may differ from one run to the next.
+# Fields that change no byte of the dataset, and so may differ from one run to the next.
 _FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s")
 
 
 def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
     """The part of the config that the dataset's bytes are a function of."""
-    kept = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    values = asdict(config)
+    kept = {name.name: values[name.name] for name in fields(PreprocessConfig) if name.name not in _FREE}
     return kept | {"input": store.normalise(config.input)}
 
 
@@ -121,9 +118,12 @@ def check_config(config: PreprocessConfig) -> None:
             f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
             f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
         )
-    inside = store.normalise(config.output) + "/"
-    if (store.normalise(config.input) + "/").startswith(inside):
-        raise PipelineError(f"output={config.output}: lies above the input; the dataset needs a place of its own")
+    source, output = store.normalise(config.input) + "/", store.normalise(config.output) + "/"
+    if output.startswith(source):
+        raise PipelineError(
+            f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "
+            "put it beside the input"
+        )
 
 
 def row_bytes(config: PreprocessConfig) -> int:
@@ -131,7 +131,7 @@ def row_bytes(config: PreprocessConfig) -> int:
     return config.shard.clips * config.clip.frames * VOCABULARY.frame_size**2 * 3
 
 
-def shown_workers(config: PreprocessConfig, cpus: int, gpus: int) -> tuple[int, int, bool]:
+def share_workers(config: PreprocessConfig, cpus: int, gpus: int) -> tuple[int, int, bool]:
     """(decode actors, gaze actors, gaze on GPU) for a cluster.
 
     Raises PipelineError when the cluster is too small for what was asked: Ray would wait for ever.
@@ -166,44 +166,64 @@ class Job:
         return int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
 
 
-def prepare(config: PreprocessConfig, probers: int = 1, dry_run: bool = False) -> Job:
-    """Scan and plan a new dataset, or pick up the one that `output` holds. Needs a running Ray.
+def resume(config: PreprocessConfig) -> Job | None:
+    """The job that `output` already holds, or None when it is to be planned. Needs no Ray and writes nothing.
 
-    With dry_run nothing is written.
-    Raises PipelineError: missing or empty input, unwritable output, output made with another config or software.
+    Raises PipelineError: missing or empty input, output made with another config or software.
     """
     check_config(config)
     output = store.normalise(config.output)
-    about_url = store.join(output, "dataset.json")
-    if not dry_run:
-        store.require_writable(output)
-    if store.exists(about_url):
+    if store.exists(store.join(output, "dataset.json")):
         dataset = shards.open_dataset(output)
         _require_same(dataset.about, describe(config), output)
-        plan, notice = dataset.plan, _input_changes(config, output)
-    elif shards.committed_shards(output):
+        return _job(config, output, dataset.plan, _input_changes(config, output))
+    if shards.committed_shards(output):
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
+    if not config.input.endswith(".parquet"):
+        manifests.list_videos(config.input)
+    return None
+
+
+def make_ready(config: PreprocessConfig) -> None:
+    """Prove that `output` can be written, clear what killed writers left, and take back what retry= asks for."""
+    output = store.normalise(config.output)
+    store.require_writable(output)
+    for folder in (output, store.join(output, "shards"), store.join(output, "index")):
+        store.remove_temporaries(folder)
+    if config.retry == "failed":
+        for shard in shards.committed_shards(output):
+            if "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
+                shards.uncommit_shard(output, shard)
+
+
+def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
+    """Scan and plan a new dataset, and unless told not to write it down. Needs a running Ray."""
+    output = store.normalise(config.output)
+    if config.input.endswith(".parquet"):
+        manifest = manifests.read_manifest(store.normalise(config.input))
+        root = _common_root(manifest)
     else:
-        manifest = _manifest(config, probers)
-        root = store.normalise(config.input) if not config.input.endswith(".parquet") else _common_root(manifest)
-        plan, notice = make_plan(manifest, root, config.clip, config.shard.clips), ""
-        if not dry_run:
-            data = plan_bytes(plan)
-            about = describe(config) | {
-                "plan": hashlib.sha256(data).hexdigest(),
-                "videos": len(manifest),
-                "clips": len(plan),
-                "shards": int(plan["shard"].max()) + 1,
-            }
-            store.publish(manifests.manifest_bytes(manifest), store.join(output, "manifest.parquet"))
-            store.publish(data, store.join(output, "plan.parquet"))
-            # Last, since it says that all of this is complete: a job killed before this line plans again.
-            store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", about_url)
-    if not dry_run:
-        for folder in (output, store.join(output, "shards"), store.join(output, "index")):
-            store.remove_temporaries(folder)
-        if config.retry == "failed":
-            _take_back_failed(output)
+        manifest, root = manifests.scan(config.input), store.normalise(config.input)
+    if manifest.empty:
+        raise PipelineError(f"input={config.input}: the manifest has no videos")
+    plan = make_plan(manifest, root, config.clip, config.shard.clips)
+    if write:
+        data = plan_bytes(plan)
+        about = describe(config) | {
+            "plan": hashlib.sha256(data).hexdigest(),
+            "videos": len(manifest),
+            "clips": len(plan),
+            "shards": int(plan["shard"].max()) + 1,
+        }
+        store.publish(manifests.manifest_bytes(manifest), store.join(output, "manifest.parquet"))
+        store.publish(data, store.join(output, "plan.parquet"))
+        # Last, since it says that all of this is complete: a job killed before this line plans again.
+        text = json.dumps(about, indent=1, sort_keys=True).encode() + b"\n"
+        store.publish(text, store.join(output, "dataset.json"))
+    return _job(config, output, plan)
+
+
+def _job(config: PreprocessConfig, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
     done = set(shards.committed_shards(output))
     planned = sorted(set(plan["shard"].tolist()))
     return Job(config, output, plan, [shard for shard in planned if shard not in done], notice)
@@ -247,16 +267,6 @@ def _require_same(there: dict[str, Any], here: dict[str, Any], output: str) -> N
         raise PipelineError(f"output={output}: made with another config: {shown}. Use the same, or another output")
 
 
-def _manifest(config: PreprocessConfig, probers: int) -> pd.DataFrame:
-    if config.input.endswith(".parquet"):
-        manifest = manifests.read_manifest(store.normalise(config.input))
-    else:
-        manifest = manifests.scan(config.input, workers=probers)
-    if manifest.empty:
-        raise PipelineError(f"input={config.input}: the manifest has no videos")
-    return manifest
-
-
 def _common_root(manifest: pd.DataFrame) -> str:
     """The longest folder all videos share: what names are relative to when the input is a manifest."""
     parts = [uri.split("/")[:-1] for uri in manifest["uri"]]
@@ -273,7 +283,7 @@ def _input_changes(config: PreprocessConfig, output: str) -> str:
         return ""
     planned = manifests.read_manifest(store.join(output, "manifest.parquet"))
     before = dict(zip(planned["object"], planned["version"], strict=True))
-    now = {e.url: e.version for e in store.list_objects(store.normalise(config.input)) if manifests.is_wanted(e.url)}
+    now = {entry.url: entry.version for entry in manifests.list_videos(config.input)}
     added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sum(now[url] != before[url] for url in now.keys() & before.keys())
     if not added + gone + changed:
@@ -282,12 +292,6 @@ def _input_changes(config: PreprocessConfig, output: str) -> str:
         f"the input changed since this dataset was planned ({added} new, {changed} changed, {gone} gone); "
         "this run finishes the plan it has; a new output takes in the new state"
     )
-
-
-def _take_back_failed(output: str) -> None:
-    for shard in shards.committed_shards(output):
-        if "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
-            shards.uncommit_shard(output, shard)
 
 
 @dataclass
@@ -326,21 +330,21 @@ def execute(job: Job, workers: tuple[int, int, bool], on_shard: Callable[[Totals
 
     Raises PipelineError: the output is full or denied, storage stayed away, or too many clips failed.
     """
+    import ray.data  # here, not above: see cluster.local
+    from ray.data import ActorPoolStrategy, ExecutionResources
+
     totals = Totals()
     if not job.missing:
         return totals
     decode, gaze, on_gpu = workers
     decode, gaze = min(decode, len(job.missing)), min(gaze, len(job.missing))
     limit = job.config.max_failed_fraction * len(job.plan)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    # Rows in flight: one being made and one waiting per actor. Without a bound, fast decoders fill the object store.
-    options = context.execution_options.copy()
-    options.resource_limits = ExecutionResources(object_store_memory=2 * (decode + gaze) * row_bytes(job.config) * 1.5)
-    context.execution_options = options
     config = job.config
+    manifests.quiet_ray_data()
+    # Rows in flight: one being made and one waiting per actor. Without a bound, fast decoders fill the object store.
+    ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
+        object_store_memory=3 * (decode + gaze) * row_bytes(config)
+    )
     rows = ray.data.from_items([{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing))
     rows = rows.map(
         DecodeStage,

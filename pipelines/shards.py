@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from autogaze.gaze import Gaze
-from pipelines import store
+from pipelines import store, tables
 from pipelines.errors import PipelineError
+from pipelines.plan import SCHEMA as PLAN_SCHEMA
 
 FRAME_STORAGE = ("jpeg", "raw", "none")
 OUTCOMES = ("ok", "filtered", "failed")
@@ -132,7 +132,9 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
                 loss=float(gaze.final().mean()),
                 met=float(gaze.met(threshold).float().mean()),
             )
-            described = record | {"video_frames": row["video_frames"], "fps": row["fps"]}
+            # Not its shard and position: a clip's bytes are the same wherever the plan puts it.
+            described = {name: value for name, value in record.items() if name not in ("shard", "position")}
+            described |= {"video_frames": row["video_frames"], "fps": row["fps"]}
             text = json.dumps(described, ensure_ascii=False, sort_keys=True).encode()
             for suffix, data in [("json", text), *outcome.members, ("gaze.npz", gaze.to_npz())]:
                 member = tarfile.TarInfo(f"{row['clip']}.{suffix}")  # TarInfo's own defaults: mtime 0, uid 0, mode 644
@@ -141,9 +143,7 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
             end = sink.tell()
             digest = hashlib.sha256(sink.getbuffer()[begin:end]).hexdigest()
             record.update(offset=begin, size=end - begin, sha256=digest)
-    index = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(records, schema=INDEX_SCHEMA), index, compression="zstd")
-    return sink.getvalue(), index.getvalue()
+    return sink.getvalue(), tables.to_bytes(pd.DataFrame(records, columns=INDEX_SCHEMA.names), INDEX_SCHEMA)
 
 
 def commit_shard(dataset: str, shard: int, tar: bytes, index: bytes) -> None:
@@ -214,11 +214,11 @@ def open_dataset(url: str) -> Dataset:
     url = store.normalise(url)
     try:
         about = json.loads(store.read(store.join(url, "dataset.json")))
-        plan = pq.read_table(io.BytesIO(store.read(store.join(url, "plan.parquet")))).to_pandas()
+        plan = tables.read(store.join(url, "plan.parquet"), PLAN_SCHEMA, "a plan").to_pandas()
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no dataset here (no dataset.json); make one with: autogaze preprocess") from error
-    except (json.JSONDecodeError, pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise PipelineError(f"{url}: dataset.json or plan.parquet is damaged: {error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{url}/dataset.json: damaged: {error}") from error
     return Dataset(url, about, plan)
 
 
@@ -230,8 +230,4 @@ def committed_shards(dataset: str) -> list[int]:
 
 def read_index(dataset: str, shard: int) -> pa.Table:
     """The index of one shard. Raises FileNotFoundError, PipelineError when it is not an index."""
-    url = index_url(dataset, shard)
-    try:
-        return pq.read_table(io.BytesIO(store.read(url)), schema=INDEX_SCHEMA)
-    except (pa.ArrowInvalid, ValueError, KeyError) as error:
-        raise PipelineError(f"{url}: not an index: {error}") from error
+    return tables.read(index_url(dataset, shard), INDEX_SCHEMA, "an index")

@@ -91,7 +91,7 @@ def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict
     for row in index.to_dict("records"):
         if row["outcome"] != "ok":
             verdict.failed += 1
-            if not row["reason"]:
+            if not isinstance(row["reason"], str):  # null reads as NaN
                 wrong(f"{row['clip']}: {row['outcome']} without a reason")
             continue
         verdict.ok += 1

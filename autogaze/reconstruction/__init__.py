@@ -1,4 +1,4 @@
-"""What rebuilds frames from gazed patches and says how far they are from the originals: one interface, `load` to get one.
+"""What rebuilds frames from gazed patches and says how far they are from the originals: one interface and `load`.
 
 A reconstructor sees a clip from its first frame to its last, and a frame only through its own and earlier frames'
 patches. Two things are asked of it: `reconstruct` a gaze, and answer greedy search (autogaze/greedy.py), which walks a
@@ -44,13 +44,13 @@ class Search(Protocol):
     """A batch of clips whose gaze is being chosen, frame by frame. It holds all earlier frames."""
 
     def open(self, t: int) -> torch.Tensor:
-        """Turn to frame t, the one after the last opened, with all clips. Returns its error [B] with no token of its own."""
+        """Turn to frame t, the next, with all clips. Returns its error [B] with no token of its own."""
 
     def keep(self, places: torch.Tensor) -> None:
-        """Go on with some of the clips held, for the rest of this frame. places: int64 [n], rising, among those held."""
+        """Go on with some of the clips held, until the next frame. places: int64 [n], rising, among those held."""
 
     def errors(self) -> torch.Tensor:
-        """Error [n, V] of the current frame of each clip held, for each token as its next; infinite where already taken."""
+        """Error [n, V] of the frame of each clip held, for each token as its next; infinite where already taken."""
 
     def take(self, tokens: torch.Tensor) -> None:
         """Each clip held takes its token: int64 [n]."""
@@ -71,7 +71,7 @@ class Reconstructor(Protocol):
     def reconstruct(
         self, frames: torch.Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None = None
     ) -> Reconstruction:
-        """Rebuild frames `at` (None: all) of uint8 clips [B, T, S, S, 3] from their gaze, each from frames up to itself."""
+        """Rebuild frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to it."""
 
     def search(self, frames: torch.Tensor | np.ndarray) -> Search:
         """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]."""
@@ -95,7 +95,7 @@ def load(name: str, vocabulary: PatchVocabulary = VOCABULARY) -> Reconstructor:
 def as_clips(frames: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> torch.Tensor:
     """Frames as a uint8 tensor [B, T, S, S, 3] on their device, without a copy.
 
-    Raises ValueError, naming what was found, for any other shape or dtype.
+    Raises ValueError, naming what was found, for any other shape or dtype, and where there is no clip or no frame.
     """
     if isinstance(frames, np.ndarray):
         with warnings.catch_warnings():
@@ -108,4 +108,6 @@ def as_clips(frames: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> 
             f"frames must be uint8 [B, T, {size}, {size}, 3] (RGB at the vocabulary's frame size),"
             f" not {frames.dtype} {list(frames.shape)}"
         )
+    if not (frames.shape[0] and frames.shape[1]):
+        raise ValueError(f"frames {list(frames.shape)} hold no clip or no frame")
     return frames

@@ -6,10 +6,12 @@ start in a fraction of a second.
 
 from __future__ import annotations
 
+import importlib
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TypeAlias
 
 import numpy as np
@@ -66,16 +68,15 @@ class Source:
         """Absolute path, first byte, end byte, and whether that is the whole file. Raises VideoError."""
         path = os.path.abspath(self.path)
         try:
-            with open(path, "rb") as file:  # opened, not only looked up: permissions count too
-                status = os.fstat(file.fileno())
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise VideoError("unreadable", "not a regular file")
+            with open(path, "rb"):
+                pass
         except (FileNotFoundError, NotADirectoryError):
             raise VideoError("missing", "no such file") from None
-        except IsADirectoryError:
-            raise VideoError("unreadable", "a folder, not a file") from None
         except PermissionError:
             raise VideoError("unreadable", "no permission to read the file") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError("unreadable", "not a regular file")
         end = status.st_size if self.size is None else self.offset + self.size
         if self.size == 0 or (status.st_size == 0 and self.offset == 0):
             raise VideoError("empty_file", "0 bytes")
@@ -136,3 +137,37 @@ def schedule(clips: Sequence[Sequence[int]]) -> list[int]:
 
 def too_short(frame: int, frames: int) -> VideoError:
     return VideoError("too_short", f"frame {frame} of a video of {frames} frames")
+
+
+def out_of_memory() -> VideoError:
+    return VideoError("decoder_out_of_memory", "an allocation was refused")
+
+
+def backend(name: str) -> ModuleType:
+    """The module of a decoder. Raises ImportError, one line that says what to install, if it is not there.
+
+    Each has `fingerprint() -> str` and `decode_into(source, clips, order, config, buffer)`: decode the clips in that
+    order, write the frames of clip i to buffer(i), yield (i, None), or (i, VideoError) for a clip that failed, or raise
+    VideoError for all that is left.
+    """
+    return importlib.import_module(f"pipelines.decoders.{name}")
+
+
+def outcomes(
+    decoder: ModuleType, source: Source, clips: Sequence[Sequence[int]], config: DecodeConfig, buffer: Buffer
+) -> Iterator[tuple[int, VideoError | None]]:
+    """Every clip's outcome, exactly once, by ascending first frame: what a failure of the video means for each clip."""
+    waiting = dict.fromkeys(schedule(clips))
+    try:
+        for i, error in decoder.decode_into(source, clips, list(waiting), config, buffer):
+            del waiting[i]
+            yield i, error
+        if waiting:
+            raise RuntimeError(f"{decoder.__name__} forgot clips {list(waiting)}")
+        return
+    except VideoError as error:
+        failure = error
+    except MemoryError:
+        failure = out_of_memory()
+    for i in waiting:
+        yield i, failure

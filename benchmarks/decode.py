@@ -1,0 +1,141 @@
+"""Decoding rate of pipelines.decode beside PyAV's own bare loop, on the same clips, in the same run.
+
+    python benchmarks/decode.py                         # 16 files of ../shared/corpus/train, every clip of each
+    python benchmarks/decode.py --per-video 4           # 4 random clips a video instead
+    python benchmarks/decode.py --videos DIR --files 40 --decoders pyav decord torchcodec
+
+`bare` is the least a program can do with PyAV: decode from the start until the last frame any clip needs, and for the
+frames that are needed reformat(224, 224, "rgb24").to_ndarray(). `in process` is decode_clips, `isolated` is
+IsolatedDecoder, the way the pipeline runs it. Each file is decoded by all of them in turn, in an order that changes
+from file to file and round to round, with one thread each; the best round of each file counts, because other work on
+the machine can only ever add time. CPU time includes the child's. The ratio is bare's CPU time over theirs: at 1 it costs
+nothing, above it saves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+
+from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError, decode_clips, decoder_fingerprint, probe
+
+CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus" / "train"
+CLIP = 16
+Clips = Sequence[Sequence[int]]
+
+
+def bare(path: Path, clips: Clips) -> None:
+    """PyAV and nothing else: sequential decode, reformat, to_ndarray."""
+    needed = {n for clip in clips for n in clip}
+    last = max(needed)
+    frames = {}
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "SLICE"
+        stream.codec_context.thread_count = 1
+        for n, frame in enumerate(container.decode(stream)):
+            if n in needed:
+                frames[n] = frame.reformat(224, 224, "rgb24", threads=1).to_ndarray()
+            if n == last:
+                break
+    for clip in clips:
+        np.stack([frames[n] for n in clip])
+
+
+def in_process(config: DecodeConfig) -> Callable[[Path, Clips], None]:
+    def run(path: Path, clips: Clips) -> None:
+        for _, frames in decode_clips(Source(str(path)), clips, config):
+            if isinstance(frames, VideoError):
+                raise frames
+
+    return run
+
+
+def isolated(decoder: IsolatedDecoder) -> Callable[[Path, Clips], None]:
+    def run(path: Path, clips: Clips) -> None:
+        for _, frames in decoder.decode_clips(Source(str(path)), clips):
+            if isinstance(frames, VideoError):
+                raise frames
+
+    return run
+
+
+def cpu_seconds(child: int | None) -> float:
+    """User and system time of this process and of a child that lives."""
+    used = time.process_time()
+    if child is not None:
+        fields = Path(f"/proc/{child}/schedstat").read_text().split()  # nanoseconds; /proc/PID/stat counts in 10 ms
+        used += int(fields[0]) / 1e9
+    return used
+
+
+def clips_of(frames: int, per_video: int, rng: random.Random) -> list[list[int]]:
+    if per_video == 0:
+        starts = list(range(0, frames - CLIP + 1, CLIP))
+    else:
+        starts = sorted(rng.randrange(max(1, frames - CLIP + 1)) for _ in range(per_video))
+    return [[min(start + j, frames - 1) for j in range(CLIP)] for start in starts or [0]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=Path, default=CORPUS, help="folder of videos (default: the corpus)")
+    parser.add_argument("--files", type=int, default=16, help="how many of them, spread over the sorted names")
+    parser.add_argument("--per-video", type=int, default=0, help="random clips a video; 0: all, one after the other")
+    parser.add_argument("--rounds", type=int, default=5, help="times each file is decoded by each")
+    parser.add_argument("--decoders", nargs="+", default=["pyav"], help="pyav, decord, torchcodec")
+    args = parser.parse_args()
+
+    rng = random.Random(0)
+    paths = sorted(path for path in args.videos.iterdir() if path.is_file())
+    if not paths:
+        parser.error(f"no files in {args.videos}")
+    paths = paths[:: max(1, len(paths) // args.files)][: args.files]
+    work = [(path, clips_of(probe(Source(str(path))).frames, args.per_video, rng)) for path in paths]
+    total = sum(len(clips) for _, clips in work)
+    kind = f"{args.per_video} random clips a video" if args.per_video else "consecutive clips"
+    print(f"{len(work)} videos, {total} clips of {CLIP} frames ({kind}), one thread, {os.cpu_count()} cores")
+
+    runners: dict[str, tuple[Callable[[Path, Clips], None], IsolatedDecoder | None]] = {"bare PyAV": (bare, None)}
+    for name in args.decoders:
+        config = dataclasses.replace(DecodeConfig(), decoder=name)
+        decoder = IsolatedDecoder(config)
+        print(decoder_fingerprint(config))
+        runners[f"{name}, in process"] = (in_process(config), None)
+        runners[f"{name}, isolated"] = (isolated(decoder), decoder)
+
+    best: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}  # (CPU, wall) seconds by file
+    for path, clips in work:
+        rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
+        for _ in range(args.rounds + 1):
+            for name in rng.sample(list(runners), k=len(runners)):
+                run, decoder_used = runners[name]
+                child = decoder_used._child._process.pid if decoder_used and decoder_used._child else None
+                cpu, wall = cpu_seconds(child), time.perf_counter()
+                run(path, clips)
+                wall = time.perf_counter() - wall
+                rounds[name].append((cpu_seconds(child) - cpu, wall))
+        for name, times in rounds.items():
+            measured = times[1:]  # the first round warms caches and starts children
+            best[name].append((min(cpu for cpu, _ in measured), min(wall for _, wall in measured)))
+
+    print(f"{'':24}{'clips/s':>9}{'CPU ms/clip':>13}{'CPU ratio':>11}{'wall ratio':>12}")
+    bare_cpu, bare_wall = (sum(column) for column in zip(*best["bare PyAV"], strict=True))
+    for name, times in best.items():
+        cpu, wall = (sum(column) for column in zip(*times, strict=True))
+        print(f"{name:24}{total / wall:9.1f}{1000 * cpu / total:13.2f}{bare_cpu / cpu:11.2f}{bare_wall / wall:12.2f}")
+    for _, decoder_used in runners.values():
+        if decoder_used is not None:
+            decoder_used.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Is peak memory flat whatever the corpus size? `autogaze preprocess` over 100 and over 1,000 clips, watched from outside.
+
+    python benchmarks/memory.py --corpus ../shared/corpus/train
+
+Memory is the proportional set size (PSS, shared pages counted once) of the command and every process under it, sampled
+four times a second; its peak is printed for each size, and their ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+    found, wanted = [pid], {pid}
+    while wanted:
+        wanted = {child for child, parent in parents.items() if parent in wanted}
+        found += wanted
+    return found
+
+
+def pss(pid: int) -> int:
+    """Bytes of a process's proportional set size; 0 when it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        return 0
+    return 0
+
+
+def peak(corpus: Path, clips: int) -> tuple[int, int, float]:
+    """(clips planned, peak bytes, seconds) of preprocessing about `clips` clips of a corpus."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        source = Path(folder) / "videos"
+        source.mkdir()
+        videos = sorted(path for path in corpus.iterdir() if path.is_file())
+        # The same videos at both sizes, more or fewer clips of each, so that only the number of clips differs.
+        for path in videos[:50]:
+            os.symlink(path.resolve(), source / path.name)
+        arguments = [f"input={source}", f"output={folder}/gaze", f"clip.per_video={clips // 50}", "ray.cpus=2"]
+        began = time.monotonic()
+        job = subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", "preprocess", *arguments, "shard.clips=16"], stdout=subprocess.DEVNULL
+        )
+        most = 0
+        while job.poll() is None:
+            most = max(most, sum(pss(pid) for pid in family(job.pid)))
+            time.sleep(0.25)
+        if job.returncode:
+            raise SystemExit(job.returncode)
+        import pandas as pd
+
+        return len(pd.read_parquet(f"{folder}/gaze/plan.parquet")), most, time.monotonic() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
+    options = parser.parse_args()
+    found = []
+    for size in options.sizes:
+        clips, most, seconds = peak(options.corpus, size)
+        found.append(most)
+        print(f"{clips:6d} clips: peak {most / 1e9:.2f} GB of all processes, {seconds:.0f} s", flush=True)
+    print(f"ratio of the largest to the smallest: {found[-1] / found[0]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""How fast is the whole of `autogaze preprocess`, beside its own stages alone and beside what one would write by hand.
+
+    python benchmarks/pipeline.py --corpus ../shared/corpus/train --videos 40 --rounds 2
+
+One decode and one gaze worker on two cores. In each round, one after another and each in processes of its own:
+  ours        autogaze preprocess (Ray, isolated decoder, JPEG, WebDataset shards, commit)
+  decode      its decode stage alone: the same actor class called in a loop, frames thrown away
+  gaze        its gaze stage alone, on rows decoded before the clock starts
+  loop        a single-process loop: PyAV, the same gaze, JPEGs, webdataset.TarWriter; no isolation, no resume
+  ray data    the straightforward Ray Data script: a row per clip, decord in map(), gaze per row, JPEGs and a tar per task
+Rates are clips/s of work; `ours` and `ray data` are shown with Ray's start-up and without (from the first task on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FRAMES, SHARD, THRESHOLD, RATIO, QUALITY = 16, 16, 0.05, 0.75, 90
+
+
+def settings(source: Path, output: Path, per_video: int) -> list[str]:
+    return [f"input={source}", f"output={output}", f"shard.clips={SHARD}", f"clip.per_video={per_video}"]
+
+
+def ours(source: Path, work: Path, per_video: int) -> dict[str, float]:
+    output = work / "ours"
+    arguments = [*settings(source, output, per_video), "ray.cpus=2", "workers.decode=1", "workers.gaze=1"]
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "jobs.cli", "preprocess", *arguments], check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - began
+    (record,) = (json.loads(path.read_text()) for path in Path(f"{output}.runs").iterdir())
+    clips = sum(record["clips"].values())
+    steady = record["stages"][record["slowest_stage"]]["seconds"] / record["speed_of_light"]
+    return {"clips": clips, "with start-up": clips / wall, "steady": clips / steady}
+
+
+def stages(work: Path) -> dict[str, float]:
+    """Both stages alone over the dataset that `ours` made, in this process, single-threaded like their actors."""
+    from pipelines.decode import DecodeConfig
+    from pipelines.stages import DecodeStage, GazeStage
+
+    source, output = work / "ours", work / "alone"
+    output.mkdir()
+    shutil.copy(source / "plan.parquet", output)
+    shards = sorted(int(path.stem) for path in (source / "index").iterdir())
+    decode = DecodeStage(str(output), DecodeConfig(), "jpeg", QUALITY)
+    gaze = GazeStage(str(output), "canvas", THRESHOLD, RATIO, "jpeg", False)
+    gaze(decode({"shard": shards[0]}))  # warm
+    spent = {"decode": 0.0, "gaze": 0.0}
+    clips = 0
+    for shard in shards:
+        began = time.perf_counter()
+        row = decode({"shard": shard})
+        middle = time.perf_counter()
+        clips += gaze(row)["clips"]
+        spent["decode"] += middle - began
+        spent["gaze"] += time.perf_counter() - middle
+    return {stage: clips / seconds for stage, seconds in spent.items()}
+
+
+def jobs_of(work: Path) -> list[dict]:
+    """The same clips as ours, as plain rows."""
+    import pandas as pd
+
+    plan = pd.read_parquet(work / "ours" / "plan.parquet")
+    return [
+        {"clip": r.clip, "video": r.object, "numbers": [min(r.start + i, r.video_frames - 1) for i in range(r.frames)]}
+        for r in plan.itertuples()
+    ]
+
+
+def pack(writer: object, clip: str, frames: object, gaze: object) -> None:
+    from PIL import Image
+
+    sample = {"__key__": clip, "gaze.npz": gaze.to_npz()}
+    for number, frame in enumerate(frames):
+        sink = io.BytesIO()
+        Image.fromarray(frame).save(sink, "JPEG", quality=QUALITY)
+        sample[f"{number:02d}.jpg"] = sink.getvalue()
+    writer.write(sample)
+
+
+def loop(work: Path) -> dict[str, float]:
+    import av
+    import numpy as np
+    import torch
+    import webdataset
+
+    from autogaze import greedy, reconstruction
+
+    torch.set_num_threads(1)
+    canvas, rows = reconstruction.load("canvas"), jobs_of(work)
+    began = time.perf_counter()
+    with webdataset.TarWriter(str(work / "loop.tar")) as writer:
+        for video in dict.fromkeys(row["video"] for row in rows):
+            wanted = [row for row in rows if row["video"] == video]
+            last = max(row["numbers"][-1] for row in wanted)
+            needed = {n for row in wanted for n in row["numbers"]}
+            kept = {}
+            with av.open(video) as container:
+                container.streams.video[0].codec_context.thread_count = 1
+                for number, frame in enumerate(container.decode(video=0)):
+                    if number in needed:
+                        kept[number] = frame.reformat(224, 224, "rgb24").to_ndarray()
+                    if number == last:
+                        break
+            for row in wanted:
+                frames = np.stack([kept[n] for n in row["numbers"]])
+                gaze = greedy.label(torch.from_numpy(frames[None]), canvas, threshold=THRESHOLD, max_ratio=RATIO)
+                pack(writer, row["clip"], frames, gaze)
+    return {"steady": len(rows) / (time.perf_counter() - began)}
+
+
+def ray_data(work: Path) -> dict[str, float]:
+    began = time.perf_counter()
+    import logging
+
+    import ray
+    import ray.data
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows, folder = jobs_of(work), work / "raydata"
+    folder.mkdir()
+
+    def decode(row: dict) -> dict:
+        import decord
+
+        reader = decord.VideoReader(row["video"], width=224, height=224, num_threads=1)
+        return {"clip": row["clip"], "frames": reader.get_batch(list(row["numbers"])).asnumpy(), "began": time.time()}
+
+    def gaze(row: dict) -> dict:
+        import numpy as np
+        import torch
+        import webdataset
+
+        from autogaze import greedy, reconstruction
+
+        torch.set_num_threads(1)
+        canvas = reconstruction.load("canvas")
+        frames = torch.from_numpy(np.array(row["frames"]))[None]
+        found = greedy.label(frames, canvas, threshold=THRESHOLD, max_ratio=RATIO)
+        with webdataset.TarWriter(str(folder / f"{row['clip']}.tar")) as writer:
+            pack(writer, row["clip"], row["frames"], found)
+        return {"began": row["began"], "ended": time.time()}
+
+    done = ray.data.from_items(rows).map(decode).map(gaze).to_pandas()
+    steady = done["ended"].max() - done["began"].min()
+    return {"with start-up": len(rows) / (time.perf_counter() - began), "steady": len(rows) / steady}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--videos", type=int, default=40)
+    parser.add_argument("--per-video", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--part", choices=["stages", "loop", "ray_data"], help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(globals()[options.part](options.work)))
+        return
+    videos = sorted(path for path in options.corpus.iterdir() if path.is_file())
+    step = max(1, len(videos) // options.videos)
+    for number in range(options.rounds):
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            work = Path(folder)
+            source = work / "videos"
+            source.mkdir()
+            for path in videos[::step][: options.videos]:
+                os.symlink(path.resolve(), source / path.name)
+            found: dict[str, dict[str, float]] = {"ours": ours(source, work, options.per_video)}
+            for part in ("stages", "loop", "ray_data"):
+                command = [sys.executable, __file__, "--part", part, "--work", folder]
+                printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                found[part] = json.loads(printed.strip().splitlines()[-1])
+        mine, alone = found["ours"], found["stages"]
+        slowest = min(alone, key=lambda stage: alone[stage])
+        print(f"round {number + 1}: {mine['clips']:.0f} clips of {FRAMES} frames from {len(videos[::step][: options.videos])} videos")
+        print(f"  ours       {mine['steady']:6.2f} clips/s steady, {mine['with start-up']:6.2f} with start-up")
+        print(f"  decode     {alone['decode']:6.2f} clips/s alone;  gaze {alone['gaze']:6.2f} clips/s alone")
+        print(f"  speed of light: ours / {slowest} alone = {mine['steady'] / alone[slowest]:.2f}")
+        for name in ("loop", "ray_data"):
+            rate = found[name]["steady"]
+            extra = f", {found[name]['with start-up']:6.2f} with start-up" if "with start-up" in found[name] else ""
+            print(f"  {name:<10} {rate:6.2f} clips/s steady{extra};  ours is {mine['steady'] / rate:.2f}x")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    main()

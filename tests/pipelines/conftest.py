@@ -1,0 +1,33 @@
+"""One undisturbed run that the others are compared with."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import runs`: tests are no package
+
+import runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished preprocess run: its settings, its output and the hash of every file of it."""
+
+    settings: list[str]
+    output: Path
+    files: dict[str, str]
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def undisturbed(store_of_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """store_of_videos preprocessed into shards of two clips by one decode and one gaze worker."""
+    output = tmp_path_factory.mktemp("undisturbed") / "gaze"
+    settings = [f"input={store_of_videos}", "shard.clips=2"]
+    done = runs.autogaze("preprocess", *settings, f"output={output}", "ray.cpus=2")
+    assert done.returncode == 0, done.stderr + done.stdout
+    return Run(settings, output, runs.tree(output), done.stdout)

@@ -1,0 +1,159 @@
+"""pipelines.manifest: a store of videos -> one row per video; re-scans open only what is new or changed."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray.data
+
+from pipelines import manifest as manifests
+from pipelines import store
+from pipelines.decode import DecodeConfig, IsolatedDecoder, Source
+from pipelines.errors import PipelineError
+from pipelines.manifest import fingerprint, probe_object, scan, tar_members
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[IsolatedDecoder]:
+    with IsolatedDecoder(DecodeConfig()) as decoder:
+        yield decoder
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_every_video_has_one_row_good_or_bad(store_of_videos: Path) -> None:
+    manifest = scan(str(store_of_videos))
+    assert manifest["uri"].tolist() == sorted(str(path) for path in store_of_videos.rglob("*.mp4"))
+    bad = manifest[manifest["status"] == "failed"]
+    assert bad["uri"].tolist() == [str(store_of_videos / "broken.mp4")] and bad["reason"].tolist() == ["unreadable"]
+    good = manifest[manifest["status"] == "ok"]
+    assert sorted(good["frames"]) == [20, 30, 33, 40, 50, 60]
+    assert set(good["codec"]) == {"h264"} and set(good["width"]) == {96} and set(good["height"]) == {64}
+    assert good["fps"].tolist() == pytest.approx([25.0] * 6)
+
+
+def test_a_manifest_reads_back_as_it_was_written(store_of_videos: Path, tmp_path: Path) -> None:
+    manifest = scan(str(store_of_videos))
+    store.publish(manifests.manifest_bytes(manifest), str(tmp_path / "m.parquet"))
+    pd.testing.assert_frame_equal(manifests.read_manifest(str(tmp_path / "m.parquet")), manifest)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "m.parquet"), manifest)
+
+
+def test_a_rescan_opens_only_what_is_new_or_changed(
+    store_of_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        os.link(store_of_videos / f"clip{number}.mp4", tmp_path / f"{number}.mp4")
+    first = scan(str(tmp_path))
+    opened: list[str] = []
+    real = ray.data.from_items
+
+    def watched(tasks: list[dict], **options: object) -> object:
+        opened.extend(url for task in tasks for url in task["urls"])
+        return real(tasks, **options)
+
+    monkeypatch.setattr(ray.data, "from_items", watched)
+    pd.testing.assert_frame_equal(scan(str(tmp_path), first), first)
+    assert opened == []
+    (tmp_path / "0.mp4").unlink()
+    os.utime(tmp_path / "1.mp4", ns=(1, 1))
+    os.link(store_of_videos / "clip4.mp4", tmp_path / "4.mp4")
+    second = scan(str(tmp_path), first)
+    assert sorted(opened) == [str(tmp_path / "1.mp4"), str(tmp_path / "4.mp4")]
+    pd.testing.assert_frame_equal(second, scan(str(tmp_path)))
+
+
+def test_videos_inside_a_tar_are_read_in_place(store_of_videos: Path, tmp_path: Path, decoder: IsolatedDecoder) -> None:
+    good = (store_of_videos / "clip1.mp4").read_bytes()
+    make_tar(tmp_path / "t.tar", {"a/0001.mp4": good, "0001.json": b"{}", "bad.mp4": b"xx", "../../up.mp4": good})
+    rows = {row["uri"].split("#")[1]: row for row in scan(str(tmp_path)).to_dict("records")}
+    assert set(rows) == {"a/0001.mp4", "bad.mp4", "../../up.mp4"}
+    assert (rows["a/0001.mp4"]["status"], rows["a/0001.mp4"]["frames"]) == ("ok", 30)
+    assert rows["bad.mp4"]["status"] == "failed"
+    for name in ("a/0001.mp4", "../../up.mp4"):
+        row = rows[name]
+        with open(row["object"], "rb") as tar:
+            tar.seek(row["offset"])
+            assert tar.read(row["bytes"]) == good
+        assert decoder.probe(Source(row["object"], row["offset"], row["bytes"])).frames == 30
+    assert not (tmp_path.parent / "up.mp4").exists()
+
+
+def entry(path: Path) -> store.Entry:
+    return next(iter(store.list_objects(str(path))))
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "cut", "compressed", "no videos"])
+def test_a_bad_tar_is_a_failed_row_and_keeps_its_good_members(
+    store_of_videos: Path, tmp_path: Path, decoder: IsolatedDecoder, damage: str
+) -> None:
+    good = (store_of_videos / "clip1.mp4").read_bytes()
+    path = make_tar(tmp_path / "t.tar", {"a.mp4": good, "b.mp4": good} if damage != "no videos" else {"a.txt": b"a"})
+    if damage == "text":
+        path.write_text("no tar at all" * 1000)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[: len(good) + 4096])
+    elif damage == "compressed":
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(store_of_videos / "clip1.mp4", "a.mp4")
+    rows = probe_object(entry(path), decoder)
+    assert rows[-1]["uri"] == str(path) and rows[-1]["status"] == "failed"
+    assert rows[-1]["reason"] == ("truncated" if damage == "cut" else "unreadable")
+    assert [row["status"] for row in rows[:-1]] == (["ok"] if damage == "cut" else [])
+
+
+def test_links_and_devices_in_a_tar_are_passed_over(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for kind, name in ((tarfile.SYMTYPE, "link.mp4"), (tarfile.LNKTYPE, "hard.mp4"), (tarfile.CHRTYPE, "dev.mp4")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    assert list(tar_members(str(tmp_path / "t.tar"))) == []
+
+
+def test_a_name_that_is_not_utf8_is_a_failed_row(store_of_videos: Path, tmp_path: Path) -> None:
+    os.link(store_of_videos / "clip0.mp4", os.fsencode(tmp_path) + b"/bad\xff.mp4")
+    os.link(store_of_videos / "clip0.mp4", tmp_path / "good.mp4")
+    manifest = scan(str(tmp_path))
+    assert manifest[["status", "reason"]].fillna("").to_numpy().tolist() == [["failed", "bad_name"], ["ok", ""]]
+
+
+def test_a_fingerprint_is_of_the_bytes_not_of_the_place(tmp_path: Path) -> None:
+    data = os.urandom(300_000)
+    (tmp_path / "a").write_bytes(data)
+    (tmp_path / "b").write_bytes(b"header" + data + b"trailer")
+    assert fingerprint(str(tmp_path / "a")) == fingerprint(str(tmp_path / "b"), 6, len(data))
+    for change in (data[1:], data[:-1], b"x" + data[1:], data[:-1] + b"x", data + b"x"):
+        (tmp_path / "c").write_bytes(change)
+        assert fingerprint(str(tmp_path / "c")) != fingerprint(str(tmp_path / "a"))
+    (tmp_path / "empty").write_bytes(b"")
+    assert fingerprint(str(tmp_path / "empty"))
+
+
+def test_a_single_file_is_a_store_whatever_it_is_called(store_of_videos: Path, tmp_path: Path) -> None:
+    os.link(store_of_videos / "clip0.mp4", tmp_path / "no suffix")
+    assert scan(str(tmp_path / "no suffix"))["status"].tolist() == ["ok"]
+
+
+@pytest.mark.parametrize("text", [b"", b"PAR1", b"not parquet"])
+def test_a_file_that_is_no_manifest_is_one_clear_line(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "m.parquet").write_bytes(text)
+    with pytest.raises(PipelineError, match="not a manifest"):
+        manifests.read_manifest(str(tmp_path / "m.parquet"))
