@@ -8,8 +8,8 @@
 frames that are needed reformat(224, 224, "rgb24").to_ndarray(). `in process` is decode_clips, `isolated` is
 IsolatedDecoder, the way the pipeline runs it. Each file is decoded by all of them in turn, in an order that changes
 from file to file and round to round, with one thread each; the best round of each file counts, because other work on
-the machine can only ever add time. CPU time includes the child's. The ratio is bare's CPU time over theirs: at 1 it costs
-nothing, above it saves.
+the machine can only ever add time. CPU time includes the child's. The ratio is bare's CPU time over theirs: at 1 the
+rest costs nothing, above 1 it saves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is peak memory flat whatever the corpus size? `autogaze preprocess` over 100 and over 1,000 clips, watched from outside.
+"""Is peak memory flat whatever the corpus size? `autogaze preprocess` of 100 and of 1,000 clips, seen from outside.
 
     python benchmarks/memory.py --corpus ../shared/corpus/train
 

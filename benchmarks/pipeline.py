@@ -7,7 +7,7 @@ One decode and one gaze worker on two cores. In each round, one after another an
   decode      its decode stage alone: the same actor class called in a loop, frames thrown away
   gaze        its gaze stage alone, on rows decoded before the clock starts
   loop        a single-process loop: PyAV, the same gaze, JPEGs, webdataset.TarWriter; no isolation, no resume
-  ray data    the straightforward Ray Data script: a row per clip, decord in map(), gaze per row, JPEGs and a tar per task
+  ray data    the straightforward Ray Data script: a row per clip, decord in map(), gaze per row, a tar per clip
 Rates are clips/s of work; `ours` and `ray data` are shown with Ray's start-up and without (from the first task on).
 """
 
@@ -46,7 +46,8 @@ def ours(source: Path, work: Path, per_video: int) -> dict[str, float]:
 def stages(work: Path) -> dict[str, float]:
     """Both stages alone over the dataset that `ours` made, in this process, single-threaded like their actors."""
     from pipelines.decode import DecodeConfig
-    from pipelines.stages import DecodeStage, GazeStage
+    from pipelines.decode_stage import DecodeStage
+    from pipelines.gaze_stage import GazeStage
 
     source, output = work / "ours", work / "alone"
     output.mkdir()
@@ -187,7 +188,10 @@ def main() -> None:
                 found[part] = json.loads(printed.strip().splitlines()[-1])
         mine, alone = found["ours"], found["stages"]
         slowest = min(alone, key=lambda stage: alone[stage])
-        print(f"round {number + 1}: {mine['clips']:.0f} clips of {FRAMES} frames from {len(videos[::step][: options.videos])} videos")
+        print(
+            f"round {number + 1}: {mine['clips']:.0f} clips of {FRAMES} frames "
+            f"from {len(videos[::step][: options.videos])} videos"
+        )
         print(f"  ours       {mine['steady']:6.2f} clips/s steady, {mine['with start-up']:6.2f} with start-up")
         print(f"  decode     {alone['decode']:6.2f} clips/s alone;  gaze {alone['gaze']:6.2f} clips/s alone")
         print(f"  speed of light: ours / {slowest} alone = {mine['steady'] / alone[slowest]:.2f}")

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -79,8 +79,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
             OmegaConf.update(config, name, value.replace("${", "\\${") if isinstance(value, str) else value)
         except OmegaConfBaseException as error:
             raise PipelineError(f"{name}={value}: {_type_name(known[name].type)} expected") from error
-    result: T = OmegaConf.to_object(config)
-    return result
+    return cast(T, OmegaConf.to_object(config))
 
 
 def _parse(key: Key, text: str) -> Any:

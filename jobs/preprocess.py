@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cluster.local import ClusterSize, RayConfig, running
 from pipelines import preprocess, store
-from pipelines.preprocess import Job, PreprocessConfig, Totals
+from pipelines.preprocess import Job, PreprocessConfig, Totals, Workers
 
 _PLAIN_SECONDS = 10.0
 
@@ -51,7 +51,7 @@ def _done(job: Job, console: Console, dry_run: bool) -> int:
     return 0
 
 
-def _execute(job: Job, workers: tuple[int, int, bool], cluster: ClusterSize, console: Console) -> int:
+def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console) -> int:
     planned = int(job.plan["shard"].isin(job.missing).sum())
     console.print(
         f"{planned} clips in {len(job.missing)} shards"
@@ -60,8 +60,8 @@ def _execute(job: Job, workers: tuple[int, int, bool], cluster: ClusterSize, con
             if len(job.missing) < job.shards
             else ""
         )
-        + f"; {workers[0]} decode and {workers[1]} gaze workers on {cluster.nodes} node(s), gaze on "
-        + ("cuda" if workers[2] else "cpu"),
+        + f"; {workers.decode} decode and {workers.gaze} gaze workers on {cluster.nodes} node(s), gaze on "
+        + ("cuda" if workers.on_gpu else "cpu"),
         highlight=False,
     )
     began, status, totals = time.time(), "failed", Totals()
@@ -80,14 +80,13 @@ def _execute(job: Job, workers: tuple[int, int, bool], cluster: ClusterSize, con
         raise
     finally:
         seconds = time.time() - began
-        record = preprocess.run_record(
-            job, latest[0], workers, (cluster.nodes, cluster.cpus, cluster.gpus), began, seconds, status
-        )
+        record = preprocess.run_record(latest[0], workers, asdict(cluster), began, seconds, status)
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)) + f"-{uuid.uuid4().hex[:6]}.json"
         if status != "failed":  # a failure may be a full disk; its own message matters more than a record of it
             store.publish(json.dumps(record, indent=1).encode() + b"\n", store.join(f"{job.output}.runs", name))
     _show_summary(job, totals, record, console)
-    return 0 if totals.ok or not planned else 1
+    # Nothing at all came out of the whole corpus: whatever runs next should not take this for a success.
+    return 1 if totals.ok == 0 and len(job.missing) == job.shards else 0
 
 
 class _Bar:
@@ -139,7 +138,7 @@ def _show_plan(job: Job, console: Console) -> None:
     plan, config = job.plan, job.config
     todo = plan[plan["shard"].isin(job.missing) & plan["reason"].isna()]
     frames = int(todo["frames"].sum())
-    # Measured on the demo footage: a 224x224 JPEG of quality 90 is about 14 KB; tar padding and gaze come to 3 KB a frame.
+    # Shards of the demo footage hold this many bytes a frame, tar padding and gaze included.
     per_frame = {"jpeg": 17_000, "raw": 150_528, "none": 500}[config.frames]
     table = Table(
         title=f"what autogaze preprocess would write to {job.output}", show_header=False, title_justify="left"
@@ -172,7 +171,8 @@ def _show_summary(job: Job, totals: Totals, record: dict, console: Console) -> N
         )
         table.add_row(
             "error",
-            f"{totals.loss / totals.ok:.4f} mean; {totals.met / totals.ok:.1%} of frames met threshold {job.config.threshold}",
+            f"{totals.loss / totals.ok:.4f} mean; "
+            f"{totals.met / totals.ok:.1%} of frames met threshold {job.config.threshold}",
         )
     table.add_row("frames", f"{totals.frames:,} in {record['seconds']:.1f} s: {record['frames_per_s']:.1f} frames/s")
     stages = record["stages"]
@@ -185,7 +185,7 @@ def _show_summary(job: Job, totals: Totals, record: dict, console: Console) -> N
             )
     table.add_row(
         "slowest stage",
-        f"{record['slowest_stage']}; the whole ran at {record['speed_of_light']:.0%} of its rate once all workers were up",
+        f"{record['slowest_stage']}; since the first clip the whole ran at {record['speed_of_light']:.0%} of its rate",
     )
     if totals.restarts:
         table.add_row("decoders", f"[yellow]{totals.restarts} died or hung and were replaced[/yellow]")

@@ -37,6 +37,7 @@ from jobs.survey import (
 from jobs.threads import one_torch_thread
 from pipelines import shards, store
 from pipelines.errors import PipelineError
+from pipelines.frames import decode_frames
 from pipelines.shards import Dataset
 
 GALLERY_FRAMES = 8  # shown of each clip
@@ -177,7 +178,7 @@ def card(
     row = index_row(dataset, survey, pick[0])
     members = read_members(dataset, row)
     gaze = read_gaze(members, vocabulary)
-    frames = shards.decode_frames(members)
+    frames = decode_frames(members)
     rebuilt = None
     if frames is not None and settings.get("gaze", "canvas") == "canvas":
         rebuilt = reconstruction.load("canvas", vocabulary).reconstruct(frames[None], gaze).pixels[0].numpy()

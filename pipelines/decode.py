@@ -63,7 +63,9 @@ def decode_clips(
     frames: dict[int, np.ndarray] = {}
 
     def buffer(i: int) -> np.ndarray:
-        return frames.setdefault(i, np.empty((len(clips[i]), config.size, config.size, 3), np.uint8))
+        if i not in frames:
+            frames[i] = np.empty((len(clips[i]), config.size, config.size, 3), np.uint8)
+        return frames[i]
 
     for i, error in outcomes(backend(config.decoder), source, clips, config, buffer):
         decoded = frames.pop(i, None)

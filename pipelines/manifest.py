@@ -23,7 +23,27 @@ from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
 from pipelines.errors import PipelineError
 
 VIDEO_SUFFIXES = frozenset(
-    [".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".3gp", ".ogv", ".vob", ".mxf", ".mjpeg", ".gif"]
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".wmv",
+        ".flv",
+        ".3gp",
+        ".ogv",
+        ".vob",
+        ".mxf",
+        ".mjpeg",
+        ".gif",
+    ]
 )
 TAR_SUFFIX = ".tar"
 SCHEMA = pa.schema(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,29 +20,41 @@ import pandas as pd
 
 from autogaze import reconstruction
 from autogaze.patches import VOCABULARY
+from pipelines import frames, shards, store
 from pipelines import manifest as manifests
-from pipelines import shards, store
-from pipelines.decode import DecodeConfig, decoder_fingerprint
+from pipelines.decode import DECODERS, DecodeConfig, decoder_fingerprint
+from pipelines.decode_stage import DecodeStage
 from pipelines.errors import PipelineError
+from pipelines.gaze_stage import GazeStage
 from pipelines.plan import ClipConfig, check_clip_config, make_plan, plan_bytes
 from pipelines.shards import ShardConfig
-from pipelines.stages import DecodeStage, GazeStage, jpeg_fingerprint
 
 FORMAT = 1
 GAZES = ("canvas",)
-DECODERS = ("pyav", "decord", "torchcodec")
 DEVICES = ("auto", "cpu", "cuda")
 _ROW_LIMIT = 2 << 30  # an Arrow array addresses its bytes with 31 bits
+
+
+# What a worker asks of Ray. Decoding keeps a core busy; canvas gaze works a tenth of the time, and decoding actors fill
+# what it leaves. Both ask for less than a core, so that every core can decode beside it.
+_DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Actors per stage, and where gaze runs."""
+
+    decode: int
+    gaze: int
+    on_gpu: bool
 
 
 @dataclass
 class WorkersConfig:
     """How many actors each stage has; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
 
-    decode: int = field(default=0, metadata={"help": "decoding actors, one CPU each (0 = what gaze leaves)"})
-    gaze: int = field(
-        default=0, metadata={"help": "gaze actors, one GPU or one CPU each (0 = every GPU, or a quarter of the CPUs)"}
-    )
+    decode: int = field(default=0, metadata={"help": "decoding actors (0 = one per CPU)"})
+    gaze: int = field(default=0, metadata={"help": "gaze actors (0 = one per GPU, or per four CPUs)"})
 
 
 @dataclass
@@ -91,7 +104,7 @@ def check_config(config: PreprocessConfig) -> None:
             raise PipelineError(f"{name}= is missing: autogaze preprocess input=/data/videos output=/data/gaze")
     for name, known in (
         ("gaze", GAZES),
-        ("frames", shards.FRAME_STORAGE),
+        ("frames", frames.STORAGE),
         ("decoder", DECODERS),
         ("device", DEVICES),
         ("retry", ("", "failed")),
@@ -131,24 +144,24 @@ def row_bytes(config: PreprocessConfig) -> int:
     return config.shard.clips * config.clip.frames * VOCABULARY.frame_size**2 * 3
 
 
-def share_workers(config: PreprocessConfig, cpus: int, gpus: int) -> tuple[int, int, bool]:
-    """(decode actors, gaze actors, gaze on GPU) for a cluster.
+def share_workers(config: PreprocessConfig, cpus: int, gpus: int) -> Workers:
+    """Share a cluster out among the stages.
 
     Raises PipelineError when the cluster is too small for what was asked: Ray would wait for ever.
     """
     on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
     if on_gpu and gpus == 0:
         raise PipelineError("device=cuda: this cluster has no GPU; use device=cpu")
+    decode = config.workers.decode or max(1, cpus)
     gaze = config.workers.gaze or (gpus if on_gpu else max(1, cpus // 4))
-    for_gaze = 0 if on_gpu else gaze
-    decode = config.workers.decode or max(1, cpus - for_gaze)
-    if decode + for_gaze > cpus or (on_gpu and gaze > gpus):
+    needed = decode * _DECODE_CPUS + (0 if on_gpu else gaze * _GAZE_CPUS)
+    if needed > cpus or (on_gpu and gaze > gpus):
         raise PipelineError(
-            f"workers.decode={decode} and workers.gaze={gaze} need {decode + for_gaze} CPUs"
+            f"workers.decode={decode} and workers.gaze={gaze} need {math.ceil(needed)} CPUs"
             + (f" and {gaze} GPUs" if on_gpu else "")
-            + f"; the cluster has {cpus} CPUs and {gpus} GPUs (one machine: raise ray.cpus to share its cores)"
+            + f"; the cluster has {cpus} CPUs and {gpus} GPUs (on one machine, ray.cpus= sets how many Ray counts)"
         )
-    return decode, gaze, on_gpu
+    return Workers(decode, gaze, on_gpu)
 
 
 @dataclass(frozen=True)
@@ -236,7 +249,7 @@ def describe(config: PreprocessConfig) -> dict[str, Any]:
         "config": dataset_config(config),
         "software": {
             "decoder": decoder_fingerprint(_decode_config(config)),
-            "jpeg": jpeg_fingerprint() if config.frames == "jpeg" else "",
+            "jpeg": frames.jpeg_fingerprint() if config.frames == "jpeg" else "",
         },
         "models": {config.gaze: reconstruction.load(config.gaze).fingerprint},
         "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
@@ -306,7 +319,7 @@ class Totals:
     met: float = 0.0
     restarts: int = 0  # decoder children replaced
     failed: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)  # busy seconds per stage, all actors together
+    seconds: dict[str, float] = field(default_factory=dict)  # busy seconds per stage, all actors together
     began: float = float("inf")
     ended: float = 0.0
 
@@ -314,7 +327,8 @@ class Totals:
         for name in ("clips", "ok", "frames", "tokens", "loss", "met", "restarts"):
             setattr(self, name, getattr(self, name) + row[name])
         self.failed.update(json.loads(row["failed"]))
-        self.seconds.update(json.loads(row["seconds"]))
+        for stage, spent in json.loads(row["seconds"]).items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         self.began, self.ended = min(self.began, row["began"]), max(self.ended, row["ended"])
 
     def speed_of_light(self, workers: dict[str, int]) -> tuple[str, float]:
@@ -325,7 +339,7 @@ class Totals:
         return slowest, busy[slowest] / span if span > 0 else 0.0
 
 
-def execute(job: Job, workers: tuple[int, int, bool], on_shard: Callable[[Totals], None]) -> Totals:
+def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> Totals:
     """Make the missing shards; `on_shard` is called after each commit. Needs a running Ray.
 
     Raises PipelineError: the output is full or denied, storage stayed away, or too many clips failed.
@@ -336,8 +350,7 @@ def execute(job: Job, workers: tuple[int, int, bool], on_shard: Callable[[Totals
     totals = Totals()
     if not job.missing:
         return totals
-    decode, gaze, on_gpu = workers
-    decode, gaze = min(decode, len(job.missing)), min(gaze, len(job.missing))
+    decode, gaze = min(workers.decode, len(job.missing)), min(workers.gaze, len(job.missing))
     limit = job.config.max_failed_fraction * len(job.plan)
     config = job.config
     manifests.quiet_ray_data()
@@ -345,19 +358,28 @@ def execute(job: Job, workers: tuple[int, int, bool], on_shard: Callable[[Totals
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
         object_store_memory=3 * (decode + gaze) * row_bytes(config)
     )
-    rows = ray.data.from_items([{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing))
-    rows = rows.map(
-        DecodeStage,
-        fn_constructor_args=(job.output, _decode_config(config), config.frames, config.jpeg_quality),
-        compute=ActorPoolStrategy(size=decode, max_tasks_in_flight_per_actor=2),
-        num_cpus=1,
+    rows: ray.data.Dataset = ray.data.from_items(
+        [{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing)
     )
     rows = rows.map(
-        GazeStage,
-        fn_constructor_args=(job.output, config.gaze, config.threshold, config.max_ratio, config.frames, on_gpu),
+        DecodeStage,  # type: ignore[arg-type]  # Ray makes the actor; its stub knows functions only
+        fn_constructor_args=(job.output, _decode_config(config), config.frames, config.jpeg_quality),
+        compute=ActorPoolStrategy(size=decode, max_tasks_in_flight_per_actor=2),
+        num_cpus=_DECODE_CPUS,
+    )
+    rows = rows.map(
+        GazeStage,  # type: ignore[arg-type]
+        fn_constructor_args=(
+            job.output,
+            config.gaze,
+            config.threshold,
+            config.max_ratio,
+            config.frames,
+            workers.on_gpu,
+        ),
         compute=ActorPoolStrategy(size=gaze, max_tasks_in_flight_per_actor=2),
-        num_cpus=0 if on_gpu else 1,
-        num_gpus=1 if on_gpu else 0,
+        num_cpus=0 if workers.on_gpu else _GAZE_CPUS,
+        num_gpus=1 if workers.on_gpu else 0,
     )
     try:
         for row in rows.iter_rows():
@@ -393,27 +415,26 @@ def _pipeline_error(error: BaseException | None) -> PipelineError | None:
 
 
 def run_record(
-    job: Job,
-    totals: Totals,
-    workers: tuple[int, int, bool],
-    cluster: tuple[int, int, int],
-    began: float,
-    seconds: float,
-    status: str,
+    totals: Totals, workers: Workers, cluster: dict[str, int], began: float, seconds: float, status: str
 ) -> dict[str, Any]:
-    """What a run did, for the report: kept beside the dataset, in <output>.runs/, since no two runs' times agree."""
-    counts = {"decode": workers[0], "gaze": workers[1]}
+    """What a run did, for the report: kept beside the dataset, in <output>.runs/, since no two runs' times agree.
+
+    Args:
+        cluster: nodes, cpus, gpus.
+        began: seconds since the epoch.
+        seconds: how long it took, without starting Ray.
+        status: done, or interrupted.
+    """
+    counts = {"decode": workers.decode, "gaze": workers.gaze}
     slowest, light = totals.speed_of_light(counts) if totals.clips else ("", 0.0)
     stamp = "%Y-%m-%dT%H:%M:%SZ"
     return {
         "started": time.strftime(stamp, time.gmtime(began)),
         "finished": time.strftime(stamp, time.gmtime(began + seconds)),
         "status": status,
-        "nodes": cluster[0],
-        "cpus": cluster[1],
-        "gpus": cluster[2],
+        **cluster,
         "workers": counts,
-        "device": "cuda" if workers[2] else "cpu",
+        "device": "cuda" if workers.on_gpu else "cpu",
         "clips": {"ok": totals.ok, "failed": sum(totals.failed.values())},
         "failed_by_reason": dict(sorted(totals.failed.items())),
         "decoder_restarts": totals.restarts,
@@ -422,12 +443,12 @@ def run_record(
         "seconds": round(seconds, 3),
         "frames_per_s": round(totals.frames / seconds, 2) if seconds else 0.0,
         "stages": {
-            stage: {
-                "seconds": round(spent, 3),
-                "workers": counts["gaze" if stage in ("gaze", "search", "write") else "decode"],
-            }
+            stage: {"seconds": round(spent, 3), "workers": counts["gaze" if stage in _IN_GAZE else "decode"]}
             for stage, spent in sorted(totals.seconds.items())
         },
         "slowest_stage": slowest,
         "speed_of_light": round(light, 4),
     }
+
+
+_IN_GAZE = ("gaze", "search", "write")

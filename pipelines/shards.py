@@ -17,17 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-from PIL import Image
 
 from autogaze.gaze import Gaze
 from pipelines import store, tables
 from pipelines.errors import PipelineError
 from pipelines.plan import SCHEMA as PLAN_SCHEMA
 
-FRAME_STORAGE = ("jpeg", "raw", "none")
 OUTCOMES = ("ok", "filtered", "failed")
 INDEX_SCHEMA = pa.schema(
     [
@@ -77,33 +74,6 @@ def tar_url(dataset: str, shard: int) -> str:
 
 def index_url(dataset: str, shard: int) -> str:
     return store.join(dataset, "index", f"{shard:06d}.parquet")
-
-
-def encode_frames(frames: np.ndarray, storage: str, quality: int) -> list[tuple[str, bytes]]:
-    """Frames uint8 [T, H, W, 3] as (member suffix, bytes): T JPEGs, one frames.npy, or nothing."""
-    if storage == "none":
-        return []
-    if storage == "raw":
-        sink = io.BytesIO()
-        np.save(sink, frames, allow_pickle=False)
-        return [("frames.npy", sink.getvalue())]
-    digits = max(2, len(str(len(frames) - 1)))
-    members = []
-    for number, frame in enumerate(frames):
-        sink = io.BytesIO()
-        Image.fromarray(frame).save(sink, "JPEG", quality=quality)
-        members.append((f"{number:0{digits}d}.jpg", sink.getvalue()))
-    return members
-
-
-def decode_frames(members: dict[str, bytes]) -> np.ndarray | None:
-    """The inverse of encode_frames on a clip's members; uint8 [T, H, W, 3], or None when frames were not stored."""
-    if "frames.npy" in members:
-        return np.load(io.BytesIO(members["frames.npy"]), allow_pickle=False)
-    names = sorted(name for name in members if name.endswith(".jpg"))
-    if not names:
-        return None
-    return np.stack([np.asarray(Image.open(io.BytesIO(members[name])).convert("RGB")) for name in names])
 
 
 def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: float) -> tuple[bytes, bytes]:

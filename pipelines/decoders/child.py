@@ -5,9 +5,9 @@ parent as its standard input. One JSON object per line each way; the memory for 
 file descriptor. Nothing is pickled.
 
     request  {"probe": SOURCE}                                   answer   {"info": VIDEOINFO} or FAILURE, {"end": true}
-    request  {"source": SOURCE, "clips": [[i, at, FRAMES], ...]}
-             at: where clip i starts in the memory, in frames    answers  {"clip": i} or {"clip": i, **FAILURE} for each
-                                                                          clip, by ascending first frame; {"end": true}
+    request  {"source": SOURCE, "clips": [[at, FRAMES], ...]}
+             at: where clip i starts in the memory, in frames;   answers  {"clip": i} or {"clip": i, **FAILURE} for each
+             null: decode it, but nobody needs its frames                 clip, by ascending first frame; {"end": true}
     FAILURE = {"reason": ..., "detail": ...}; a bug of ours comes back as {"bug": TRACEBACK}
 """
 
@@ -67,12 +67,18 @@ def _answers(
             yield {"reason": failure.reason, "detail": failure.detail}
         return
 
-    numbers, starts, clips = zip(*request["clips"], strict=True)
     assert memory is not None
     frames = np.frombuffer(memory, np.uint8).reshape(-1, config.size, config.size, 3)
-    views = [frames[at : at + len(clip)] for at, clip in zip(starts, clips, strict=True)]
-    for i, error in outcomes(decoder, Source(**request["source"]), clips, config, views.__getitem__):
-        yield {"clip": numbers[i]} | ({} if error is None else {"reason": error.reason, "detail": error.detail})
+    starts = [at for at, _ in request["clips"]]
+    clips = [clip for _, clip in request["clips"]]
+
+    def buffer(i: int) -> np.ndarray:
+        if starts[i] is None:
+            return np.empty((len(clips[i]), *frames.shape[1:]), np.uint8)
+        return frames[starts[i] : starts[i] + len(clips[i])]
+
+    for i, error in outcomes(decoder, Source(**request["source"]), clips, config, buffer):
+        yield {"clip": i} | ({} if error is None else {"reason": error.reason, "detail": error.detail})
 
 
 def _requests(wire: socket.socket) -> Iterator[tuple[dict[str, Any], mmap.mmap | None]]:

@@ -105,8 +105,11 @@ class IsolatedDecoder:
         waiting = dict.fromkeys(order)
 
         def request() -> dict[str, Any]:
-            wanted = [[i, starts[i], [int(n) for n in clips[i]]] for i in waiting]
-            return {"clips": wanted, "source": _named(source)}
+            # All clips, also after a loss: what damaged data decodes to may depend on what was decoded before it. What
+            # was delivered is the caller's, so it is not written to again.
+            places = [starts[i] if i in waiting else None for i in range(len(clips))]
+            wanted = [[at, [int(n) for n in clip]] for at, clip in zip(places, clips, strict=True)]
+            return {"source": _named(source), "clips": wanted}
 
         descriptor = _anonymous_file(starts[-1] * size * size * 3)
         try:
@@ -128,12 +131,13 @@ class IsolatedDecoder:
             os.close(descriptor)
 
     def _converse(self, request: Callable[[], dict[str, Any]], memory: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the answers; after a loss, ask a new child. Raises _Lost at the second loss with no answer between."""
+        """Yield each answer once; after a loss, ask a new child. Raises _Lost at the second with no answer between."""
         if self._busy:
             raise RuntimeError("IsolatedDecoder: finish or close the last decode_clips iterator before the next call")
         self._busy = True
         try:
             losses = 0
+            answered: set[int | None] = set()
             while True:
                 child = self._warm_child()
                 try:
@@ -143,8 +147,10 @@ class IsolatedDecoder:
                             raise RuntimeError(f"the decoder child failed:\n{answer['bug']}")
                         if answer.get("reason") == "decoder_out_of_memory":
                             raise _Lost(answer["reason"], answer["detail"])  # perhaps earlier videos left too little
-                        losses = 0
-                        yield answer
+                        if answer.get("clip") not in answered:
+                            losses = 0
+                            answered.add(answer.get("clip"))
+                            yield answer
                     break
                 except _Lost:
                     self.close()

@@ -25,6 +25,11 @@ _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file,subfile"
 _MPEG4_EMPTY = 8
 
 
+# These decoders neither report nor conceal a damaged slice unless told to fail on it: the rest of the picture is whatever
+# the buffer held before, and differs from run to run.
+_SILENT = ("hevc", "vvc")
+
+
 @dataclass(frozen=True)
 class Step:
     """What the decoder made of one packet (None: of the end of the stream)."""
@@ -61,6 +66,8 @@ class Video:
         # Slices, not frames: with frame threads an error surfaces some packets after the packet it belongs to.
         self.stream.thread_type = "SLICE"
         self.stream.codec_context.thread_count = self._threads
+        if self.codec in _SILENT:
+            self.stream.codec_context.options = {"err_detect": "explode"}
         self._seen = 0
         self._errors: list[str] = []
 

@@ -22,6 +22,7 @@ from jobs import charts, report, survey
 from jobs.threads import one_torch_thread
 from pipelines import shards
 from pipelines.errors import PipelineError
+from pipelines.frames import encode_frames
 from pipelines.plan import ClipConfig, make_plan, plan_bytes
 from pipelines.shards import Outcome
 
@@ -86,7 +87,7 @@ def make_dataset(
                 continue
             frames = footage(int(row["video"][-6:-4]) * 6)
             gaze = greedy.label(frames[None], reconstructor, threshold=THRESHOLD, max_ratio=0.5)
-            outcomes.append(Outcome(gaze=gaze, members=shards.encode_frames(frames, storage, 90)))
+            outcomes.append(Outcome(gaze=gaze, members=encode_frames(frames, storage, 90)))
         shards.commit_shard(str(folder), int(shard), *shards.build_shard(rows, outcomes, THRESHOLD))
     return str(folder)
 

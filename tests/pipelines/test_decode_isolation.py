@@ -141,6 +141,18 @@ def test_a_child_killed_at_any_moment_leaves_no_trace(
     assert 1 <= decoder.restarts <= 8
 
 
+def test_a_second_child_does_not_touch_what_the_first_delivered(
+    decoder: IsolatedDecoder, video: Source, frames: dict[int, np.ndarray]
+) -> None:
+    for i, decoded in decoder.decode_clips(video, CLIPS):
+        np.testing.assert_array_equal(decoded, frames[i])
+        decoded[...] = 0
+        if i == 10:
+            os.kill(child_of(decoder), signal.SIGKILL)
+            kept = decoded
+    assert decoder.restarts == 1 and not kept.any()
+
+
 def test_a_child_killed_while_idle_is_replaced(decoder: IsolatedDecoder, video: Source) -> None:
     decoder.probe(video)
     for restarts in (1, 2, 3):

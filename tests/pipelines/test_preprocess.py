@@ -74,9 +74,7 @@ def test_any_number_of_workers_gives_the_same_bytes(undisturbed: Run, tmp_path: 
     assert runs.tree(tmp_path / "gaze") == undisturbed.files
 
 
-def test_a_three_node_cluster_that_loses_a_node_gives_the_same_bytes(
-    undisturbed: Run, tmp_path: Path
-) -> None:
+def test_a_three_node_cluster_that_loses_a_node_gives_the_same_bytes(undisturbed: Run, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

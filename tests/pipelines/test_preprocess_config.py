@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig
-from pipelines.preprocess import PreprocessConfig, WorkersConfig, check_config, share_workers
+from pipelines.preprocess import PreprocessConfig, Workers, WorkersConfig, check_config, share_workers
 from pipelines.shards import ShardConfig
 
 
@@ -38,15 +38,15 @@ def test_a_value_that_cannot_work_is_named_before_any_work(changes: dict[str, An
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("cpus, gpus, expected", [(2, 0, (1, 1, False)), (8, 0, (6, 2, False)), (16, 4, (16, 4, True))])
+@pytest.mark.parametrize("cpus, gpus, expected", [(2, 0, (2, 1, False)), (8, 0, (8, 2, False)), (16, 4, (16, 4, True))])
 def test_workers_share_the_cluster_out(cpus: int, gpus: int, expected: tuple[int, int, bool]) -> None:
-    assert share_workers(PreprocessConfig(), cpus, gpus) == expected
+    assert share_workers(PreprocessConfig(), cpus, gpus) == Workers(*expected)
 
 
 @pytest.mark.parametrize(
     "config, told",
     [
-        (PreprocessConfig(workers=WorkersConfig(decode=4)), "need 5 CPUs; the cluster has 4 CPUs"),
+        (PreprocessConfig(workers=WorkersConfig(decode=6)), "need 5 CPUs; the cluster has 4 CPUs"),
         (PreprocessConfig(device="cuda"), "no GPU"),
     ],
 )
@@ -56,5 +56,5 @@ def test_more_workers_than_the_cluster_can_hold_are_refused(config: PreprocessCo
 
 
 def test_one_cpu_is_too_few_and_says_what_to_do() -> None:
-    with pytest.raises(PipelineError, match=r"raise ray\.cpus"):
+    with pytest.raises(PipelineError, match=r"ray\.cpus="):
         share_workers(PreprocessConfig(), 1, 0)

@@ -28,7 +28,9 @@ def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> 
         runs.wait_until(
             lambda goal=goal, job=job: len(list(output.glob("index/*.parquet"))) >= goal or job.poll() is not None
         )
-        runs.wait_until(lambda job=job: job.poll() is not None, seconds=chance.uniform(0, (4.0, 8.0, 0.2)[min(attempt, 2)]))
+        runs.wait_until(
+            lambda job=job: job.poll() is not None, seconds=chance.uniform(0, (4.0, 8.0, 0.2)[min(attempt, 2)])
+        )
         family = set(runs.descendants(job.pid))
         runs.kill(job.pid)
         job.wait()

@@ -75,6 +75,9 @@ def test_a_tar_of_videos_on_s3_is_read_by_ranges(bucket: str, store_of_videos: P
 
 
 def test_a_missing_bucket_is_one_clear_line(bucket: str, tmp_path: Path) -> None:
-    for source, output in ((f"{bucket}-nothing/x", str(tmp_path / "out")), (f"{bucket}/nothing", str(tmp_path / "out"))):
+    for source, output in (
+        (f"{bucket}-nothing/x", str(tmp_path / "out")),
+        (f"{bucket}/nothing", str(tmp_path / "out")),
+    ):
         done = runs.autogaze("preprocess", f"input={source}", f"output={output}", "ray.cpus=2")
         assert done.returncode == 2 and "does not exist" in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -18,6 +18,7 @@ import pytest
 from autogaze.gaze import Gaze
 from pipelines import shards, store
 from pipelines.errors import PipelineError
+from pipelines.frames import decode_frames, encode_frames
 from pipelines.plan import SCHEMA, plan_bytes
 from pipelines.shards import Outcome, build_shard, commit_shard, open_dataset, uncommit_shard
 from pipelines.verify import verify
@@ -59,7 +60,7 @@ def some_gaze(seed: int) -> Gaze:
 
 def outcomes(shard: int, storage: str = "jpeg") -> list[Outcome]:
     frames = np.random.default_rng(shard).integers(0, 255, (FRAMES, 224, 224, 3), np.uint8)
-    encoded = shards.encode_frames(frames, storage, 90)
+    encoded = encode_frames(frames, storage, 90)
     return [Outcome(some_gaze(shard), encoded), Outcome(reason="truncated"), Outcome(some_gaze(shard + 50), encoded)]
 
 
@@ -89,7 +90,7 @@ def test_the_bytes_of_a_shard_are_a_function_of_its_rows(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("storage", ["jpeg", "raw", "none"])
 def test_frames_come_back_as_they_were_stored(storage: str) -> None:
     frames = np.tile(np.arange(224, dtype=np.uint8)[None, :, None, None], (12, 1, 224, 3))
-    back = shards.decode_frames(dict(shards.encode_frames(frames, storage, 90)))
+    back = decode_frames(dict(encode_frames(frames, storage, 90)))
     if storage == "none":
         assert back is None
     else:
@@ -118,7 +119,7 @@ def test_a_clip_is_read_by_its_byte_range_alone(dataset: Path) -> None:
         gaze = Gaze.from_npz(io.BytesIO(members["gaze.npz"]))
         assert int(gaze.counts()[0]) == row["tokens"]
         assert json.loads(members["json"])["clip"] == row["clip"]
-        frames = shards.decode_frames(members)
+        frames = decode_frames(members)
         assert frames is not None and frames.shape == (FRAMES, 224, 224, 3)
 
 

@@ -1,0 +1,136 @@
+"""The first actor of preprocess: a shard's number -> its frames, decoded and encoded.
+
+Without torch, so that many start fast and small. JPEGs are made here, beside the decoding child, so that a GPU never
+waits for an encoder.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from pipelines import store
+from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
+from pipelines.frames import encode_frames
+from pipelines.manifest import fingerprint, local_copy
+from pipelines.plan import frame_numbers
+from pipelines.stopwatch import Stopwatch
+
+
+class DecodeStage:
+    """Ray Data actor: {"shard"} -> the shard's frames, encoded frames and failures, as one row.
+
+    A row holds: frames uint8 [K, T, S, S, 3] (K planned clips; failed ones are zero) and ok bool [K]; encoded uint8
+    [bytes] with encoded_sizes int64 (the JPEGs of the ok clips, one after another); failures, JSON {row: [reason,
+    detail]}.
+    """
+
+    def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int) -> None:
+        self.plan = pq.ParquetFile(store.open_read(store.join(dataset, "plan.parquet")))
+        self.config = config
+        self.storage, self.quality = storage, quality
+        self.decoder = IsolatedDecoder(config)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        began, watch, restarts = time.time(), Stopwatch(), self.decoder.restarts
+        with watch.time("decode"):
+            rows = self.plan.read_row_group(int(row["shard"])).to_pandas()
+            result = self._shard(rows, watch)
+        return result | {
+            "shard": int(row["shard"]),
+            "began": began,
+            "decode_seconds": json.dumps(watch),
+            "restarts": self.decoder.restarts - restarts,
+        }
+
+    def _shard(self, rows: pd.DataFrame, watch: Stopwatch) -> dict[str, Any]:
+        size = self.config.size
+        frames = np.zeros((len(rows), int(rows["frames"].iloc[0]), size, size, 3), np.uint8)
+        encoded: dict[int, list[bytes]] = {}
+        failures: dict[int, tuple[str, str | None]] = {}
+        refused = rows["reason"].notna()
+        failures.update({int(i): (str(reason), None) for i, reason in rows["reason"][refused].items()})
+        videos = [part for _, part in rows[~refused].groupby(["object", "offset"], sort=False)]
+        for video, opened in _ahead(videos, watch):
+            numbers = [int(number) for number in video.index]
+            try:
+                with opened as source:
+                    with watch.time("fetch"):
+                        _require_unchanged(source, video.iloc[0])
+                    clips = [
+                        frame_numbers(c.start, c.stride, c.frames, c.video_frames).tolist() for c in video.itertuples()
+                    ]
+                    for clip, decoded in self.decoder.decode_clips(source, clips):
+                        number = numbers[clip]
+                        if isinstance(decoded, VideoError):
+                            failures[number] = (decoded.reason, decoded.detail)
+                            continue
+                        frames[number] = decoded
+                        if self.storage == "jpeg":
+                            with watch.time("encode"):
+                                members = encode_frames(decoded, "jpeg", self.quality)
+                                encoded[number] = [data for _, data in members]
+            except VideoError as error:
+                failures.update(dict.fromkeys(numbers, (error.reason, error.detail)))
+        ok = np.array([number not in failures for number in range(len(rows))], bool)
+        jpegs = [data for number in sorted(encoded) if ok[number] for data in encoded[number]]
+        return {
+            "frames": frames,
+            "ok": ok,
+            "encoded": np.frombuffer(b"".join(jpegs) or b"\0", np.uint8),
+            "encoded_sizes": np.array([len(data) for data in jpegs] or [0], np.int64),
+            "failures": json.dumps(failures),
+        }
+
+
+def _ahead(
+    videos: list[pd.DataFrame], watch: Stopwatch
+) -> Iterator[tuple[pd.DataFrame, AbstractContextManager[Source]]]:
+    """Each video with its local copy, the next one being fetched while this one decodes."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(_Opened, video) for video in videos[:1]]
+        for number, video in enumerate(videos):
+            with watch.time("fetch"):
+                opened = pending.pop().result()
+            if number + 1 < len(videos):
+                pending.append(pool.submit(_Opened, videos[number + 1]))
+            yield video, opened
+
+
+class _Opened(AbstractContextManager[Source]):
+    """A local copy made at once; what goes wrong with the video itself is raised on entering."""
+
+    def __init__(self, video: pd.DataFrame) -> None:
+        first = video.iloc[0]
+        self.copy = local_copy(str(first["object"]), int(first["offset"]), int(first["bytes"]))
+        self.error: FileNotFoundError | None = None
+        try:
+            self.source = self.copy.__enter__()
+        except FileNotFoundError as error:
+            self.error = error
+
+    def __enter__(self) -> Source:
+        if self.error is not None:
+            raise VideoError("missing", "removed since it was planned")
+        return self.source
+
+    def __exit__(self, *details: Any) -> None:
+        if self.error is None:
+            self.copy.__exit__(*details)
+
+
+def _require_unchanged(source: Source, planned: pd.Series) -> None:
+    try:
+        mark = fingerprint(source.path, source.offset, source.size)
+    except FileNotFoundError:
+        raise VideoError("missing", "removed since it was planned") from None
+    if mark != planned["fingerprint"]:
+        raise VideoError("source_changed", "its bytes are not those that were planned")
