@@ -11,8 +11,9 @@
 What holds for every decoder:
 - Frame n is the n-th frame, from 0, that a decode of the whole video delivers, in the order they are shown.
 - A clip is frames or a VideoError. Nothing is substituted: a clip that depends on damaged data fails, others do not.
-  (Damage the decoder does not notice cannot fail: a wrong bit inside a picture often just decodes to a wrong picture.)
-- A clip's outcome depends on the video's bytes and on the clip, not on the other clips asked for, nor on timing.
+- The outcomes of a call depend on the video's bytes and on the clips asked for, never on timing or other videos. With
+  pyav a clip's outcome does not depend on the other clips either, as long as the decoder notices the damage there is.
+- Damage that the decoder overlooks cannot fail: a wrong bit inside a picture often just decodes to a wrong picture.
 - Only what is wrong with the video becomes a VideoError. Any other exception is a bug, or trouble of the machine.
 - Sources are local files: fetching is the caller's business.
 

@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from pipelines import store
 from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
 from pipelines.frames import encode_frames
 from pipelines.manifest import fingerprint, local_copy
-from pipelines.plan import frame_numbers
+from pipelines.plan import PlanReader, frame_numbers
 from pipelines.stopwatch import Stopwatch
 
 
@@ -34,7 +33,7 @@ class DecodeStage:
     """
 
     def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int) -> None:
-        self.plan = pq.ParquetFile(store.open_read(store.join(dataset, "plan.parquet")))
+        self.plan = PlanReader(store.join(dataset, "plan.parquet"))
         self.config = config
         self.storage, self.quality = storage, quality
         self.decoder = IsolatedDecoder(config)
@@ -42,7 +41,7 @@ class DecodeStage:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         began, watch, restarts = time.time(), Stopwatch(), self.decoder.restarts
         with watch.time("decode"):
-            rows = self.plan.read_row_group(int(row["shard"])).to_pandas()
+            rows = self.plan.shard(int(row["shard"]))
             result = self._shard(rows, watch)
         return result | {
             "shard": int(row["shard"]),
@@ -57,7 +56,7 @@ class DecodeStage:
         encoded: dict[int, list[bytes]] = {}
         failures: dict[int, tuple[str, str | None]] = {}
         refused = rows["reason"].notna()
-        failures.update({int(i): (str(reason), None) for i, reason in rows["reason"][refused].items()})
+        failures.update({int(row.position): (row.reason, row.detail) for row in rows[refused].itertuples()})
         videos = [part for _, part in rows[~refused].groupby(["object", "offset"], sort=False)]
         for video, opened in _ahead(videos, watch):
             numbers = [int(number) for number in video.index]

@@ -11,13 +11,13 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from autogaze import greedy, reconstruction
 from autogaze.patches import VOCABULARY
 from pipelines import shards, store
 from pipelines.frames import encode_frames
+from pipelines.plan import PlanReader
 from pipelines.shards import Outcome
 from pipelines.stopwatch import Stopwatch
 
@@ -30,12 +30,12 @@ class GazeStage:
         self.dataset, self.threshold, self.max_ratio, self.storage = dataset, threshold, max_ratio, storage
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.reconstructor = reconstruction.load(gaze)
-        self.plan = pq.ParquetFile(store.open_read(store.join(dataset, "plan.parquet")))
+        self.plan = PlanReader(store.join(dataset, "plan.parquet"))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         watch, shard = Stopwatch(json.loads(row["decode_seconds"])), int(row["shard"])
         with watch.time("gaze"):
-            rows = self.plan.read_row_group(shard).to_pandas()
+            rows = self.plan.shard(shard)
             with watch.time("search"):
                 outcomes = self._outcomes(row)
             with watch.time("write"):

@@ -7,7 +7,6 @@ byte range and never unpacked. A scan made over an earlier manifest opens only t
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import tarfile
 import tempfile
@@ -21,6 +20,7 @@ import pyarrow as pa
 from pipelines import store, tables
 from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
 from pipelines.errors import PipelineError
+from pipelines.ray_data import configure_ray_data, pipeline_errors
 
 VIDEO_SUFFIXES = frozenset(
     [
@@ -143,12 +143,13 @@ def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
     if fresh:
         import ray.data  # here, not above: see cluster.local
 
-        quiet_ray_data()
+        configure_ray_data()
         tasks = [
             {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
             for part in (fresh[i : i + _OBJECTS_PER_TASK] for i in range(0, len(fresh), _OBJECTS_PER_TASK))
         ]
-        rows.extend(ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(_probe, num_cpus=1).iter_rows())
+        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(_probe, num_cpus=1)
+        rows.extend(pipeline_errors(probed.iter_rows()))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
 
@@ -160,16 +161,6 @@ def _probe(task: dict[str, Any]) -> list[dict[str, Any]]:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
             rows.extend(probe_object(store.Entry(str(url), int(size), str(version)), decoder))
     return rows
-
-
-def quiet_ray_data() -> None:
-    """No progress bars and plan listings of Ray Data's: jobs show their own."""
-    import ray.data
-
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.data.DataContext.get_current().print_on_execution_start = False
-    for name in ("ray.data", "ray._private.worker"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def probe_object(entry: store.Entry, decoder: IsolatedDecoder) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipelines import tables
+from pipelines import store, tables
 from pipelines.errors import PipelineError
 
 SCHEMA = pa.schema(
@@ -36,8 +37,11 @@ SCHEMA = pa.schema(
         pa.field("fps", pa.float64(), nullable=False),
         pa.field("tile", pa.string(), nullable=False),  # "" = the whole picture
         pa.field("reason", pa.string()),  # why this row has already failed; null = to be done
+        pa.field("detail", pa.string()),
     ]
 )
+
+_GROUP_ROWS = 16384
 
 
 @dataclass
@@ -112,18 +116,18 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     manifest = manifest.sort_values("uri", kind="stable", ignore_index=True)
     per_video: list[np.ndarray] = []
     strides = np.ones(len(manifest), dtype=np.int64)
-    reasons: list[str | None] = []
+    reasons: list[tuple[str | None, str | None]] = []
     for row, video in enumerate(manifest.itertuples(index=False)):
-        reason = None if video.status == "ok" else str(video.reason)
+        reason, detail = (None, None) if video.status == "ok" else (str(video.reason), str(video.detail))
         if reason is None and video.frames < clip.min_frames:
-            reason = "too_short"
+            reason, detail = "too_short", f"{video.frames} frames, clip.min_frames is {clip.min_frames}"
         if clip.fps:
             strides[row] = max(1, round(video.fps / clip.fps)) if video.fps > 0 else 1
         else:
             strides[row] = clip.stride
         starts = clip_starts(int(video.frames), clip.frames, int(strides[row]), clip.per_video)
         per_video.append(starts if reason is None else np.zeros(1, dtype=np.int64))
-        reasons.append(reason)
+        reasons.append((reason, detail))
     counts = np.array([len(starts) for starts in per_video], dtype=np.int64)
     source = np.repeat(np.arange(len(manifest)), counts)
     start = np.concatenate(per_video) if per_video else np.zeros(0, dtype=np.int64)
@@ -132,7 +136,7 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     taken = np.clip(-(-(video_frames - start) // np.maximum(stride, 1)), 0, clip.frames)
     keys = [video_key(uri, root) for uri in manifest["uri"]]
     number = np.arange(len(start))
-    reason_column = pd.Series([reasons[i] for i in source], dtype=object)
+    reason_column = pd.Series([reasons[i][0] for i in source], dtype=object)
     plan = pd.DataFrame(
         {
             "clip": [
@@ -154,6 +158,7 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
             "fps": manifest["fps"].to_numpy(np.float64)[source],
             "tile": "",
             "reason": reason_column,
+            "detail": pd.Series([reasons[i][1] for i in source], dtype=object),
         }
     )
     repeated = plan["clip"][plan["clip"].duplicated()]
@@ -163,5 +168,32 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
 
 
 def plan_bytes(plan: pd.DataFrame) -> bytes:
-    """The plan as parquet, one row group per shard, so that a worker reads its own shard's rows and nothing else."""
-    return tables.to_bytes(plan, SCHEMA, np.flatnonzero(np.diff(plan["shard"].to_numpy(), prepend=-1)).tolist())
+    """The plan as parquet, in row groups of whole shards, for PlanReader."""
+    last_of_shard = np.flatnonzero(np.diff(plan["shard"].to_numpy(), append=-1)) + 1
+    starts = [0]
+    for end in last_of_shard[:-1]:
+        if end - starts[-1] >= _GROUP_ROWS:
+            starts.append(int(end))
+    return tables.to_bytes(plan, SCHEMA, starts)
+
+
+class PlanReader:
+    """One shard's rows of a plan at a time, for a worker: it reads the row group that holds them, and keeps the last.
+
+    A row group holds many shards, since each costs kilobytes of metadata, and not all, since a plan may have millions
+    of rows.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._file = pq.ParquetFile(store.open_read(url))
+        statistics = [self._file.metadata.row_group(i).column(1).statistics for i in range(self._file.num_row_groups)]
+        self._last_shards = [int(group.max) for group in statistics]  # column 1 of SCHEMA is shard
+        self._group, self._rows = -1, pd.DataFrame()
+
+    def shard(self, number: int) -> pd.DataFrame:
+        """Rows of a shard, in order of position, numbered from 0. Raises StoreError."""
+        group = int(np.searchsorted(self._last_shards, number))
+        if group != self._group:
+            self._rows = store.retrying(lambda: self._file.read_row_group(group).to_pandas(), "plan.parquet")
+            self._group = group
+        return self._rows[self._rows["shard"] == number].reset_index(drop=True)

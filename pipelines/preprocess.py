@@ -27,6 +27,7 @@ from pipelines.decode_stage import DecodeStage
 from pipelines.errors import PipelineError
 from pipelines.gaze_stage import GazeStage
 from pipelines.plan import ClipConfig, check_clip_config, make_plan, plan_bytes
+from pipelines.ray_data import configure_ray_data, pipeline_errors
 from pipelines.shards import ShardConfig
 
 FORMAT = 1
@@ -353,7 +354,7 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     decode, gaze = min(workers.decode, len(job.missing)), min(workers.gaze, len(job.missing))
     limit = job.config.max_failed_fraction * len(job.plan)
     config = job.config
-    manifests.quiet_ray_data()
+    configure_ray_data()
     # Rows in flight: one being made and one waiting per actor. Without a bound, fast decoders fill the object store.
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
         object_store_memory=3 * (decode + gaze) * row_bytes(config)
@@ -381,37 +382,20 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
         num_cpus=0 if workers.on_gpu else _GAZE_CPUS,
         num_gpus=1 if workers.on_gpu else 0,
     )
-    try:
-        for row in rows.iter_rows():
-            totals.add(row)
-            on_shard(totals)
-            if sum(totals.failed.values()) > limit:
-                raise PipelineError(
-                    f"stopped: {sum(totals.failed.values())} of {len(job.plan)} clips failed "
-                    f"({_reasons(totals.failed)}), more than max_failed_fraction={config.max_failed_fraction}; "
-                    "what is committed stays"
-                )
-    except Exception as error:
-        cause = _pipeline_error(error)
-        if cause is None or cause is error:
-            raise
-        raise PipelineError(str(cause)) from error
+    for row in pipeline_errors(rows.iter_rows()):
+        totals.add(row)
+        on_shard(totals)
+        if sum(totals.failed.values()) > limit:
+            raise PipelineError(
+                f"stopped: {sum(totals.failed.values())} of {len(job.plan)} clips failed "
+                f"({_reasons(totals.failed)}), more than max_failed_fraction={config.max_failed_fraction}; "
+                "what is committed stays"
+            )
     return totals
 
 
 def _reasons(failed: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(failed.items()))
-
-
-def _pipeline_error(error: BaseException | None) -> PipelineError | None:
-    """The PipelineError a worker raised, out of the layers Ray wraps it in."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, PipelineError):
-            return error
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
 
 
 def run_record(

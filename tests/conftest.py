@@ -84,9 +84,11 @@ def store_of_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One small Ray for the tests that need one in this process."""
+def ray_session() -> Iterator[str]:
+    """One small Ray for the tests that need one in this process, and for commands that join it; its address."""
     from cluster.local import RayConfig, running
 
-    with running(RayConfig(cpus=2, object_store_mb=500)):
-        yield
+    with running(RayConfig(cpus=6, object_store_mb=700)):
+        import ray
+
+        yield ray.get_runtime_context().gcs_address

@@ -42,6 +42,7 @@ class FrameIndex:
     packet_pts: list[int]
     packet_dts: list[int | None]
     place: dict[int, int]  # pts -> place
+    number: dict[int, int]  # pts -> frame
     promised: int
 
     @classmethod
@@ -73,7 +74,16 @@ class FrameIndex:
         decoded = np.argsort(packet)
         settled[decoded] = np.maximum.accumulate(decoded)
         return cls(
-            pts[packet], packet, keys[nearest], settled, keys, pts.tolist(), [p.dts for p in packets], place, total
+            pts=pts[packet],
+            packet=packet,
+            anchor=keys[nearest],
+            settled=settled,
+            keys=keys,
+            packet_pts=pts.tolist(),
+            packet_dts=[p.dts for p in packets],
+            place=place,
+            number={int(t): n for n, t in enumerate(pts[packet])},
+            promised=total,
         )
 
     def __len__(self) -> int:

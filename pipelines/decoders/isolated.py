@@ -33,6 +33,7 @@ import numpy as np
 from pipelines.decoders.base import DecodeConfig, Source, VideoError, VideoInfo, schedule
 
 _START_S = 60.0  # importing torch from a cold network file system takes a while
+_STARTS = 3  # a child may be killed while it starts, like any process
 _ROOT = Path(__file__).resolve().parents[2]  # the folder `pipelines` is imported from
 
 
@@ -168,8 +169,16 @@ class IsolatedDecoder:
         if self._child is not None and not self._child.alive():  # killed while it had nothing to do
             self.close()
             self.restarts += 1
-        if self._child is None:
-            self._child = _Child(self.config)
+        for attempt in range(1, _STARTS + 1):
+            if self._child is not None:
+                break
+            try:
+                self._child = _Child(self.config)
+            except RuntimeError:
+                if attempt == _STARTS:
+                    raise  # not bad luck: this machine cannot start one
+                self.restarts += 1
+        assert self._child is not None
         return self._child
 
 

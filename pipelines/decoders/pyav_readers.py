@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice, pairwise
 
 import av
 import numpy as np
@@ -20,7 +20,9 @@ from pipelines.decoders.base import VideoError, too_short
 from pipelines.decoders.frame_index import FrameIndex
 from pipelines.decoders.pyav_video import Video
 
-_BEFORE_ALL = -(1 << 63)
+# A stream whose frames do not come as its time stamps say shows it within this many packets, again and again. What goes
+# wrong later, or only once, is damage.
+_TRIAL = 64
 
 
 class NotAsIndexed(Exception):
@@ -30,18 +32,23 @@ class NotAsIndexed(Exception):
 class IndexedReader:
     """Frames by number, in ascending order, through the index; decodes from the nearest keyframe."""
 
+    # The state of one run of the decoder, from the packet it began at; _go starts the next run.
+    _start: int  # the place of that packet
+    _next: int  # the place of the packet to be decoded next
+    _first: int  # the first frame the run can deliver
+    _due: int  # the frame that should come out next
+    _wanted: int  # frames before this one are not kept
+    _drained: bool
+    _suspect: bool  # something went wrong that no error announced
+
     def __init__(self, video: Video, index: FrameIndex):
         self._video = video
         self._index = index
-        self._start = 0  # where decoding began, and which packet comes next, by place
-        self._next = 0
-        self._packets: Iterator[av.Packet] = iter(())
-        self._drained = False
-        self._false_key = False  # what decoding began at turned out to be no keyframe
-        self._from_start = False  # one such is enough: seek no more
-        self._ready: deque[av.VideoFrame] = deque()  # decoded and not yet read, from self._wanted on
-        self._wanted = self._latest = _BEFORE_ALL  # pts of the frame to be read, and of the last one that came out
+        self._fit: bool | None = None  # what _fits found
+        self._from_start = False  # a keyframe turned out not to be one: seek no more
+        self._ready: deque[tuple[int, av.VideoFrame]] = deque()  # (number, frame), decoded and not yet read
         self._damage: dict[int, str] = {}  # place -> what is wrong with the packet
+        self._packets: Iterator[av.Packet] = iter(())
         self._go(0)
 
     def read(self, n: int) -> av.VideoFrame:
@@ -55,11 +62,10 @@ class IndexedReader:
         if not (self._start <= anchor <= self._next or self._from_start):  # a later keyframe lies between
             self._go(anchor)
         frame, damage = self._decode_to(n)
-        if (damage is not None or self._false_key) and self._start > 0:
+        if (damage is not None or self._suspect) and self._start > 0:
             # Was it the data, or was the keyframe none? Only what a decode from further ahead confirms is a verdict.
-            # A decoder that stays silent without an error (false keyframes, gradual refresh) is asked from the start.
-            self._from_start = self._false_key or not self._damage_to(n)
-            before = 0 if self._from_start else np.searchsorted(index.keys, self._start) - 1
+            self._from_start = self._suspect
+            before = 0 if self._suspect else np.searchsorted(index.keys, self._start) - 1
             self._go(int(index.keys[before]))
             frame, damage = self._decode_to(n)
         if damage is not None:
@@ -69,23 +75,24 @@ class IndexedReader:
 
     def _decode_to(self, n: int) -> tuple[av.VideoFrame | None, str | None]:
         """Decode on until frame n and what it depends on has come out: the frame, and what is wrong with it."""
-        index = self._index
-        wanted, settled = index.pts[n], index.pts[index.settled[n]]
-        while self._ready and self._ready[0].pts < wanted:
+        while self._ready and self._ready[0][0] < n:
             self._ready.popleft()
-        self._wanted = wanted
-        while self._latest < settled and self._feed():
+        self._wanted = n
+        while self._due <= self._index.settled[n] and self._feed():
             pass
-        damage = self._damage_to(n)
-        if self._ready and self._ready[0].pts == wanted:
-            return self._ready.popleft(), damage
+        damage = self._damage_within(int(self._index.anchor[n]), int(self._index.packet[n]))
+        if self._ready and self._ready[0][0] == n:
+            return self._ready.popleft()[1], damage
         return None, damage or f"the decoder delivers no picture for frame {n}"
 
-    def _damage_to(self, n: int) -> str | None:
-        """The first damage in what frame n depends on: from its keyframe to its own packet, in decode order."""
-        first, last = self._index.anchor[n], self._index.packet[n]
-        at = min((at for at in self._damage if first <= at <= last), default=None)
-        return None if at is None else f"{self._damage[at]} in packet {at}"
+    def _damage_within(self, anchor: int, last: int) -> str | None:
+        """The first damage from a keyframe up to the packet `last`, by place.
+
+        Pictures sent after the keyframe and shown before it do not count: nothing shown after it refers to them.
+        """
+        pts = self._index.packet_pts
+        places = [at for at in self._damage if anchor <= at <= last and pts[at] >= pts[anchor]]
+        return f"{self._damage[min(places)]} in packet {min(places)}" if places else None
 
     def _feed(self) -> bool:
         """Decode one more packet, or drain the decoder; False when there is nothing left."""
@@ -93,53 +100,69 @@ class IndexedReader:
             return False
         index = self._index
         packet = next(self._packets, None) if self._next < len(index.packet_pts) else None
-        self._drained = packet is None
-        at = self._next
-        if packet is not None:
-            at = self._place(packet.pts)
+        if packet is None:
+            self._drained = True
+        else:
+            at = -1 if packet.pts is None else index.place.get(packet.pts, -1)
+            if at < 0:
+                raise NotAsIndexed
             self._next = at + 1
             if packet.is_corrupt:
-                self._damaged(at, "data missing")
+                self._damage.setdefault(at, "data missing")
         step = self._video.decode(packet)
         if step.error is not None:
-            self._damaged(at, step.error)
+            self._damage.setdefault(self._next - 1, step.error)
         for frame in step.frames:
-            if frame.pts is None or frame.pts not in index.place or frame.pts <= self._latest:
-                if self._damage:
-                    continue  # damage may put a picture anywhere
-                raise NotAsIndexed
-            if self._latest < index.packet_pts[self._start] <= frame.pts and not self._damage:
-                first = index.pts[np.searchsorted(index.pts, index.packet_pts[self._start])]
-                self._false_key = bool(frame.pts != first)
-            at = index.place[frame.pts]
-            self._latest = frame.pts
-            if frame.is_corrupt:
-                self._damaged(at, "concealed damage")
-            if frame.pts >= self._wanted:
-                self._ready.append(frame)
+            self._take(frame)
         return True
 
-    def _damaged(self, at: int, text: str) -> None:
-        """Note damage, unless it is only that frames shown before the first keyframe miss what came before it."""
-        times = self._index.packet_pts
-        if self._start == 0 or at >= len(times) or times[at] >= times[self._start]:
-            self._damage.setdefault(at, text)
+    def _take(self, frame: av.VideoFrame) -> None:
+        """Put a frame where it belongs, and note what should have come out before it and did not."""
+        index = self._index
+        n = -1 if frame.pts is None else index.number.get(frame.pts, -1)
+        if n < 0 and frame.pts in index.place:
+            return  # not one to be delivered
+        if n < self._due:
+            if n < 0 or n >= self._first:  # else: shown before the keyframe decoding began at, and of no use
+                self._amiss(self._next - 1, "a picture out of order")
+            return
+        for missing in range(self._due, n):
+            self._amiss(int(index.packet[missing]), "no picture")
+        self._due = n + 1
+        if frame.is_corrupt:
+            self._damage.setdefault(int(index.packet[n]), "concealed damage")
+        if n >= self._wanted:
+            self._ready.append((n, frame))
 
-    def _place(self, pts: int | None) -> int:
-        place = None if pts is None else self._index.place.get(pts)
-        if place is None:
-            raise NotAsIndexed
-        return place
+    def _amiss(self, at: int, text: str) -> None:
+        """Something is wrong that no error announced: an unfit index, a keyframe that is none, or damage after all."""
+        if self._damage_within(self._start, self._next) is None:
+            if self._start == 0 and self._next <= _TRIAL and not self._fits():
+                raise NotAsIndexed
+            self._suspect = True
+        self._damage.setdefault(at, text)
+
+    def _fits(self) -> bool:
+        """Whether three in four frames of the beginning follow the one before, as the index says they do."""
+        if self._fit is None:
+            with self._video.again() as video:
+                frames = [frame for step in islice(video.play(), _TRIAL) for frame in step.frames]
+            numbers = [-1 if frame.pts is None else self._index.number.get(frame.pts, -1) for frame in frames]
+            follow = sum(after == before + 1 for before, after in pairwise(numbers))
+            self._fit = 4 * follow >= 3 * (len(numbers) - 1)
+        return self._fit
 
     def _go(self, place: int) -> None:
         """Make packet `place` the next one to be decoded, by a decoder that has seen nothing."""
+        index = self._index
         self._ready.clear()
         self._damage.clear()
         self._start = self._next = place
-        self._wanted = self._latest = _BEFORE_ALL
-        self._drained = self._false_key = False
-        before = max(0, int(np.searchsorted(self._index.keys, place)) - 1)
-        times = self._index.packet_pts[place], self._index.packet_dts[place], self._index.packet_dts[before]
+        self._first = self._due = int(np.searchsorted(index.pts, index.packet_pts[place])) if place else 0
+        self._wanted = 0
+        self._drained = self._suspect = False
+        before = max(0, int(np.searchsorted(index.keys, place)) - 1)
+        times = index.packet_pts[place], index.packet_dts[place], index.packet_dts[before]
         # Containers seek by pts, by dts, or not at all: each is tried, and what came of it is checked.
         if not any(time is not None and self._video.seek(time) and self._found(place) for time in times):
             self._video.rewind()

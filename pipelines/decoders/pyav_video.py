@@ -25,8 +25,8 @@ _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file,subfile"
 _MPEG4_EMPTY = 8
 
 
-# These decoders neither report nor conceal a damaged slice unless told to fail on it: the rest of the picture is whatever
-# the buffer held before, and differs from run to run.
+# These decoders neither report nor conceal a damaged slice unless told to fail on it: the rest of the picture is then
+# whatever its buffer held before.
 _SILENT = ("hevc", "vvc")
 
 
@@ -45,6 +45,7 @@ class Video:
     def __init__(self, source: Source, threads: int = 1):
         path, start, end, whole = source.window()
         self._url = f"file:{path}" if whole else f"subfile,,start,{start},end,{end},,:{path}"
+        self._source = source
         self._threads = threads
         self._open()
 
@@ -79,6 +80,10 @@ class Video:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    def again(self) -> Video:
+        """The same video, opened once more."""
+        return Video(self._source, self._threads)
 
     def rewind(self) -> None:
         """Back to the first packet, by opening anew: the one way that is right for every container."""

@@ -24,6 +24,12 @@ class Run:
 
 
 @pytest.fixture(scope="session")
+def joins(ray_session: str) -> list[str]:
+    """Settings with which a run joins the tests' own Ray: it starts sooner than one that brings its own."""
+    return [f"ray.address={ray_session}", "workers.decode=1", "workers.gaze=1"]
+
+
+@pytest.fixture(scope="session")
 def undisturbed(store_of_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """store_of_videos preprocessed into shards of two clips by one decode and one gaze worker."""
     output = tmp_path_factory.mktemp("undisturbed") / "gaze"

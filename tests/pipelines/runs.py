@@ -14,9 +14,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def environment() -> dict[str, str]:
-    """What a user's shell would have: no Ray of the test process's own in it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+def environment(joins: bool = False) -> dict[str, str]:
+    """What a user's shell would have: of the test process's own Ray only the token, for a command that joins it."""
+    joined = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN") if joins else ()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k in joined}
     return kept | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "200"}
 
 
@@ -24,19 +25,17 @@ def command(job: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "jobs.cli", job, *map(str, arguments)]
 
 
-def autogaze(
-    job: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 240
-) -> subprocess.CompletedProcess[str]:
+def autogaze(job: str, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run a job to its end."""
-    return subprocess.run(
-        command(job, *arguments), env=env or environment(), capture_output=True, text=True, timeout=timeout, check=False
-    )
+    words = command(job, *arguments)
+    env = environment(joins="ray.address=" in " ".join(words))
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-def start(job: str, *arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(job, *arguments), env=env or environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def start(job: str, *arguments: object) -> subprocess.Popen[bytes]:
+    words = command(job, *arguments)
+    env = environment(joins="ray.address=" in " ".join(words))
+    return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 
 from pipelines import manifest as manifests
+from pipelines import plan as plans
 from pipelines.errors import PipelineError
-from pipelines.plan import ClipConfig, clip_starts, frame_numbers, make_plan, plan_bytes, video_key
+from pipelines.plan import ClipConfig, PlanReader, clip_starts, frame_numbers, make_plan, plan_bytes, video_key
 
 
 def manifest(**videos: tuple[int, float]) -> pd.DataFrame:
@@ -100,11 +100,18 @@ def test_it_is_a_pure_function_of_manifest_and_config() -> None:
         assert plan_bytes(make_plan(shuffled, "/videos", ClipConfig(), 8)) == first
 
 
-def test_each_shard_is_one_row_group_of_the_parquet() -> None:
-    plan = make_plan(manifest(a=(200, 25.0), b=(90, 30.0)), "/videos", ClipConfig(), 5)
-    file = pq.ParquetFile(io.BytesIO(plan_bytes(plan)))
-    for shard, rows in plan.groupby("shard"):
-        assert file.read_row_group(shard)["clip"].to_pylist() == rows["clip"].tolist()
+@pytest.mark.parametrize("group_rows", [1, 7, 20, 10_000])
+def test_a_worker_reads_the_rows_of_any_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int) -> None:
+    monkeypatch.setattr(plans, "_GROUP_ROWS", group_rows)
+    plan = make_plan(manifest(a=(200, 25.0), b=(900, 30.0), bad=(-1, 0.0)), "/videos", ClipConfig(), 5)
+    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
+    assert pd.read_parquet(tmp_path / "plan.parquet")["clip"].tolist() == plan["clip"].tolist()
+    reader = PlanReader(str(tmp_path / "plan.parquet"))
+    shards = sorted(set(plan["shard"]))
+    for shard in [*shards, *reversed(shards), shards[3]]:
+        rows = reader.shard(shard)
+        assert rows["clip"].tolist() == plan[plan["shard"] == shard]["clip"].tolist()
+        assert rows.index.tolist() == rows["position"].tolist() == list(range(len(rows)))
 
 
 def test_a_target_rate_sets_the_stride_of_each_video() -> None:

@@ -67,8 +67,10 @@ def test_a_finished_job_does_nothing(undisturbed: Run) -> None:
 
 
 @pytest.mark.parametrize("decode, gaze", [(2, 1), (4, 4)])
-def test_any_number_of_workers_gives_the_same_bytes(undisturbed: Run, tmp_path: Path, decode: int, gaze: int) -> None:
-    workers = [f"workers.decode={decode}", f"workers.gaze={gaze}", f"ray.cpus={decode + gaze}"]
+def test_any_number_of_workers_gives_the_same_bytes(
+    undisturbed: Run, joins: list[str], tmp_path: Path, decode: int, gaze: int
+) -> None:
+    workers = [f"workers.decode={decode}", f"workers.gaze={gaze}", joins[0]]
     done = runs.autogaze("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", *workers)
     assert done.returncode == 0, done.stderr
     assert runs.tree(tmp_path / "gaze") == undisturbed.files
@@ -82,8 +84,7 @@ def test_a_three_node_cluster_that_loses_a_node_gives_the_same_bytes(undisturbed
     try:
         nodes = [cluster.add_node(num_cpus=2, object_store_memory=200 << 20) for _ in range(2)]
         workers = ["workers.decode=4", "workers.gaze=2", f"ray.address={cluster.address}"]
-        environment = runs.environment() | {name: os.environ[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-        job = runs.start("preprocess", *undisturbed.settings, f"output={output}", *workers, env=environment)
+        job = runs.start("preprocess", *undisturbed.settings, f"output={output}", *workers)
         assert runs.wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
         assert job.poll() is None, "the job ended before a node could be taken from it"
         cluster.remove_node(nodes[0], allow_graceful=False)
@@ -103,13 +104,13 @@ def shards_of(output: Path, video: Path) -> list[int]:
 
 
 def test_a_video_that_went_away_is_recorded_and_retried_once_it_is_back(
-    undisturbed: Run, store_of_videos: Path, tmp_path: Path
+    undisturbed: Run, store_of_videos: Path, joins: list[str], tmp_path: Path
 ) -> None:
     output, video = copy_of(undisturbed, tmp_path), store_of_videos / "clip3.mp4"
     touched = shards_of(output, video)
     for shard in touched:
         (output / "index" / f"{shard:06d}.parquet").unlink()
-    arguments = [*undisturbed.settings, f"output={output}", "ray.cpus=2"]
+    arguments = [*undisturbed.settings, f"output={output}", *joins]
     video.rename(tmp_path / "aside.mp4")
     try:
         gone = runs.autogaze("preprocess", *arguments)
@@ -125,7 +126,7 @@ def test_a_video_that_went_away_is_recorded_and_retried_once_it_is_back(
 
 
 def test_a_video_whose_bytes_changed_is_not_taken_for_the_planned_one(
-    undisturbed: Run, store_of_videos: Path, tmp_path: Path
+    undisturbed: Run, store_of_videos: Path, joins: list[str], tmp_path: Path
 ) -> None:
     output, video = copy_of(undisturbed, tmp_path), store_of_videos / "clip2.mp4"
     for shard in shards_of(output, video):
@@ -133,7 +134,7 @@ def test_a_video_whose_bytes_changed_is_not_taken_for_the_planned_one(
     original, stamp = video.read_bytes(), video.stat().st_mtime_ns
     video.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     try:
-        done = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+        done = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
     finally:
         video.write_bytes(original)
         os.utime(video, ns=(stamp, stamp))
@@ -142,8 +143,8 @@ def test_a_video_whose_bytes_changed_is_not_taken_for_the_planned_one(
     assert set(index[index["video"] == str(video)]["reason"]) == {"source_changed"}
 
 
-def test_a_dry_run_writes_nothing(undisturbed: Run, tmp_path: Path) -> None:
-    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", "--dry-run")
+def test_a_dry_run_writes_nothing(undisturbed: Run, joins: list[str], tmp_path: Path) -> None:
+    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", *joins, "--dry-run")
     assert done.returncode == 0 and list(tmp_path.iterdir()) == []
     plan = pd.read_parquet(undisturbed.output / "plan.parquet")
     for part in (f"{len(plan)} planned", f"{plan['shard'].nunique()} planned", "estimated bytes"):
@@ -166,7 +167,7 @@ def test_an_output_of_another_config_is_refused_by_the_name_of_the_field(
     assert runs.tree(undisturbed.output) == undisturbed.files
 
 
-def test_bad_places_are_one_clear_line_and_leave_nothing(tmp_path: Path) -> None:
+def test_bad_places_are_one_clear_line_and_leave_nothing(store_of_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("a")
@@ -175,23 +176,23 @@ def test_bad_places_are_one_clear_line_and_leave_nothing(tmp_path: Path) -> None
         (tmp_path / "nowhere", output, "does not exist"),
         (tmp_path / "empty", output, "no videos among its 0 files"),
         (tmp_path / "texts", output, "no videos among its 1 files"),
-        (tmp_path / "texts", tmp_path / "texts" / "a.txt" / "gaze", "a part of this path is a file"),
-        (tmp_path / "texts", "/proc/gaze", "/proc/gaze"),
+        (store_of_videos, tmp_path / "texts" / "a.txt" / "gaze", "a part of this path is a file"),
+        (store_of_videos, "/proc/gaze", "/proc/gaze"),
     ):
-        done = runs.autogaze("preprocess", f"input={source}", f"output={place}", "ray.cpus=2")
+        done = runs.autogaze("preprocess", f"input={source}", f"output={place}")
         assert done.returncode == 2 and told in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
         assert not output.exists() or list(output.rglob("*")) == []
 
 
-def test_too_many_failures_stop_the_job_and_keep_what_is_committed(undisturbed: Run, tmp_path: Path) -> None:
+def test_too_many_failures_stop_the_job_and_keep_what_is_committed(
+    undisturbed: Run, joins: list[str], tmp_path: Path
+) -> None:
     output = tmp_path / "gaze"
-    done = runs.autogaze(
-        "preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2", "max_failed_fraction=0.01"
-    )
+    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins, "max_failed_fraction=0.01")
     assert done.returncode == 2 and "1 unreadable" in done.stderr and "max_failed_fraction=0.01" in done.stderr
     assert open_dataset(str(output)).committed()
-    again = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+    again = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
     assert again.returncode == 0 and runs.tree(output) == undisturbed.files
 
 
@@ -207,10 +208,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_one_clear_line_and_the_job_goes_on_when_there_is_room(
-    undisturbed: Run, small_disk: Path
+    undisturbed: Run, small_disk: Path, joins: list[str]
 ) -> None:
     output = small_disk / "gaze"
-    arguments = [*undisturbed.settings, f"output={output}", "ray.cpus=2"]
+    arguments = [*undisturbed.settings, f"output={output}", *joins]
     full = runs.autogaze("preprocess", *arguments)
     assert full.returncode == 2 and "no space left on the device" in full.stderr and full.stderr.count("\n") == 1
     assert not [name for name in runs.tree(output) if ".tmp-" in name]

@@ -17,33 +17,33 @@ from pipelines import store
 from pipelines.shards import open_dataset
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket; endpoint and credentials come from the environment, as everywhere."""
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket on a server of our own; endpoint and credentials come from the environment, as everywhere."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test-key",
-        "AWS_SECRET_ACCESS_KEY": "test-secret-that-must-not-leak",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("corpus")
-    fsspec.config.conf.clear()
-    yield "s3://corpus"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test-key",
+            "AWS_SECRET_ACCESS_KEY": "test-secret-that-must-not-leak",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3", use_listings_cache=False).mkdir("corpus")
+        yield "s3://corpus"
     server.stop()
 
 
 def test_s3_to_s3_makes_what_local_to_local_makes(
-    bucket: str, undisturbed: Run, store_of_videos: Path, tmp_path: Path
+    bucket: str, undisturbed: Run, store_of_videos: Path, joins: list[str]
 ) -> None:
     for path in store_of_videos.rglob("*.mp4"):
         store.publish(path.read_bytes(), f"{bucket}/videos/{path.relative_to(store_of_videos)}")
-    arguments = [f"input={bucket}/videos", f"output={bucket}/gaze", "shard.clips=2", "ray.cpus=2"]
+    arguments = [f"input={bucket}/videos", f"output={bucket}/gaze", "shard.clips=2", *joins]
     done = runs.autogaze("preprocess", *arguments)
     assert done.returncode == 0, done.stderr
     index = open_dataset(f"{bucket}/gaze").index()
@@ -61,13 +61,15 @@ def test_s3_to_s3_makes_what_local_to_local_makes(
     assert b"must-not-leak" not in everything and "must-not-leak" not in done.stdout + done.stderr
 
 
-def test_a_tar_of_videos_on_s3_is_read_by_ranges(bucket: str, store_of_videos: Path, tmp_path: Path) -> None:
+def test_a_tar_of_videos_on_s3_is_read_by_ranges(
+    bucket: str, store_of_videos: Path, joins: list[str], tmp_path: Path
+) -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
         for path in sorted(store_of_videos.glob("clip*.mp4")):
             archive.add(path, f"part/{path.name}")
     store.publish(sink.getvalue(), f"{bucket}/tars/000.tar")
-    done = runs.autogaze("preprocess", f"input={bucket}/tars", f"output={tmp_path / 'gaze'}", "ray.cpus=2")
+    done = runs.autogaze("preprocess", f"input={bucket}/tars", f"output={tmp_path / 'gaze'}", *joins)
     assert done.returncode == 0, done.stderr
     index = pd.read_parquet(tmp_path / "gaze" / "index")
     assert set(index["outcome"]) == {"ok"}
@@ -79,5 +81,5 @@ def test_a_missing_bucket_is_one_clear_line(bucket: str, tmp_path: Path) -> None
         (f"{bucket}-nothing/x", str(tmp_path / "out")),
         (f"{bucket}/nothing", str(tmp_path / "out")),
     ):
-        done = runs.autogaze("preprocess", f"input={source}", f"output={output}", "ray.cpus=2")
+        done = runs.autogaze("preprocess", f"input={source}", f"output={output}")
         assert done.returncode == 2 and "does not exist" in done.stderr and done.stderr.count("\n") == 1, done.stderr

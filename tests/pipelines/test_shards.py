@@ -45,6 +45,7 @@ def plan_rows(shard: int) -> pd.DataFrame:
             "fps": 25.0,
             "tile": "",
             "reason": None,
+            "detail": None,
         }
         for position in range(CLIPS)
     ]
