@@ -47,7 +47,6 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns of normal operation on our terminal
     if not config.address:
-        os.environ.pop("RAY_ADDRESS", None)
         # Ray reads these when it is imported, and so it is imported below; a process that already has goes by the
         # settings it had then. A token in our own environment reaches the processes we start and no file: a token file
         # in the home folder would switch authentication on for every other Ray of this user.
@@ -71,6 +70,7 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     else:
         with _no_banner():
             ray.init(
+                address="local",  # not whatever other Ray runs on this machine
                 # Two stages hold a CPU each: a machine of one core runs them in turns.
                 num_cpus=config.cpus or max(2, len(os.sched_getaffinity(0))),
                 object_store_memory=config.object_store_mb << 20 or None,

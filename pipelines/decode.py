@@ -11,13 +11,15 @@
 What holds for every decoder:
 - Frame n is the n-th frame, from 0, that a decode of the whole video delivers, in the order they are shown.
 - A clip is frames or a VideoError. Nothing is substituted: a clip that depends on damaged data fails, others do not.
-- The outcomes of a call depend on the video's bytes and on the clips asked for, never on timing or other videos. With
-  pyav a clip's outcome does not depend on the other clips either, as long as the decoder notices the damage there is.
+- The outcomes of a call depend on the video's bytes and the clips asked for; not on other videos, nor on timing (but
+  for IsolatedDecoder's time limit, and that only twice in a row). With pyav a clip's outcome does not depend on the
+  other clips either, as long as the decoder notices the damage there is.
 - Damage that the decoder overlooks cannot fail: a wrong bit inside a picture often just decodes to a wrong picture.
 - Only what is wrong with the video becomes a VideoError. Any other exception is a bug, or trouble of the machine.
 - Sources are local files: fetching is the caller's business.
 
-decord and torchcodec are optional (`pip install autogaze-pipelines[decord]`); probing is always done by PyAV.
+decord and torchcodec are optional (`pip install autogaze-pipelines[decord]`); probing is always done by PyAV. Each
+comes with its own ffmpeg: decord and torchcodec in one process crash it. IsolatedDecoder keeps them apart.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ def make_dataset(
             "frames": [FRAMES] * clips + [0] * len(failing),
             "status": ["ok"] * clips + ["failed"] * len(failing),
             "reason": [None] * clips + ["no_video_stream"] * len(failing),
+            "detail": [None] * clips + ["audio only"] * len(failing),
         }
     )
     plan = make_plan(manifest, "/videos", ClipConfig(frames=FRAMES), 4)

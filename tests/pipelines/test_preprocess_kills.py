@@ -22,6 +22,7 @@ def finish(run: Run, output: Path) -> None:
 def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> None:
     """Each attempt is killed at a random moment after it made a little more progress than the one before."""
     output, chance, progress = tmp_path / "gaze", random.Random(7), []
+    left: set[int] = set()
     for attempt in range(5):
         job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
         goal = len(list(output.glob("index/*.parquet"))) + (attempt > 1)
@@ -31,13 +32,14 @@ def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> 
         runs.wait_until(
             lambda job=job: job.poll() is not None, seconds=chance.uniform(0, (4.0, 8.0, 0.2)[min(attempt, 2)])
         )
-        family = set(runs.descendants(job.pid))
+        left |= set(runs.descendants(job.pid))
         runs.kill(job.pid)
         job.wait()
-        assert runs.all_gone(family), "a killed driver leaves no process behind"
         progress.append(len(list(output.glob("index/*.parquet"))))
     assert progress == sorted(progress)
     finish(undisturbed, output)
+    # Ray's agents give a raylet that is gone a minute to come back.
+    assert runs.all_gone(left, seconds=150), "a killed driver leaves no process behind"
 
 
 def test_everything_killed_in_the_middle_of_a_write(undisturbed: Run, tmp_path: Path) -> None:

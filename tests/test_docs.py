@@ -1,0 +1,43 @@
+"""The documentation says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines import manifest, plan, shards
+from pipelines.decode import REASONS
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMATS = (ROOT / "docs" / "formats.md").read_text()
+
+
+def test_every_reason_is_listed_with_its_meaning() -> None:
+    for reason, meaning in REASONS.items():
+        assert f"| {reason} | {meaning} |" in FORMATS
+
+
+@pytest.mark.parametrize("schema", [manifest.SCHEMA, plan.SCHEMA, shards.INDEX_SCHEMA])
+def test_every_column_is_described(schema: object) -> None:
+    words = set(re.findall(r"[a-z_0-9]+", FORMATS))
+    assert set(schema.names) <= words  # type: ignore[attr-defined]
+
+
+def test_links_between_the_documents_lead_somewhere() -> None:
+    for file in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", file.read_text()):
+            if "://" not in target:
+                assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+@pytest.mark.parametrize("job", ["scan", "preprocess", "verify", "gaze", "report"])
+def test_the_packaged_yaml_is_what_print_config_prints(job: str) -> None:
+    import importlib
+
+    from jobs import config
+    from jobs.cli import _JOBS
+
+    schema = getattr(importlib.import_module(_JOBS[job].module), _JOBS[job].schema)
+    assert (ROOT / "jobs" / f"{job}.yaml").read_text() == config.to_yaml(schema())
