@@ -46,13 +46,12 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns of normal operation on our terminal
-    if not config.address:
-        # Ray reads these when it is imported, and so it is imported below; a process that already has goes by the
-        # settings it had then. A token in our own environment reaches the processes we start and no file: a token file
-        # in the home folder would switch authentication on for every other Ray of this user.
-        if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-            os.environ["RAY_AUTH_MODE"] = "token"
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Ray reads these when it is imported, and so it is imported below; a process that already has goes by the settings
+    # it had then. A token in our own environment reaches the processes we start and no file: a token file in the home
+    # folder would switch authentication on for every other Ray of this user.
+    if not config.address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
     # Ray otherwise prints one line per dataset and a banner per connection; a job has its own progress and summary.

@@ -27,5 +27,5 @@ def pipeline_errors(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     except Exception as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, PipelineError):
-            raise PipelineError(str(cause)) from error
+            raise PipelineError(str(cause).splitlines()[0]) from error  # Ray adds lines of its own
         raise

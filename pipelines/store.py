@@ -91,6 +91,8 @@ def is_transient(error: BaseException, url: str) -> bool:
         return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
     # s3fs maps what it knows to OSError subclasses (above) and leaves the rest as OSError, botocore or aiohttp errors.
     name = f"{type(error).__module__}.{type(error).__name__}"
+    if name.endswith(("CredentialsError", "ParamValidationError", "ProfileNotFound", "NoRegionError")):
+        return False
     return isinstance(error, OSError | TimeoutError) or name.startswith(("botocore.", "aiohttp.", "asyncio."))
 
 
@@ -128,7 +130,10 @@ def _explain(error: BaseException, url: str) -> str:
     if isinstance(error, NotADirectoryError | FileExistsError):
         return f"{url}: a part of this path is a file, not a folder"
     if "NoCredentials" in type(error).__name__:
-        return f"{url}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile"
+        return (
+            f"{url}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role, "
+            "on every node that runs a worker"
+        )
     return f"{url}: {error}"
 
 

@@ -38,12 +38,10 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-def test_s3_to_s3_makes_what_local_to_local_makes(
-    bucket: str, undisturbed: Run, store_of_videos: Path, joins: list[str]
-) -> None:
+def test_s3_to_s3_makes_what_local_to_local_makes(bucket: str, undisturbed: Run, store_of_videos: Path) -> None:
     for path in store_of_videos.rglob("*.mp4"):
         store.publish(path.read_bytes(), f"{bucket}/videos/{path.relative_to(store_of_videos)}")
-    arguments = [f"input={bucket}/videos", f"output={bucket}/gaze", "shard.clips=2", *joins]
+    arguments = [f"input={bucket}/videos", f"output={bucket}/gaze", "shard.clips=2", "ray.cpus=2"]
     done = runs.autogaze("preprocess", *arguments)
     assert done.returncode == 0, done.stderr
     index = open_dataset(f"{bucket}/gaze").index()
@@ -61,15 +59,13 @@ def test_s3_to_s3_makes_what_local_to_local_makes(
     assert b"must-not-leak" not in everything and "must-not-leak" not in done.stdout + done.stderr
 
 
-def test_a_tar_of_videos_on_s3_is_read_by_ranges(
-    bucket: str, store_of_videos: Path, joins: list[str], tmp_path: Path
-) -> None:
+def test_a_tar_of_videos_on_s3_is_read_by_ranges(bucket: str, store_of_videos: Path, tmp_path: Path) -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
         for path in sorted(store_of_videos.glob("clip*.mp4")):
             archive.add(path, f"part/{path.name}")
     store.publish(sink.getvalue(), f"{bucket}/tars/000.tar")
-    done = runs.autogaze("preprocess", f"input={bucket}/tars", f"output={tmp_path / 'gaze'}", *joins)
+    done = runs.autogaze("preprocess", f"input={bucket}/tars", f"output={tmp_path / 'gaze'}", "ray.cpus=2")
     assert done.returncode == 0, done.stderr
     index = pd.read_parquet(tmp_path / "gaze" / "index")
     assert set(index["outcome"]) == {"ok"}
@@ -83,3 +79,13 @@ def test_a_missing_bucket_is_one_clear_line(bucket: str, tmp_path: Path) -> None
     ):
         done = runs.autogaze("preprocess", f"input={source}", f"output={output}")
         assert done.returncode == 2 and "does not exist" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_missing_credentials_are_one_clear_line_at_once(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    done = runs.autogaze("preprocess", f"input={bucket}/videos", f"output={tmp_path / 'out'}", timeout=60)
+    assert done.returncode == 2 and "no credentials found" in done.stderr and done.stderr.count("\n") == 1
