@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ class DecodeStage:
     A row holds: frames uint8 [K, T, S, S, 3] (K planned clips; failed ones are zero) and ok bool [K]; encoded uint8
     [bytes] with encoded_sizes int64 (the JPEGs of the ok clips, one after another); failures, JSON {row: [reason,
     detail]}.
+
+    For two threads: while one encodes and hands over a shard, the other decodes the next, so that the child, which
+    does the work that counts, is never kept waiting.
     """
 
     def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int) -> None:
@@ -37,26 +41,37 @@ class DecodeStage:
         self.config = config
         self.storage, self.quality = storage, quality
         self.decoder = IsolatedDecoder(config)
+        self.turn = Lock()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        began, watch, restarts = time.time(), Stopwatch(), self.decoder.restarts
-        with watch.time("decode"):
-            rows = self.plan.shard(int(row["shard"]))
-            result = self._shard(rows, watch)
-        return result | {
-            "shard": int(row["shard"]),
+        watch, shard = Stopwatch(), int(row["shard"])
+        with self.turn, watch.time("decode"):
+            began, restarts = time.time(), self.decoder.restarts
+            frames, failures = self._decode(self.plan.shard(shard), watch)
+            restarts = self.decoder.restarts - restarts
+        ok = np.array([number not in failures for number in range(len(frames))], bool)
+        jpegs: list[bytes] = []
+        if self.storage == "jpeg":
+            with watch.time("encode"):
+                jpegs = [data for clip in frames[ok] for _, data in encode_frames(clip, "jpeg", self.quality)]
+        return {
+            "shard": shard,
+            "frames": frames,
+            "ok": ok,
+            "encoded": np.frombuffer(b"".join(jpegs) or b"\0", np.uint8),
+            "encoded_sizes": np.array([len(data) for data in jpegs] or [0], np.int64),
+            "failures": json.dumps(failures),
             "began": began,
             "decode_seconds": json.dumps(watch),
-            "restarts": self.decoder.restarts - restarts,
+            "restarts": restarts,
         }
 
-    def _shard(self, rows: pd.DataFrame, watch: Stopwatch) -> dict[str, Any]:
+    def _decode(self, rows: pd.DataFrame, watch: Stopwatch) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
+        """Frames [K, T, S, S, 3] of a shard's rows, and (reason, detail) of those that failed."""
         size = self.config.size
         frames = np.zeros((len(rows), int(rows["frames"].iloc[0]), size, size, 3), np.uint8)
-        encoded: dict[int, list[bytes]] = {}
-        failures: dict[int, tuple[str, str | None]] = {}
         refused = rows["reason"].notna()
-        failures.update({int(row.position): (row.reason, row.detail) for row in rows[refused].itertuples()})
+        failures = {int(row.position): (str(row.reason), str(row.detail)) for row in rows[refused].itertuples()}
         videos = [part for _, part in rows[~refused].groupby(["object", "offset"], sort=False)]
         for video, opened in _ahead(videos, watch):
             numbers = [int(number) for number in video.index]
@@ -68,26 +83,13 @@ class DecodeStage:
                         frame_numbers(c.start, c.stride, c.frames, c.video_frames).tolist() for c in video.itertuples()
                     ]
                     for clip, decoded in self.decoder.decode_clips(source, clips):
-                        number = numbers[clip]
                         if isinstance(decoded, VideoError):
-                            failures[number] = (decoded.reason, decoded.detail)
-                            continue
-                        frames[number] = decoded
-                        if self.storage == "jpeg":
-                            with watch.time("encode"):
-                                members = encode_frames(decoded, "jpeg", self.quality)
-                                encoded[number] = [data for _, data in members]
+                            failures[numbers[clip]] = (decoded.reason, decoded.detail)
+                        else:
+                            frames[numbers[clip]] = decoded
             except VideoError as error:
                 failures.update(dict.fromkeys(numbers, (error.reason, error.detail)))
-        ok = np.array([number not in failures for number in range(len(rows))], bool)
-        jpegs = [data for number in sorted(encoded) if ok[number] for data in encoded[number]]
-        return {
-            "frames": frames,
-            "ok": ok,
-            "encoded": np.frombuffer(b"".join(jpegs) or b"\0", np.uint8),
-            "encoded_sizes": np.array([len(data) for data in jpegs] or [0], np.int64),
-            "failures": json.dumps(failures),
-        }
+        return frames, failures
 
 
 def _ahead(

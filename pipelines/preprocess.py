@@ -355,9 +355,9 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     limit = job.config.max_failed_fraction * len(job.plan)
     config = job.config
     configure_ray_data()
-    # Rows in flight: one being made and one waiting per actor. Without a bound, fast decoders fill the object store.
+    # A few rows in flight per actor. Without a bound, decoders faster than gaze fill the object store.
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
-        object_store_memory=3 * (decode + gaze) * row_bytes(config)
+        object_store_memory=4 * (decode + gaze) * row_bytes(config)
     )
     rows: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing)
@@ -365,7 +365,12 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     rows = rows.map(
         DecodeStage,  # type: ignore[arg-type]  # Ray makes the actor; its stub knows functions only
         fn_constructor_args=(job.output, _decode_config(config), config.frames, config.jpeg_quality),
-        compute=ActorPoolStrategy(size=decode, max_tasks_in_flight_per_actor=2),
+        compute=ActorPoolStrategy(
+            size=decode,
+            max_tasks_in_flight_per_actor=3,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=_DECODE_CPUS,
     )
     rows = rows.map(
