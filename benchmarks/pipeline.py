@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--per-video", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--stages-only", action="store_true", help="leave out loop and ray data, for long runs")
     parser.add_argument("--part", choices=["stages", "loop", "ray_data"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -183,7 +184,7 @@ def main() -> None:
             for path in videos[::step][: options.videos]:
                 os.symlink(path.resolve(), source / path.name)
             found: dict[str, dict[str, float]] = {"ours": ours(source, work, options.per_video)}
-            for part in ("stages", "loop", "ray_data"):
+            for part in ("stages",) if options.stages_only else ("stages", "loop", "ray_data"):
                 command = [sys.executable, __file__, "--part", part, "--work", folder]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found[part] = json.loads(printed.strip().splitlines()[-1])
@@ -196,7 +197,7 @@ def main() -> None:
         print(f"  ours       {mine['steady']:6.2f} clips/s steady, {mine['with start-up']:6.2f} with start-up")
         print(f"  decode     {alone['decode']:6.2f} clips/s alone;  gaze {alone['gaze']:6.2f} clips/s alone")
         print(f"  speed of light: ours / {slowest} alone = {mine['steady'] / alone[slowest]:.2f}")
-        for name in ("loop", "ray_data"):
+        for name in [name for name in ("loop", "ray_data") if name in found]:
             rate = found[name]["steady"]
             extra = f", {found[name]['with start-up']:6.2f} with start-up" if "with start-up" in found[name] else ""
             print(f"  {name:<10} {rate:6.2f} clips/s steady{extra};  ours is {mine['steady'] / rate:.2f}x")
