@@ -176,12 +176,13 @@ def _show_summary(job: Job, totals: Totals, record: dict, console: Console) -> N
         )
     table.add_row("frames", f"{totals.frames:,} in {record['seconds']:.1f} s: {record['frames_per_s']:.1f} frames/s")
     stages = record["stages"]
-    for stage, parts in (("decode", ("fetch", "encode")), ("gaze", ("search", "write"))):
+    for stage, parts in (("decode", ("fetch",)), ("encode", ()), ("gaze", ("search", "write"))):
         if stage in stages:
             inside = ", ".join(f"{part} {stages[part]['seconds']:.1f} s" for part in parts if part in stages)
             table.add_row(
                 f"{stage} stage",
-                f"{stages[stage]['seconds']:.1f} s busy on {stages[stage]['workers']} worker(s) (of it {inside})",
+                f"{stages[stage]['seconds']:.1f} s busy on {stages[stage]['workers']} worker(s)"
+                + (f" (of it {inside})" if inside else ""),
             )
     table.add_row(
         "slowest stage",
