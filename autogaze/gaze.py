@@ -23,8 +23,11 @@ class Gaze:
 
     tokens: int64 [N], patch ids of all frames, clip by clip, frame by frame, in the order they were chosen.
     lengths: int64 [B, T], tokens of each frame; 0 is a frame that needed none.
-    losses: float32 [N], error of the frame after each token, in the units of whatever reconstructor made them; or None.
+    losses: float32 [N], error of the frame after each token, in the units of whatever reconstructor made them, or
+        predicted by the policy that chose the tokens; or None.
     initial: float32 [B, T], error of the frame before its first token; or None.
+    places, slots: int64 [N] and [B, T], where a policy left slots unused (spec 6.3): the slot of each token within its
+        frame, rising, and how many slots the frame took in all; or None, where token i of a frame is in slot i.
 
     Raises ValueError if shapes, dtypes or ids do not fit together.
     """
@@ -34,6 +37,8 @@ class Gaze:
     losses: torch.Tensor | None = None
     initial: torch.Tensor | None = None
     vocabulary: PatchVocabulary = VOCABULARY
+    places: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         _expect(self.tokens, "tokens", torch.int64, 1)
@@ -54,6 +59,17 @@ class Gaze:
             _expect(self.initial, "initial", torch.float32, 2)
             if self.initial.shape != self.lengths.shape:
                 raise ValueError(f"initial is {list(self.initial.shape)}, lengths {list(self.lengths.shape)}")
+        if (self.places is None) != (self.slots is None):
+            raise ValueError("places and slots are given together or not at all")
+        if self.places is not None and self.slots is not None:
+            _expect(self.places, "places", torch.int64, 1)
+            _expect(self.slots, "slots", torch.int64, 2)
+            if self.places.shape != self.tokens.shape or self.slots.shape != self.lengths.shape:
+                raise ValueError("places must have the shape of tokens, slots that of lengths")
+            frame, room = self._frame_of_token(), self.slots.reshape(-1)
+            rising = (self.places.diff() > 0) | (frame.diff() > 0)
+            if count and not (rising.all() and self.places.min() >= 0 and (self.places < room[frame]).all()):
+                raise ValueError("places must rise within each frame and lie in 0..slots-1")
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -84,6 +100,8 @@ class Gaze:
             None if self.losses is None else self.losses[part],
             None if self.initial is None else self.initial[b : b + 1],
             self.vocabulary,
+            None if self.places is None else self.places[part],
+            None if self.slots is None else self.slots[b : b + 1],
         )
 
     @classmethod
@@ -96,13 +114,35 @@ class Gaze:
             raise ValueError("gazes differ in frames, vocabulary, or in having losses or initial errors")
         losses = [gaze.losses for gaze in gazes if gaze.losses is not None]
         initial = [gaze.initial for gaze in gazes if gaze.initial is not None]
+        holes = any(gaze.places is not None for gaze in gazes)
         return cls(
             torch.cat([gaze.tokens for gaze in gazes]),
             torch.cat([gaze.lengths for gaze in gazes]),
             torch.cat(losses) if losses else None,
             torch.cat(initial) if initial else None,
             gazes[0].vocabulary,
+            torch.cat([gaze.token_places() for gaze in gazes]) if holes else None,
+            torch.cat([gaze.frame_slots() for gaze in gazes]) if holes else None,
         )
+
+    def token_places(self) -> torch.Tensor:
+        """The slot of each token within its frame: int64 [N]."""
+        if self.places is not None:
+            return self.places
+        ends = self.lengths.reshape(-1).cumsum(0)
+        return (
+            torch.arange(len(self.tokens), device=self.tokens.device)
+            - (ends - self.lengths.reshape(-1))[self._frame_of_token()]
+        )
+
+    def frame_slots(self) -> torch.Tensor:
+        """The slots that each frame takes, unused ones included: int64 [B, T]."""
+        return self.lengths if self.slots is None else self.slots
+
+    def _frame_of_token(self) -> torch.Tensor:
+        """Which frame each token belongs to, counted over all clips: int64 [N] in 0..B*T-1."""
+        lengths = self.lengths.reshape(-1)
+        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
     # -- measures ------------------------------------------------------------------------------------------------
 
@@ -176,22 +216,27 @@ class Gaze:
     def padded(self, slots: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
         """As the reference lays gaze out (spec 5): every clip has the same slots, frame after frame.
 
-        slots: of each frame (one number, or T); None: the longest of the batch. With N the sum over frames, returns
-        `gazing_pos` int64 [B, N] of absolute ids (frame t adds t * size; an unused slot holds eos + t * size),
-        `num_gazing_each_frame` int64 [T], and `if_padded_gazing` bool [B, N], true at unused slots.
+        slots: of each frame (one number, or T); None: the most that a clip of the batch takes. With N the sum over
+        frames, returns `gazing_pos` int64 [B, N] of absolute ids (frame t adds t * size; an unused slot holds
+        eos + t * size), `num_gazing_each_frame` int64 [T], and `if_padded_gazing` bool [B, N], true at unused slots.
 
-        Raises ValueError if a frame has more tokens than slots.
+        Raises ValueError if a frame takes more slots.
         """
-        longest = self.lengths.amax(dim=0) if self.clips else self.lengths.new_zeros(self.num_frames)
+        taken = self.frame_slots()
+        longest = taken.amax(dim=0) if self.clips else taken.new_zeros(self.num_frames)
         wanted = longest if slots is None else self.lengths.new_tensor(slots).expand(self.num_frames).clone()
         if bool((wanted < longest).any()):
             t = int((wanted < longest).nonzero()[0])
-            raise ValueError(f"frame {t} has {int(longest[t])} tokens, more than its {int(wanted[t])} slots")
+            raise ValueError(f"frame {t} takes {int(longest[t])} slots, more than the {int(wanted[t])} there are")
         frame = torch.repeat_interleave(torch.arange(self.num_frames, device=wanted.device), wanted)
-        place = torch.arange(len(frame), device=wanted.device) - (wanted.cumsum(0) - wanted)[frame]
-        used = place < self.lengths[:, frame]
-        ids = torch.full(used.shape, self.vocabulary.eos, dtype=torch.int64, device=used.device)
-        ids[used] = self.tokens
+        total, begin = len(frame), wanted.cumsum(0) - wanted
+        owner = self._frame_of_token()
+        clip, t_of_token = owner // max(self.num_frames, 1), owner % max(self.num_frames, 1)
+        column = begin[t_of_token] + self.token_places()
+        ids = torch.full((self.clips, total), self.vocabulary.eos, dtype=torch.int64, device=wanted.device)
+        ids[clip, column] = self.tokens
+        used = torch.zeros(self.clips, total, dtype=torch.bool, device=wanted.device)
+        used[clip, column] = True
         return {
             "gazing_pos": ids + frame * self.vocabulary.size,
             "num_gazing_each_frame": wanted,
@@ -220,7 +265,17 @@ class Gaze:
         frame = torch.repeat_interleave(torch.arange(len(slots), device=slots.device), slots)
         lengths = torch.zeros(len(used), len(slots), dtype=torch.int64, device=slots.device)
         lengths.index_add_(1, frame, used.to(torch.int64))
-        return cls((gazing_pos.to(torch.int64) - frame * vocabulary.size)[used], lengths, vocabulary=vocabulary)
+        tokens = (gazing_pos.to(torch.int64) - frame * vocabulary.size)[used]
+        if bool(used.all()):
+            return cls(tokens, lengths, vocabulary=vocabulary)
+        places = (torch.arange(len(frame), device=slots.device) - (slots.cumsum(0) - slots)[frame]).expand(used.shape)
+        return cls(
+            tokens,
+            lengths,
+            vocabulary=vocabulary,
+            places=places[used],
+            slots=slots.expand(len(used), -1).contiguous(),
+        )
 
     # -- the reference's label JSON ------------------------------------------------------------------------------
 
@@ -251,7 +306,8 @@ class Gaze:
     # -- stored form ---------------------------------------------------------------------------------------------
 
     def to_npz(self) -> bytes:
-        """One clip as an .npz file: tokens uint16 [N], lengths uint16 [T], losses float32 [N], initial float32 [T].
+        """One clip as an .npz file: tokens uint16 [N], lengths uint16 [T], losses float32 [N], initial float32 [T],
+        places uint16 [N], slots uint16 [T].
 
         What the gaze does not carry is left out. The same gaze always gives the same bytes (np.savez promises no such
         thing). Raises ValueError for more than one clip or a vocabulary too large for uint16.
@@ -268,6 +324,9 @@ class Gaze:
             arrays["losses"] = self.losses.cpu().numpy().astype("<f4")
         if self.initial is not None:
             arrays["initial"] = self.initial[0].cpu().numpy().astype("<f4")
+        if self.places is not None and self.slots is not None:
+            arrays["places"] = self.places.cpu().numpy().astype("<u2")
+            arrays["slots"] = self.slots[0].cpu().numpy().astype("<u2")
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, array in arrays.items():
@@ -291,13 +350,15 @@ class Gaze:
             tokens, lengths = arrays["tokens"], arrays["lengths"]
         except (zipfile.BadZipFile, KeyError, EOFError, AttributeError, TypeError) as error:
             raise ValueError(f"not a gaze file: {error}") from error
-        losses, initial = arrays.get("losses"), arrays.get("initial")
+        losses, initial, places, slots = (arrays.get(name) for name in ("losses", "initial", "places", "slots"))
         return cls(
             torch.from_numpy(tokens.astype(np.int64)),
             torch.from_numpy(lengths.astype(np.int64))[None],
             None if losses is None else torch.from_numpy(losses.astype(np.float32)),
             None if initial is None else torch.from_numpy(initial.astype(np.float32))[None],
             vocabulary,
+            None if places is None else torch.from_numpy(places.astype(np.int64)),
+            None if slots is None else torch.from_numpy(slots.astype(np.int64))[None],
         )
 
 

@@ -118,7 +118,7 @@ def test_padded_to_given_slots(gaze):
     padded = gaze.padded(slots=[3, 5, 2])
     assert padded["gazing_pos"].shape == (2, 10)
     assert same(Gaze.from_padded(*(padded[key] for key in PADDED)), Gaze.from_lists(TOKENS))
-    with pytest.raises(ValueError, match="frame 1 has 2 tokens, more than its 1 slots"):
+    with pytest.raises(ValueError, match="frame 1 takes 2 slots, more than the 1 there are"):
         gaze.padded(slots=[3, 1, 1])
 
 

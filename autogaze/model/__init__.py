@@ -1,0 +1,9 @@
+"""The policy: the AutoGaze network, written for this job on plain PyTorch, equal to the reference token for token."""
+
+from autogaze.model.checkpoint import CheckpointError
+from autogaze.model.config import AutoGazeConfig
+from autogaze.model.policy import AutoGaze, Stream
+from autogaze.model.sampling import Sampling
+from autogaze.model.scoring import Scores
+
+__all__ = ["AutoGaze", "AutoGazeConfig", "CheckpointError", "Sampling", "Scores", "Stream"]

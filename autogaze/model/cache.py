@@ -1,0 +1,206 @@
+"""Keys and values of everything a decoder has read, and attention over them. Nothing is read twice.
+
+The cache of a row holds its real tokens and nothing else: end-of-frame slots are never seen by a later token (spec
+6.3), so they are left out, and a token's place in the cache is the number of tokens before it. New tokens see all of
+the past and, among themselves, what came before.
+
+Two ways to attend, with one result: `RaggedCache` takes row by row exactly the keys it has, which is what a CPU is fast
+at: the past needs no mask, rows need no padding, and finished rows take no part. `PaddedCache` takes all rows at once,
+in few different shapes and without asking the host anything, which is what a GPU and its graphs need.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autogaze.model.config import AutoGazeConfig
+
+C = TypeVar("C", bound="Cache")
+
+
+class Cache(ABC):
+    """The cache of B rows, and the attention of one step at a time.
+
+        cache.begin(rows, counts, width, wanted)
+        decoder(x, positions, cache.attend, wanted)
+        cache.end(rows, counts)
+
+    rows[i] is given `width` tokens, of which the last counts[i] are real. They are part of its past in the end.
+
+    keys, values: [layers, B, heads, capacity, head_dim]. lengths: tokens held, of each row.
+    """
+
+    drops_rows: bool
+    """Whether a step may be given some of the rows alone; else it is given all, those without tokens with count 0."""
+    spare = 0
+    """Places of a row beyond its capacity."""
+
+    def __init__(
+        self, config: AutoGazeConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.num_layers, rows, config.num_heads, capacity + self.spare, config.head_dim)
+        self.lengths = [0] * rows
+        self.keys, self.values = (self._allocate(shape, device, dtype) for _ in range(2))
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more in every row; doubles, so that an endless stream rarely pays for it."""
+        needed, capacity = max(self.lengths) + tokens, self.capacity
+        if needed > capacity:
+            self._resize(max(needed, 2 * capacity))
+
+    def fork(self: C) -> C:
+        """A copy that goes its own way. It takes only the room that is used."""
+        other: C = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.lengths = list(self.lengths)
+        other._resize(max(self.lengths))
+        return other
+
+    @abstractmethod
+    def begin(self, rows: Sequence[int], counts: Sequence[int], width: int, wanted: Tensor) -> None:
+        """The next step. wanted: int64 [len(rows), m], which of the tokens given the last layer goes on with."""
+
+    def end(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """The step is done: its tokens are part of the past."""
+        for row, count in zip(rows, counts, strict=True):
+            self.lengths[row] += count
+
+    def drop(self, row: int, kept: Sequence[bool]) -> None:
+        """Of the last len(kept) tokens of a row, keep these and forget the others."""
+        start = self.lengths[row] - len(kept)
+        chosen = [start + place for place, keep in enumerate(kept) if keep]
+        self.lengths[row] = start + len(chosen)
+        for held in (self.keys, self.values):
+            held[:, row, :, start : self.lengths[row]] = held[:, row, :, chosen]
+
+    @abstractmethod
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Keep the new keys and values [A, n, H, D] of a layer, and attend from all n places, or from those wanted."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit in a row."""
+        return self.keys.shape[3] - self.spare
+
+    @staticmethod
+    @abstractmethod
+    def _allocate(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor: ...
+
+    def _resize(self, capacity: int) -> None:
+        used = max(self.lengths)
+        for name in ("keys", "values"):
+            old: Tensor = getattr(self, name)
+            new = self._allocate((*old.shape[:3], capacity + self.spare, old.shape[4]), old.device, old.dtype)
+            new[:, :, :, :used] = old[:, :, :, :used]
+            setattr(self, name, new)
+
+
+class RaggedCache(Cache):
+    """Row by row, with the keys that each row has. For the CPU."""
+
+    drops_rows = True
+
+    def begin(self, rows: Sequence[int], counts: Sequence[int], width: int, wanted: Tensor) -> None:
+        self._rows = list(zip(rows, counts, strict=True))
+        self._width, self._wanted = width, wanted.tolist()
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        whole = queries.shape[1] == self._width
+        out = torch.empty_like(queries)
+        for i, (row, count) in enumerate(self._rows):
+            past, skipped = self.lengths[row], self._width - count
+            held_keys, held_values = self.keys[layer, row : row + 1], self.values[layer, row : row + 1]
+            held_keys[:, :, past : past + count] = keys[i : i + 1, skipped:].transpose(1, 2)
+            held_values[:, :, past : past + count] = values[i : i + 1, skipped:].transpose(1, 2)
+            mine = queries[i : i + 1].transpose(1, 2)
+            if whole:
+                new = slice(past, past + count)
+                seen = causal_after_past(
+                    mine[:, :, skipped:],
+                    (held_keys[:, :, :past], held_values[:, :, :past]),
+                    (held_keys[:, :, new], held_values[:, :, new]),
+                )
+                out[i, :skipped] = 0  # no tokens; they must only not spoil what is computed along with the others
+                out[i : i + 1, skipped:] = seen.transpose(1, 2)
+                continue
+            for j, place in enumerate(self._wanted[i]):
+                end = max(past + place - skipped + 1, 1)
+                one = F.scaled_dot_product_attention(
+                    mine[:, :, j : j + 1], held_keys[:, :, :end], held_values[:, :, :end]
+                )
+                out[i : i + 1, j : j + 1] = one.transpose(1, 2)
+        return out
+
+    @staticmethod
+    def _allocate(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, device=device, dtype=dtype)
+
+
+def causal_after_past(queries: Tensor, past: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention of n new tokens to all of the past and causally to each other, with no mask: [1, H, n, D].
+
+    Two calls of the flash kernel, joined by the weight each has in the softmax over both: the public
+    scaled_dot_product_attention computes that weight and keeps it to itself.
+    """
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    among, weight = flash(queries, *new, is_causal=True)
+    if not past[0].shape[2]:
+        return among
+    before, past_weight = flash(queries, *past)
+    share = torch.sigmoid(past_weight - weight).unsqueeze(-1).to(among.dtype)
+    return torch.lerp(among, before, share)
+
+
+class PaddedCache(Cache):
+    """All rows at once, each token seeing the places up to its own. For GPUs; any device can.
+
+    A place past the last is where tokens go that are none: padding, and rows that have finished.
+    """
+
+    drops_rows = False
+    spare = 1
+    bucket = 512  # a step reads keys up to a multiple of this, so that few shapes occur
+
+    def begin(self, rows: Sequence[int], counts: Sequence[int], width: int, wanted: Tensor) -> None:
+        places, end = self.plan(counts, width)
+        self.set_places(places.to(self.keys.device), wanted, end)
+
+    def plan(self, counts: Sequence[int], width: int) -> tuple[Tensor, int]:
+        """Where the new tokens of all rows go, int64 [B, width] on the CPU, and how many keys are to be read then."""
+        index = torch.arange(width) - width
+        lengths, count = torch.tensor(self.lengths)[:, None], torch.tensor(counts)[:, None]
+        places = torch.where(index >= -count, lengths + count + index, self.capacity)
+        end = int((lengths + count).max())
+        return places, min(-(-end // self.bucket) * self.bucket, self.capacity)
+
+    def set_places(self, places: Tensor, wanted: Tensor, end: int) -> None:
+        """What `begin` works out, as tensors on the device. places: int64 [B, n]; no key from `end` on is read."""
+        self._places, self._end = places, end
+        self._all = torch.arange(len(places), device=places.device)[:, None]
+        self._mask, self._last_mask = self._visible(places), self._visible(places.gather(1, wanted))
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        held_keys, held_values = self.keys[layer], self.values[layer]
+        held_keys[self._all, :, self._places] = keys
+        held_values[self._all, :, self._places] = values
+        mask = self._mask if queries.shape[1] == self._places.shape[1] else self._last_mask
+        out = F.scaled_dot_product_attention(
+            queries.transpose(1, 2), held_keys[:, :, : self._end], held_values[:, :, : self._end], attn_mask=mask
+        )
+        return out.transpose(1, 2)
+
+    def _visible(self, places: Tensor) -> Tensor:
+        visible = torch.arange(self._end, device=places.device) <= places[:, None, :, None]
+        mask = torch.zeros(visible.shape, device=places.device, dtype=self.keys.dtype)
+        return mask.masked_fill_(~visible, -torch.inf)
+
+    @staticmethod
+    def _allocate(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        # Zeros: what is masked is multiplied by nothing, and nothing times what memory held before may be NaN.
+        return torch.zeros(shape, device=device, dtype=dtype)

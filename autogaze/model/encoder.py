@@ -1,0 +1,73 @@
+"""The vision encoder: frames -> 196 tokens each, seeing the two frames before, and no later one.
+
+A patch embedding, one or more causal 3x3x3 convolutions, and a position embedding that is the same for every frame
+(spec 4). Parameter names and shapes are the reference's; the convolutions whose kernel is one patch or one pixel are
+run as matrix products, which they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autogaze.model.config import AutoGazeConfig
+
+PAST = 2
+"""Earlier frames that a causal convolution sees: its temporal kernel less one."""
+
+
+class CausalBlock(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.conv3d = nn.Conv3d(hidden, hidden, 3, padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, hidden, PAST + T, h, w], earlier frames first -> [B, hidden, T, h, w]."""
+        return F.relu(self.conv3d(x))
+
+
+class Encoder(nn.Module):
+    """Frames [B, T, 3, S, S], preprocessed -> [B, T, tokens, hidden], row by row of the patch grid."""
+
+    def __init__(self, config: AutoGazeConfig) -> None:
+        super().__init__()
+        hidden, patch = config.hidden_size, config.patch_size
+        self.patch_size = patch
+        self.temporal_conv = nn.Conv3d(3, hidden, (1, patch, patch), stride=(1, patch, patch))
+        self.norm = nn.LayerNorm(hidden)
+        self.blocks = nn.ModuleList(CausalBlock(hidden) for _ in range(config.conv_depth))
+        self.out_proj = nn.Conv3d(hidden, hidden, 1)
+
+    def forward(self, frames: Tensor, past: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The tokens, and what `past` is for the frames that follow: per block the last PAST of its inputs.
+
+        past: None before a clip's first frame, where the convolutions see zeros.
+        """
+        clips, num_frames, channels, side, _ = frames.shape
+        grid, patch = side // self.patch_size, self.patch_size
+        patches = frames.view(clips, num_frames, channels, grid, patch, grid, patch)
+        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).reshape(clips, num_frames, grid, grid, -1)
+        x = self.norm(F.linear(patches, self.temporal_conv.weight.flatten(1), self.temporal_conv.bias))
+        x = x.permute(0, 4, 1, 2, 3)
+        kept = []
+        for number, block in enumerate(self.blocks):
+            before = x.new_zeros(clips, x.shape[1], PAST, grid, grid) if past is None else past[number]
+            x = torch.cat((before, x), dim=2)
+            kept.append(x[:, :, -PAST:])
+            x = block(x)
+        tokens = x.permute(0, 2, 3, 4, 1).flatten(2, 3)
+        return F.linear(tokens, self.out_proj.weight.flatten(1), self.out_proj.bias), kept
+
+
+class Connector(nn.Module):
+    """Adds the position embedding, the same for every frame."""
+
+    def __init__(self, config: AutoGazeConfig) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.empty(config.num_vision_tokens, config.hidden_size))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens + self.pos_embed

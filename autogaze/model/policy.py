@@ -1,0 +1,361 @@
+"""The AutoGaze network (paper 3, spec 2-8): gaze at clips, score a gaze, gaze at frames as they come.
+
+policy = AutoGaze.from_pretrained("nvidia/AutoGaze")
+gaze = policy.gaze(frames, max_ratio=0.75, loss_threshold=0.7)      # frames: uint8 [B, 16, 224, 224, 3]
+scores = policy.score(frames, gaze)                                 # log-probabilities, with gradients
+stream = policy.stream(loss_threshold=0.7)
+for frame in camera:
+    gaze = stream.push(frame)
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autogaze.gaze import Gaze
+from autogaze.model import adaptation, checkpoint
+from autogaze.model.cache import Cache, PaddedCache, RaggedCache
+from autogaze.model.config import AutoGazeConfig
+from autogaze.model.cuda_graphs import GraphedSteps
+from autogaze.model.decoder import Decoder
+from autogaze.model.encoder import Connector, Encoder
+from autogaze.model.generation import FrameGaze, Generation
+from autogaze.model.images import as_model_input, check_frames, preprocess
+from autogaze.model.limits import frame_caps, frame_thresholds
+from autogaze.model.sampling import Sampling, mixed
+from autogaze.model.scoring import Scores, score
+from autogaze.patches import PatchVocabulary
+
+_ENCODED_AT_ONCE = 64  # frames; as floats they take 0.6 MB each, and a wide batch of clips need not be there at once
+
+
+class GazingModel(nn.Module):
+    """The network's parts, under the reference's names."""
+
+    def __init__(self, config: AutoGazeConfig) -> None:
+        super().__init__()
+        self.vision_model = Encoder(config)
+        self.connector = Connector(config)
+        self.gaze_decoder = Decoder(config)
+
+
+class AutoGaze(nn.Module):
+    """The policy. Fresh weights are random; `from_pretrained` reads a checkpoint.
+
+    positions: "reference" | "consistent", how decode steps are placed (spec 6.4); the config's. Gazing with reference
+        positions gives each row what the reference gives it as a batch of one, whatever its batch mates are.
+    cuda_graphs: whether decode steps run as CUDA graphs. None: where the device is a GPU.
+    """
+
+    def __init__(self, config: AutoGazeConfig, cuda_graphs: bool | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.wants_graphs = cuda_graphs
+        self.gazing_model = GazingModel(config)
+        self._graphed: tuple[Any, PaddedCache, GraphedSteps] | None = None
+        self._initialise()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike[str],
+        positions: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        cuda_graphs: bool | None = None,
+    ) -> AutoGaze:
+        """A checkpoint in the reference's format: a folder, or a hub id such as "nvidia/AutoGaze".
+
+        positions: None for what the checkpoint says it was trained for (the reference's says nothing: "reference").
+        dtype: float32 or bfloat16, of weights and arithmetic. device: cpu, cuda or mps; nothing is chosen silently.
+
+        Raises CheckpointError (a ValueError), one line, if it is not there, damaged, or of another kind of network.
+        Raises ValueError for another dtype, a device that is not there, and CUDA graphs without a GPU.
+        """
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"dtype is {dtype}: wanted torch.float32 or torch.bfloat16")
+        device = usable_device(device)
+        if cuda_graphs and device.type != "cuda":
+            raise ValueError(f"cuda_graphs=True on {device}: CUDA graphs need device='cuda'")
+        folder = checkpoint.resolve(path_or_id)
+        config = checkpoint.read_config(folder)
+        if positions is not None:
+            config = replace(config, positions=positions)
+        with torch.device("meta"):
+            policy = cls(config, cuda_graphs)
+        shapes = {name: tensor.shape for name, tensor in policy.state_dict().items()}
+        policy.load_state_dict(checkpoint.read_weights(folder, shapes), assign=True)
+        return policy.requires_grad_().to(device, dtype).eval()
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that the reference, and `from_pretrained`, read. Weights are written as float32."""
+        checkpoint.write(path, self.config, self._weights())
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the weights and whatever of the config changes results."""
+        return checkpoint.fingerprint(self.config, self._weights())
+
+    @property
+    def vocabulary(self) -> PatchVocabulary:
+        """The patches it chooses from."""
+        return self.config.vocabulary
+
+    @property
+    def positions(self) -> str:
+        return self.config.positions
+
+    @property
+    def device(self) -> torch.device:
+        return self.gazing_model.connector.pos_embed.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.gazing_model.connector.pos_embed.dtype
+
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether decode steps run as CUDA graphs."""
+        return self.device.type == "cuda" and self.wants_graphs is not False
+
+    # -- gazing --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def gaze(
+        self,
+        frames: Tensor | np.ndarray,
+        max_ratio: float | Sequence[float] | None = None,
+        loss_threshold: Any = None,
+        sample: Sampling | None = None,
+        vocabulary: PatchVocabulary | None = None,
+    ) -> Gaze:
+        """Gaze at clips: which patches of each frame, in order, and the loss predicted after each. On the CPU.
+
+        frames: uint8 [B, T, H, W, 3], of any size, preprocessed here as the reference does (shortest edge to 224, then
+            squashed to a square), or floats [B, T, 3, H, W], preprocessed already.
+        max_ratio: most of a frame's patches to gaze at, in (0, 1]: a number, or one for each frame.
+        loss_threshold: a frame is done when its predicted loss is at or under this, in the units the checkpoint was
+            trained with: a number, one for each frame [T], or one for each row (and frame) [B, 1] or [B, T].
+        One of the two alone is the only limit; without both, the checkpoint's own defaults hold (as released: 0.75 and
+        0.7).
+        sample: None takes the best patch every time.
+        vocabulary: of another vision model (spec 8); frames then have its size, ids ascend, and no losses are given.
+
+        A row's gaze does not depend on the other rows. Raises ValueError, one line, for what makes no sense.
+        """
+        if vocabulary is not None and adaptation.needs_adaptation(self.vocabulary, vocabulary):
+            return self._adapted(frames, max_ratio, loss_threshold, sample, vocabulary)
+        clips = check_frames(frames)
+        caps, thresholds = self._limits(max_ratio, loss_threshold, *clips.shape[:2])
+        return self._gaze(clips, caps, thresholds, sample)
+
+    def stream(
+        self,
+        max_ratio: float | None = None,
+        loss_threshold: Any = None,
+        sample: Sampling | None = None,
+        batch: int = 1,
+    ) -> Stream:
+        """Gaze at frames as they come; limits as in `gaze`, the same for every frame."""
+        return Stream(self, max_ratio, loss_threshold, sample, batch)
+
+    def score(self, frames: Tensor | np.ndarray, gaze: Gaze) -> Scores:
+        """Log-probabilities and loss predictions of a gaze, with gradients where they are on (spec 7).
+
+        Raises ValueError if the gaze is not one of these frames.
+        """
+        clips = check_frames(frames)
+        if tuple(clips.shape[:2]) != tuple(gaze.lengths.shape):
+            raise ValueError(
+                f"frames {list(clips.shape)} hold {clips.shape[0]} clips of {clips.shape[1]} frames,"
+                f" the gaze {gaze.clips} of {gaze.num_frames}"
+            )
+        if gaze.vocabulary != self.vocabulary:
+            raise ValueError(f"the gaze is of {gaze.vocabulary}, the policy of {self.vocabulary}")
+        return score(self.gazing_model.gaze_decoder, self._encode(clips), gaze)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _gaze(
+        self,
+        clips: Tensor,
+        caps: list[int],
+        thresholds: Tensor | None,
+        sample: Sampling | None,
+        batches: list[int] | None = None,
+    ) -> Gaze:
+        vision = self._encode(clips)
+        room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
+        generation = self._generation(len(clips), room, sample, batches)
+        gazed: list[FrameGaze] = []
+        for t, cap in enumerate(caps):
+            threshold = None if thresholds is None else thresholds[:, t]
+            gazed.append(generation.frame(vision[:, t], cap, threshold, gazed[-1] if gazed else None))
+        generation.settle(gazed[-1])
+        return as_gaze(gazed, self.vocabulary)
+
+    def _adapted(
+        self,
+        frames: Tensor | np.ndarray,
+        max_ratio: float | Sequence[float] | None,
+        loss_threshold: Any,
+        sample: Sampling | None,
+        wanted: PatchVocabulary,
+    ) -> Gaze:
+        own = self.vocabulary
+        adaptation.check(own, wanted)
+        clips = check_frames(frames)
+        images = preprocess(clips, wanted.frame_size, self.device) if clips.dtype == torch.uint8 else clips
+        tiles = adaptation.cut(images, own, wanted)
+        rows, each = len(clips), len(tiles) // len(clips)
+        caps, thresholds = self._limits(max_ratio, loss_threshold, rows, clips.shape[1])
+        if sample is not None:
+            seeds = mixed(sample.row_seeds(rows))[:, None] + torch.arange(each)
+            sample = replace(sample, seeds=seeds.flatten().tolist())
+        thresholds = None if thresholds is None else thresholds.repeat_interleave(each, dim=0)
+        batches = [row // each for row in range(len(tiles))]  # the reference gazes at the tiles of a clip as one batch
+        gaze = self._gaze(tiles, caps, thresholds, sample, batches)
+        return adaptation.join(gaze, own, wanted)
+
+    def _limits(
+        self, max_ratio: float | Sequence[float] | None, loss_threshold: Any, rows: int, frames: int
+    ) -> tuple[list[int], Tensor | None]:
+        """Slots of each frame, and float32 [rows, frames] of thresholds or None."""
+        if max_ratio is None and loss_threshold is None:
+            max_ratio, loss_threshold = self.config.max_ratio, self.config.loss_threshold
+            if max_ratio is None and loss_threshold is None:
+                raise ValueError("this checkpoint names no default limits: give max_ratio=, loss_threshold= or both")
+        return frame_caps(max_ratio, frames, self.vocabulary), frame_thresholds(loss_threshold, rows, frames)
+
+    def _encode(self, clips: Tensor) -> Tensor:
+        """Vision tokens [B, T, P, hidden] of clips as users give them."""
+        at_once = max(1, _ENCODED_AT_ONCE // clips.shape[1])
+        parts = []
+        for some in clips.split(at_once):
+            images = as_model_input(some, self.config.input_size, self.device, self.dtype)
+            parts.append(self.gazing_model.connector(self.gazing_model.vision_model(images)[0]))
+        return torch.cat(parts)
+
+    def _generation(self, rows: int, room: int, sample: Sampling | None, batches: list[int] | None) -> Generation:
+        decoder = self.gazing_model.gaze_decoder
+        if not self.cuda_graphs:
+            return Generation(decoder, self._cache(rows, room), self.positions, sample, None, batches)
+        # A graph knows the memory it was captured on, so the last cache and its graphs are kept for the next call.
+        drawn = None if sample is None else replace(sample, seeds=0)
+        key = (rows, room, drawn, self.dtype, self.device)
+        if self._graphed is None or self._graphed[0] != key:
+            self._graphed = None
+            cache = PaddedCache(self.config, rows, room, self.device, self.dtype)
+            self._graphed = (key, cache, GraphedSteps(decoder, cache, drawn))
+        _, cache, graphs = self._graphed
+        cache.lengths = [0] * rows
+        return Generation(decoder, cache, self.positions, sample, graphs, batches)
+
+    def _cache(self, rows: int, room: int) -> Cache:
+        kind = RaggedCache if self.device.type == "cpu" else PaddedCache
+        return kind(self.config, rows, room, self.device, self.dtype)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().float().cpu() for name, tensor in self.state_dict().items()}
+
+    def _initialise(self) -> None:
+        """Fresh weights: of deviation 0.02, as Hugging Face's Llama; convolutions and norms as PyTorch makes them."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, Connector):
+                nn.init.normal_(module.pos_embed, std=0.02)
+
+
+class Stream:
+    """Frames pushed as they come, each gazed at once. Made by `AutoGaze.stream`."""
+
+    def __init__(
+        self, policy: AutoGaze, max_ratio: float | None, loss_threshold: Any, sample: Sampling | None, batch: int
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch={batch}: a stream has at least 1 clip")
+        self.policy, self.batch = policy, batch
+        (self.cap,), self.thresholds = policy._limits(max_ratio, loss_threshold, batch, 1)
+        config = policy.config
+        room = config.max_num_frames * (config.num_vision_tokens + self.cap) + config.block_size
+        self._generation = Generation(
+            policy.gazing_model.gaze_decoder, policy._cache(batch, room), policy.positions, sample
+        )
+        self._past: list[Tensor] | None = None
+        self._previous: FrameGaze | None = None
+
+    @torch.no_grad()
+    def push(self, frame: Tensor | np.ndarray) -> Gaze:
+        """The gaze [B, 1] at the next frame of each clip, equal to what `AutoGaze.gaze` gives it in the whole clip.
+
+        frame: uint8 [H, W, 3] or floats [3, H, W], for a stream of one; or either with B in front. Raises ValueError.
+        """
+        given = frame[None] if frame.ndim == 3 and self.batch == 1 else frame
+        if given.ndim != 4 or len(given) != self.batch:
+            raise ValueError(
+                f"a frame of shape {list(frame.shape)}: this stream has {self.batch} clips and wants uint8"
+                f" [{self.batch}, H, W, 3] or floats [{self.batch}, 3, H, W]"
+            )
+        policy = self.policy
+        images = as_model_input(check_frames(given[:, None]), policy.config.input_size, policy.device, policy.dtype)
+        tokens, past = policy.gazing_model.vision_model(images, self._past)
+        vision = policy.gazing_model.connector(tokens)[:, 0]
+        threshold = None if self.thresholds is None else self.thresholds[:, 0]
+        gazed = self._generation.frame(vision, self.cap, threshold, None)
+        self._generation.settle(gazed)
+        self._past = past
+        return as_gaze([gazed], policy.vocabulary)
+
+    def fork(self) -> Stream:
+        """A stream that goes its own way from here. Costs a copy of the cache."""
+        other = copy.copy(self)
+        other._generation = self._generation.fork()
+        return other
+
+
+def as_gaze(frames: Sequence[FrameGaze], vocabulary: PatchVocabulary) -> Gaze:
+    """The frames' gazes as one."""
+    rows = len(frames[0].slots)
+    slots = torch.tensor([frame.slots for frame in frames]).T.contiguous()
+    tokens, places, losses, lengths = [], [], [], []
+    for row in range(rows):
+        for frame in frames:
+            used = (frame.ids[row, : frame.slots[row]] != vocabulary.eos).nonzero().squeeze(1)
+            tokens.append(frame.ids[row, used])
+            places.append(used)
+            losses.append(frame.before[row, used + 1])
+            lengths.append(len(used))
+    counts = torch.tensor(lengths).view(rows, len(frames))
+    holes = not torch.equal(counts, slots)
+    return Gaze(
+        torch.cat(tokens),
+        counts,
+        torch.cat(losses),
+        torch.stack([frame.before[:, 0] for frame in frames], dim=1),
+        vocabulary,
+        torch.cat(places) if holes else None,
+        slots if holes else None,
+    )
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device that is there. Raises ValueError for one that is not."""
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r}: wanted cpu, cuda, cuda:<number> or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        raise ValueError(
+            f"device {str(device)!r} is not there on this machine: it has {[n for n, ok in there.items() if ok]}"
+        )
+    return device

@@ -1,0 +1,139 @@
+"""Teacher forcing: what the network says of a gaze it is given, all frames in one pass, with gradients (spec 7).
+
+A clip becomes one sequence of vision tokens and real patches, at the positions of `consistent` generation whatever the
+mode. Sequences of a batch end at different lengths and are padded behind their end, where causal attention does not
+look, so that no mask is needed. Slot j of a frame is judged from the hidden state before its block of K; only these
+few states leave the last layer. Where a gaze has unused slots, the hidden state after one may be asked for too: those
+end-of-frame tokens are queries beside the sequence, seen by nothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autogaze.gaze import Gaze
+from autogaze.model.decoder import Decoder
+
+
+class Scores(NamedTuple):
+    """What the network says of each slot of `gaze.padded()`. In an unused slot, of the end of the frame there.
+
+    log_probs: float32 [B, N], log(p + 1e-8) of the id, over all ids at temperature 1, as the reference.
+    loss_predictions: float32 [B, N], the predicted loss of the frame after the slot.
+    """
+
+    log_probs: Tensor
+    loss_predictions: Tensor
+
+
+def score(decoder: Decoder, vision: Tensor, gaze: Gaze) -> Scores:
+    """Score a gaze of B clips of T frames. vision: tokens [B, T, P, hidden] on the decoder's device."""
+    layout = _Layout(gaze, vision.shape[2], decoder.config.block_size)
+    device = vision.device
+    tokens = decoder.embed(gaze.tokens.to(device))
+    # Every token there is, and one that is none: the sequences are gathered from these.
+    x = torch.cat((vision.flatten(0, 2), tokens, vision.new_zeros(1, vision.shape[3])))[layout.sequence.to(device)]
+    rows, length = layout.sequence.shape
+    beside = layout.beside.to(device)
+    end_of_frame = decoder.embed(torch.full_like(beside, gaze.vocabulary.eos))
+    positions = torch.cat((torch.arange(length, device=device).expand(rows, -1), beside), dim=1)
+    attend = _Attention(length, beside, layout.states_see.to(device))
+    hidden = decoder(torch.cat((x, end_of_frame), dim=1), positions, attend, layout.states.to(device))
+
+    of_block, slot, ids = layout.state_of_block.to(device), layout.slot.to(device), layout.ids.to(device)
+    probabilities = decoder.scores(hidden[:, of_block]).softmax(dim=-1).flatten(1, 2)
+    chosen = probabilities[torch.arange(rows, device=device)[:, None], layout.slot_of_block.to(device), ids]
+    # Head k predicts the loss before slot k of the block behind its state: the loss after slot o is what head o + 1
+    # predicts, and after the last slot, head 0 of the next state.
+    return Scores(torch.log(chosen + 1e-8), decoder.losses(hidden).flatten(1)[:, slot + 1])
+
+
+class _Layout:
+    """Where everything lies, as index tensors on the CPU. L is the longest sequence, N the slots of the padded layout.
+
+    A frame of n slots has 1 + n // K states that something is read from: that of its last vision token, and of every
+    K-th slot. M is how many there are in all, E how many of them are unused slots in some row.
+
+    sequence: int64 [B, L], which token of [vision; gaze; none] is at each place.
+    beside: int64 [B, E], positions of the end-of-frame tokens beside the sequence.
+    states: int64 [B, M], place of each state in [sequence; beside]; states_see: int64 [B, M], the last place it sees.
+    state_of_block: int64 [blocks], the state before each block of slots.
+    slot, slot_of_block: int64 [N], each slot counted in K per state, and in K per block.
+    ids: int64 [B, N], what each slot holds.
+    """
+
+    def __init__(self, gaze: Gaze, vision: int, block: int) -> None:
+        lengths, (rows, frames) = gaze.lengths, gaze.lengths.shape
+        padded = gaze.padded()
+        slots = padded["num_gazing_each_frame"]
+        frame_of_slot = torch.repeat_interleave(torch.arange(frames), slots)
+        first_slot = slots.cumsum(0) - slots
+        place = torch.arange(len(frame_of_slot)) - first_slot[frame_of_slot]
+        self.ids = torch.where(
+            padded["if_padded_gazing"], gaze.vocabulary.eos, padded["gazing_pos"] - frame_of_slot * gaze.vocabulary.size
+        )
+        used = ~padded["if_padded_gazing"]
+
+        start = torch.arange(frames) * vision + lengths.cumsum(1) - lengths  # [B, T], where each frame begins
+        length = int((lengths.sum(1) + frames * vision).max())
+        self.sequence = torch.full((rows, length), rows * frames * vision + len(gaze.tokens))
+        row = torch.arange(rows)[:, None, None]
+        grid = torch.arange(rows * frames * vision).view(rows, frames, vision)
+        self.sequence[row, start[:, :, None] + torch.arange(vision)] = grid
+        used_before = used.cumsum(1) - used.to(torch.int64)  # [B, N], real tokens in earlier slots of the row
+        in_sequence = (frame_of_slot + 1) * vision + used_before  # the place of each slot's token, if it is one
+        owner = used.nonzero()[:, 0]  # row by row, as the tokens of a gaze
+        self.sequence[owner, in_sequence[used]] = rows * frames * vision + torch.arange(len(gaze.tokens))
+
+        states = 1 + slots // block
+        first_state = states.cumsum(0) - states
+        frame = torch.repeat_interleave(torch.arange(frames), states)
+        number = torch.arange(len(frame)) - first_state[frame]  # of the state within its frame
+        last_vision = start[:, frame] + vision - 1
+        if len(place):
+            slot = (first_slot[frame] + number * block - 1).clamp(min=0)  # that it belongs to, but for number 0
+            real = (number == 0) | used[:, slot]
+            self.states_see = torch.where(number == 0, last_vision, in_sequence[:, slot] - (~real).to(torch.int64))
+        else:
+            real, self.states_see = torch.ones_like(last_vision, dtype=torch.bool), last_vision
+        apart = (~real).any(dim=0).nonzero().squeeze(1)
+        self.beside = self.states_see[:, apart]
+        index = torch.zeros(len(frame), dtype=torch.int64)
+        index[apart] = torch.arange(len(apart))
+        self.states = torch.where(real, self.states_see, length + index)
+
+        blocks = -(-slots // block)
+        first_block = blocks.cumsum(0) - blocks
+        of_block = torch.repeat_interleave(torch.arange(frames), blocks)
+        self.state_of_block = first_state[of_block] + torch.arange(len(of_block)) - first_block[of_block]
+        self.slot = first_state[frame_of_slot] * block + place
+        self.slot_of_block = first_block[frame_of_slot] * block + place
+
+
+class _Attention:
+    """Causal attention of [sequence; beside]: see `_Layout`."""
+
+    def __init__(self, length: int, beside: Tensor, states_see: Tensor) -> None:
+        self.length = length
+        places = torch.arange(length, device=beside.device)
+        self.beside_sees = (places <= beside[:, :, None])[:, None]
+        self.states_see = (places <= states_see[:, :, None])[:, None]
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        last = queries.shape[1] != keys.shape[1]
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, values))
+        keys, values = keys[:, :, : self.length], values[:, :, : self.length]
+        if last:
+            out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.states_see)
+        else:
+            out = F.scaled_dot_product_attention(queries[:, :, : self.length], keys, values, is_causal=True)
+            if queries.shape[2] > self.length:
+                rest = F.scaled_dot_product_attention(
+                    queries[:, :, self.length :], keys, values, attn_mask=self.beside_sees
+                )
+                out = torch.cat((out, rest), dim=2)
+        return out.transpose(1, 2)
