@@ -147,7 +147,8 @@ class AutoGaze(nn.Module):
         One of the two alone is the only limit; without both, the checkpoint's own defaults hold (as released: 0.75 and
         0.7).
         sample: None takes the best patch every time.
-        vocabulary: of another vision model (spec 8); frames then have its size, ids ascend, and no losses are given.
+        vocabulary: of another vision model (spec 8). Frames are then square and of its size (uint8 ones are resized to
+            it), ids ascend, and no losses are given.
 
         A row's gaze does not depend on the other rows. Raises ValueError, one line, for what makes no sense.
         """

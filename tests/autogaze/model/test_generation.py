@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, Sampling
+from autogaze.model.cache import PaddedCache
+from autogaze.patches import PatchVocabulary
 
 GOLDEN = Path(__file__).parent.parent.parent / "golden"
 PADDED = ("gazing_pos", "if_padded_gazing", "num_gazing_each_frame")
@@ -291,6 +293,23 @@ def test_the_narrowest_and_the_coldest_sampling_is_greedy(small_policy, clips, b
 
 
 # -- how it runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["reference", "consistent"])
+def test_the_cache_of_gpus_gives_the_gaze_of_the_cache_of_cpus(small_policy, clips, positions, monkeypatch):
+    model, frames, wide = small_policy(3, 4, positions), clips(3, 5), clips(2, 2, side=96)
+    sample, vocabulary = Sampling(temperature=2.0, seeds=1), PatchVocabulary((32, 96), 16)
+    calls = [{"max_ratio": 0.7}, {"loss_threshold": [[0.3], [0.6], [0.9]]}, {"loss_threshold": 0.6, "sample": sample}]
+
+    def gazed() -> tuple[list[Gaze], Gaze]:
+        adapted = model.gaze(wide, loss_threshold=0.6, vocabulary=vocabulary)
+        stream = model.stream(loss_threshold=0.6, batch=3)
+        return [model.gaze(frames, **call) for call in calls] + [stream.push(frames[:, t]) for t in range(5)], adapted
+
+    ragged, ragged_adapted = gazed()
+    monkeypatch.setattr("autogaze.model.policy.RaggedCache", PaddedCache)
+    padded, padded_adapted = gazed()
+    assert all(map(same, ragged, padded)) and torch.equal(ragged_adapted.tokens, padded_adapted.tokens)
 
 
 def test_gazing_in_training_leaves_no_graph_and_changes_nothing(small, small_policy, clips):
