@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.attention import past_and_own
 from autogaze.model.config import AutoGazeConfig
 
 C = TypeVar("C", bound="Cache")
@@ -121,10 +122,11 @@ class RaggedCache(Cache):
             mine = queries[i : i + 1].transpose(1, 2)
             if whole:
                 new = slice(past, past + count)
-                seen = causal_after_past(
+                seen = past_and_own(
                     mine[:, :, skipped:],
                     (held_keys[:, :, :past], held_values[:, :, :past]),
                     (held_keys[:, :, new], held_values[:, :, new]),
+                    causal=True,
                 )
                 out[i, :skipped] = 0  # no tokens; they must only not spoil what is computed along with the others
                 out[i : i + 1, skipped:] = seen.transpose(1, 2)
@@ -140,21 +142,6 @@ class RaggedCache(Cache):
     @staticmethod
     def _allocate(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, device=device, dtype=dtype)
-
-
-def causal_after_past(queries: Tensor, past: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention of n new tokens to all of the past and causally to each other, with no mask: [1, H, n, D].
-
-    Two calls of the flash kernel, joined by the weight each has in the softmax over both: the public
-    scaled_dot_product_attention computes that weight and keeps it to itself.
-    """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    among, weight = flash(queries, *new, is_causal=True)
-    if not past[0].shape[2]:
-        return among
-    before, past_weight = flash(queries, *past)
-    share = torch.sigmoid(past_weight - weight).unsqueeze(-1).to(among.dtype)
-    return torch.lerp(among, before, share)
 
 
 class PaddedCache(Cache):

@@ -1,0 +1,43 @@
+"""Attention to a past that many queries share and to what is their own: no mask, and no copy of the past."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, [B, H, n, D] each."""
+
+
+def past_and_own(queries: Tensor, past: KeysValues, own: KeysValues, *, causal: bool = False) -> Tensor:
+    """Attention of B batches of queries [B, H, n, D] to a past they share [1, H, m, D] and to their own [B, H, n', D].
+
+    causal: query i sees the past and its own keys 0..i (n' = n); else all of them. For inference: no gradients.
+    On the CPU, two calls of the flash kernel, joined by the weight that each has in the softmax over both. The public
+    scaled_dot_product_attention computes that weight and keeps it to itself, so elsewhere the past is copied.
+    """
+    if not past[0].shape[2]:
+        return F.scaled_dot_product_attention(queries, *own, is_causal=causal)
+    if queries.device.type != "cpu":
+        keys, values = (
+            torch.cat((before.expand(len(queries), -1, -1, -1), new), dim=2)
+            for before, new in zip(past, own, strict=True)
+        )
+        mask = None
+        if causal:
+            length, new = past[0].shape[2], queries.shape[2]
+            mask = torch.ones(new, length + new, dtype=torch.bool, device=queries.device).tril(length)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    among, weight = flash(queries, *own, is_causal=causal)
+    # To the past, the queries of all batches are one long row.
+    row = queries.transpose(0, 1).flatten(1, 2)[None]
+    before, past_weight = flash(row, *past)
+    share = torch.sigmoid(_apart(past_weight, queries) - weight).unsqueeze(-1).to(among.dtype)
+    return torch.lerp(among, _apart(before, queries), share)
+
+
+def _apart(row: Tensor, queries: Tensor) -> Tensor:
+    """[1, H, B * n, ...] -> [B, H, n, ...]."""
+    return row[0].unflatten(1, (len(queries), queries.shape[2])).transpose(0, 1)
