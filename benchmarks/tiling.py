@@ -1,0 +1,149 @@
+"""Does a long 4K video go through, and is memory flat whatever its duration? The policy on 224-pixel tiles of a chunk.
+
+    python benchmarks/tiling.py                                    # 1,000 frames of 3840x2160, random weights
+    python benchmarks/tiling.py --frames 32 --checkpoint FOLDER    # shorter; other weights
+    python benchmarks/tiling.py --decode                           # the frames come from a file
+
+The video is synthetic, a window moving over a texture with a bar that crosses it. Its frames are made on the fly, 16 at
+a time; with --decode they are encoded once (PyAV, H.264) into a temporary file, which is not timed, and decoded again.
+After each tenth of the video: clips (16 frames of one tile) per second so far, and this process's memory, now and at
+its peak. Without --checkpoint the network has the released size and random weights, which take as long as trained ones
+at a fixed number of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from autogaze.model import AutoGaze
+from autogaze.model.config import AutoGazeConfig
+from autogaze.tiling import CHUNK_FRAMES, TileGrid, gaze_video
+
+MARGIN = 256  # pixels the window moves over before it turns round
+
+
+class Scene:
+    """Frames uint8 [H, W, 3] of a moving picture, any number of them."""
+
+    def __init__(self, height: int, width: int) -> None:
+        random = np.random.default_rng(20260)
+        self.height, self.width = height, width
+        coarse = random.integers(0, 256, ((height + MARGIN) // 32 + 1, (width + MARGIN) // 32 + 1, 3), np.uint8)
+        self.texture = coarse.repeat(32, axis=0).repeat(32, axis=1)
+        self.texture //= 2
+        self.texture += random.integers(0, 128, self.texture.shape, np.uint8)
+
+    def draw(self, number: int, into: np.ndarray) -> None:
+        """Frame `number`, written into uint8 [H, W, 3]."""
+        y, x = (abs((step * number) % (2 * MARGIN) - MARGIN) for step in (3, 5))
+        into[:] = self.texture[y : y + self.height, x : x + self.width]
+        left = 8 * number % self.width
+        into[:, left : left + self.width // 20] = (250, 200, 40)
+
+    def chunk(self, start: int, end: int) -> np.ndarray:
+        """Frames start..end: uint8 [t, H, W, 3]."""
+        frames = np.empty((end - start, self.height, self.width, 3), np.uint8)
+        for number in range(start, end):
+            self.draw(number, frames[number - start])
+        return frames
+
+
+def spans(frames: int) -> list[tuple[int, int]]:
+    """First and last (exclusive) frame of each chunk."""
+    return [(start, min(start + CHUNK_FRAMES, frames)) for start in range(0, frames, CHUNK_FRAMES)]
+
+
+def encode(scene: Scene, frames: int, path: Path) -> None:
+    """The video as an H.264 file."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
+        picture = np.empty((scene.height, scene.width, 3), np.uint8)
+        for number in range(frames):
+            scene.draw(number, picture)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def decoded(path: Path, scene: Scene, frames: int) -> Iterator[np.ndarray]:
+    """The chunks of a file, decoded one after another."""
+    with av.open(str(path)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        pictures = container.decode(video=0)
+
+        def chunk(size: int) -> np.ndarray:
+            found = np.empty((size, scene.height, scene.width, 3), np.uint8)
+            for frame in found:
+                frame[:] = next(pictures).to_ndarray(format="rgb24")
+            return found
+
+        for start, end in spans(frames):
+            yield chunk(end - start)
+
+
+def resident() -> int:
+    """Bytes this process has in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--height", type=int, default=2160)
+    parser.add_argument("--width", type=int, default=3840)
+    parser.add_argument("--checkpoint", help="folder or hub id of weights; default: random ones of the released size")
+    parser.add_argument("--ratio", type=float, default=0.02, help="share of the patches gazed in each tile's frame")
+    parser.add_argument("--batch", type=int, default=32, help="tiles gazed in one call")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--decode", action="store_true", help="encode the video once, then decode it")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.checkpoint:
+        model = AutoGaze.from_pretrained(options.checkpoint, device=options.device)
+    else:
+        model = AutoGaze(AutoGazeConfig()).to(options.device)
+    scene, grid = Scene(options.height, options.width), TileGrid(options.height, options.width)
+    chunks = spans(options.frames)
+    print(
+        f"{options.frames} frames of {options.width}x{options.height}, {'decoded' if options.decode else 'made'} 16 at"
+        f" a time; {grid.rows}x{grid.columns} tiles in batches of {options.batch}; ratio {options.ratio:g};"
+        f" {sum(weight.numel() for weight in model.parameters()) / 1e6:.2f}M parameters on {options.device},"
+        f" {options.threads} CPU thread(s)",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory(prefix="tiling-") as folder:
+        source: Iterator[np.ndarray] = (scene.chunk(start, end) for start, end in chunks)
+        if options.decode:
+            encode(scene, options.frames, Path(folder) / "video.mp4")
+            source = decoded(Path(folder) / "video.mp4", scene, options.frames)
+        print(f"memory before the first chunk: {resident() / 1e6:,.0f} MB")
+        gazes = gaze_video(source, lambda tiles: model.gaze(tiles, max_ratio=options.ratio), batch=options.batch)
+        began, tokens = time.perf_counter(), 0
+        cpu = time.process_time()
+        for done, gaze in enumerate(gazes, start=1):
+            tokens += len(gaze.token)
+            if done * 10 // len(chunks) > (done - 1) * 10 // len(chunks) or done == 1:
+                seconds, clips = time.perf_counter() - began, done * grid.count
+                print(
+                    f"frame {gaze.start + gaze.num_frames:6,d}: {clips:6,d} clips, {clips / seconds:6.2f} clips/s"
+                    f" ({clips / (time.process_time() - cpu):.2f} a CPU second), {tokens:,} tokens; memory now"
+                    f" {resident() / 1e6:,.0f} MB, peak"
+                    f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6:,.0f} MB",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
