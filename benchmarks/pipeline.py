@@ -48,14 +48,15 @@ def stages(work: Path) -> dict[str, float]:
     """Both stages alone over the dataset that `ours` made, in a process of their own, called as Ray calls them."""
     from pipelines.decode import DecodeConfig
     from pipelines.decode_stage import DecodeStage
-    from pipelines.gaze_stage import GazeStage
+    from pipelines.gaze_stage import GazeStage, settle
 
     source, output = work / "ours", work / "alone"
     output.mkdir()
     shutil.copy(source / "plan.parquet", output)
     shards = sorted(int(path.stem) for path in (source / "index").iterdir())
     decode = DecodeStage(str(output), DecodeConfig(), "jpeg", QUALITY)
-    gaze = GazeStage(str(output), "canvas", THRESHOLD, RATIO, "jpeg", False)
+    gazer = settle(PreprocessConfig(threshold=THRESHOLD, max_ratio=RATIO))
+    gaze = GazeStage(str(output), gazer, "jpeg", "cpu")
     gaze(decode({"shard": shards[0]}))  # warm
     clips, spent = 0, 0.0
     for shard in shards[:: max(1, len(shards) // 16)]:

@@ -20,13 +20,14 @@ from pipelines.errors import PipelineError
 
 @dataclass(frozen=True)
 class _Job:
-    """A subcommand: jobs/<module>.py with a config dataclass and run(config, console)."""
+    """A subcommand: jobs/<module>.py with a config dataclass and a function of (config, console)."""
 
     module: str
     schema: str
     positional: str
     help: str
     dry_run: bool = False
+    function: str = "run"
 
 
 _JOBS = {
@@ -35,6 +36,15 @@ _JOBS = {
     "verify": _Job("jobs.verify", "VerifyConfig", "dataset", "re-read a dataset and say what is wrong with it"),
     "gaze": _Job("jobs.gaze", "GazeConfig", "video", "gaze one video: overlay, contact sheet, JSON"),
     "report": _Job("jobs.report", "ReportConfig", "dataset", "one HTML file that shows a dataset"),
+    "evaluate": _Job(
+        "jobs.evaluate", "EvaluateConfig", "data", "error against gazing ratio: stored gaze beside others"
+    ),
+    "export-labels": _Job(
+        "jobs.labels", "ExportConfig", "data", "a dataset's gaze -> the reference's label file", function="export"
+    ),
+    "import-labels": _Job(
+        "jobs.labels", "ImportConfig", "labels", "label files -> a dataset with their gaze", function="import_"
+    ),
 }
 
 
@@ -45,11 +55,11 @@ def _parser(name: str | None, schema: type | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if name is None or schema is None:
-        rows = "\n".join(f"  {job:<12}{about.help}" for job, about in _JOBS.items())
+        rows = "\n".join(f"  {job:<15}{about.help}" for job, about in _JOBS.items())
         parser.epilog = f"jobs:\n{rows}\n\n`autogaze JOB --help` lists a job's keys."
         parser.add_argument("job", choices=list(_JOBS), metavar="JOB")
         return parser
-    shown = [(f"{key.name}={key.default}", key.help) for key in configs.keys(schema)]
+    shown = [(f"{key.name}={'null' if key.default is None else key.default}", key.help) for key in configs.keys(schema)]
     width = max(len(left) for left, _ in shown) + 2
     parser.epilog = "keys, with their defaults:\n" + "\n".join(f"  {left:<{width}}{right}" for left, right in shown)
     positional = _JOBS[name].positional
@@ -78,11 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.print_config:
             sys.stdout.write(configs.to_yaml(config))
             return 0
-        result = (
-            module.run(config, console, dry_run=True)
-            if getattr(options, "dry_run", False)
-            else module.run(config, console)
-        )
+        run = getattr(module, job.function)
+        result = run(config, console, dry_run=True) if getattr(options, "dry_run", False) else run(config, console)
         return result if isinstance(result, int) else 0
     except (PipelineError, ClusterError) as error:
         return _fail(str(error))

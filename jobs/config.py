@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -29,6 +29,8 @@ class Key:
     type: type
     default: Any
     help: str
+    optional: bool = False
+    """Whether it may be left open: None, written as null or as nothing."""
 
 
 def keys(schema: type) -> Iterator[Key]:
@@ -43,7 +45,9 @@ def _keys(node: Any, prefix: str) -> Iterator[Key]:
         if dataclasses.is_dataclass(value):
             yield from _keys(value, f"{prefix}{field.name}.")
         else:
-            yield Key(prefix + field.name, hints[field.name], value, field.metadata.get("help", ""))
+            kinds = [kind for kind in get_args(hints[field.name]) if kind is not type(None)] or [hints[field.name]]
+            open_ = type(None) in get_args(hints[field.name])
+            yield Key(prefix + field.name, kinds[0], value, field.metadata.get("help", ""), open_)
 
 
 def load(schema: type[T], arguments: Sequence[str], file: str | None = None, positional: str = "") -> T:
@@ -86,12 +90,15 @@ def _parse(key: Key, text: str) -> Any:
     if key.type is str:
         return text
     lowered = text.strip().lower()
+    if key.optional and lowered in ("", "null"):
+        return None
     try:
         if key.type is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[lowered]
         return key.type(lowered.replace("_", "") if key.type is int else lowered)
     except (ValueError, KeyError) as error:
-        raise PipelineError(f"{key.name}={text}: {_type_name(key.type)} expected, such as {key.default}") from error
+        example = " (or null)" if key.optional else f", such as {key.default}"
+        raise PipelineError(f"{key.name}={text}: {_type_name(key.type)} expected{example}") from error
 
 
 def _from_file(file: str, known: dict[str, Key]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     if job and (dry_run or not job.missing):
         return _done(job, console, dry_run)
     with running(config.ray) as cluster:
-        workers = preprocess.share_workers(config, cluster.cpus, cluster.gpus)
+        workers = preprocess.share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
         job = job or preprocess.plan_job(config, write=not dry_run)
         if dry_run:
             return _done(job, console, dry_run)
@@ -61,7 +61,7 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console)
             else ""
         )
         + f"; {workers.decode} decode and {workers.gaze} gaze workers on {cluster.nodes} node(s), gaze on "
-        + ("cuda" if workers.on_gpu else "cpu"),
+        + workers.device,
         highlight=False,
     )
     began, status, totals = time.time(), "failed", Totals()
@@ -80,7 +80,7 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console)
         raise
     finally:
         seconds = time.time() - began
-        record = preprocess.run_record(latest[0], workers, asdict(cluster), began, seconds, status)
+        record = preprocess.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status)
         name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)) + f"-{uuid.uuid4().hex[:6]}.json"
         if status != "failed":  # a failure may be a full disk; its own message matters more than a record of it
             store.publish(json.dumps(record, indent=1).encode() + b"\n", store.join(f"{job.output}.runs", name))
@@ -148,9 +148,9 @@ def _show_plan(job: Job, console: Console) -> None:
         ("videos", f"{plan['video'].nunique():,}"),
         ("clips", f"{len(plan):,} planned, {refused:,} already known to fail"),
         ("shards", f"{job.shards:,} planned, {len(job.missing):,} to make"),
-        ("frames", f"{frames:,} to decode and gaze"),
+        ("frames", f"{frames:,} to gaze"),
         ("estimated bytes", f"{frames * per_frame / 1e9:.3f} GB"),
-        ("memory per row", f"{preprocess.row_bytes(config) / 1e6:.0f} MB of decoded frames per shard in flight"),
+        ("memory per row", f"{job.row_bytes / 1e6:.0f} MB of decoded frames per shard in flight"),
     ):
         table.add_row(name, value)
     console.print(table)
@@ -170,10 +170,11 @@ def _show_summary(job: Job, totals: Totals, record: dict, console: Console) -> N
             f"({totals.tokens / possible:.2%})",
         )
         table.add_row(
-            "error",
+            "predicted loss" if job.gazer.name == "policy" else "error",
             f"{totals.loss / totals.ok:.4f} mean; "
-            f"{totals.met / totals.ok:.1%} of frames met threshold {job.config.threshold}",
+            f"{totals.met / totals.ok:.1%} of frames met threshold {job.gazer.threshold:g}",
         )
+    table.add_row("gazed by", f"{record['gaze']}, on {record['device']}")
     table.add_row("frames", f"{totals.frames:,} in {record['seconds']:.1f} s: {record['frames_per_s']:.1f} frames/s")
     stages = record["stages"]
     for stage, parts in (("decode", ("fetch",)), ("encode", ()), ("gaze", ("search", "write"))):

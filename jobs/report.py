@@ -75,6 +75,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
     settings = dict(dataset.about.get("config") or {})
     threshold = float(settings.get("threshold", 0.0))
     vocabulary = vocabulary_of(dataset.about)
+    measure = "predicted loss" if settings.get("gaze") == "policy" else "reconstruction error"
     survey = take_survey(dataset)
     sample = sample_gazes(dataset, survey, vocabulary)
     environment = jinja2.Environment(
@@ -88,6 +89,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
         settings=dict(flatten(settings)),
         about=dict(flatten({key: value for key, value in dataset.about.items() if key != "config"})),
         threshold=threshold,
+        measure=measure,
         vocabulary=vocabulary,
         palette=[hex_colour(level) for level in range(len(vocabulary.scales))],
         survey=survey,
@@ -97,7 +99,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
         ratio_chart=charts.histogram(survey.ratio, "gaze ratio of a clip (% of its patches)", "clips", scale=100),
         error_chart=charts.histogram(
             survey.error,
-            "reconstruction error of a clip (mean over its frames)",
+            f"{measure} of a clip (mean over its frames)",
             "clips",
             mark=(threshold, f"threshold {threshold:g}"),
         ),
@@ -180,7 +182,7 @@ def card(
     gaze = read_gaze(members, vocabulary)
     frames = decode_frames(members)
     rebuilt = None
-    if frames is not None and settings.get("gaze", "canvas") == "canvas":
+    if frames is not None:  # also of a policy's gaze: what can be seen of the video in the patches it chose
         rebuilt = reconstruction.load("canvas", vocabulary).reconstruct(frames[None], gaze).pixels[0].numpy()
     final, met = gaze.final()[0].tolist(), gaze.met(float(settings.get("threshold", 0.0)))[0].tolist()
     blank = np.full((vocabulary.frame_size, vocabulary.frame_size, 3), 96, np.uint8)

@@ -28,7 +28,18 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipelines.decoders.base import DECODERS, REASONS, DecodeConfig, Source, VideoError, VideoInfo, backend, outcomes
+from pipelines.decoders.base import (
+    DECODERS,
+    REASONS,
+    DecodeConfig,
+    Native,
+    Source,
+    VideoError,
+    VideoInfo,
+    backend,
+    frame_shape,
+    outcomes,
+)
 from pipelines.decoders.isolated import IsolatedDecoder
 
 __all__ = [
@@ -55,22 +66,24 @@ def probe(source: Source) -> VideoInfo:
 
 
 def decode_clips(
-    source: Source, clips: Sequence[Sequence[int]], config: DecodeConfig
+    source: Source, clips: Sequence[Sequence[int]], config: DecodeConfig, native: Native | None = None
 ) -> Iterator[tuple[int, np.ndarray | VideoError]]:
     """Decode clips, each a sequence of frame numbers, in this process; the video is opened once.
 
     Yields (i, frames of clips[i]) as uint8 [len(clips[i]), size, size, 3] RGB, turned as for display, or
     (i, VideoError), once per clip, by ascending first frame. A frame may be asked for in any order, and more than once.
+    With native=(height, width) frames come as they are, not scaled: uint8 [len(clips[i]), height, width, 3], and a clip
+    with a frame of another size fails as size_changed.
     Raises ValueError for a clip without frames or with a negative one.
     """
     frames: dict[int, np.ndarray] = {}
 
     def buffer(i: int) -> np.ndarray:
         if i not in frames:
-            frames[i] = np.empty((len(clips[i]), config.size, config.size, 3), np.uint8)
+            frames[i] = np.empty((len(clips[i]), *frame_shape(config, native)), np.uint8)
         return frames[i]
 
-    for i, error in outcomes(backend(config.decoder), source, clips, config, buffer):
+    for i, error in outcomes(backend(config.decoder), source, clips, config, buffer, native):
         decoded = frames.pop(i, None)
         if error is not None:
             yield i, error

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from autogaze.tiling import TileGrid
 from pipelines import store
 from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
 from pipelines.frames import encode_frames
@@ -79,17 +80,33 @@ class DecodeStage:
                 with opened as source:
                     with watch.time("fetch"):
                         _require_unchanged(source, video.iloc[0])
-                    clips = [
-                        frame_numbers(c.start, c.stride, c.frames, c.video_frames).tolist() for c in video.itertuples()
+                    # A chunk is decoded once: it is one clip, or all tiles of the picture, which lie side by side.
+                    chunks = list(video.groupby("start", sort=False).indices.values())
+                    wanted = [
+                        frame_numbers(c.start, c.stride, c.frames, c.video_frames).tolist()
+                        for c in video.iloc[[chunk[0] for chunk in chunks]].itertuples()
                     ]
-                    for clip, decoded in self.decoder.decode_clips(source, clips):
+                    places = [slice(numbers[chunk[0]], numbers[chunk[-1]] + 1) for chunk in chunks]
+                    grid = _grid(video.iloc[0], size)
+                    native = None if grid is None else (grid.height, grid.width)
+                    for chunk, decoded in self.decoder.decode_clips(source, wanted, native=native):
+                        place = places[chunk]
                         if isinstance(decoded, VideoError):
-                            failures[numbers[clip]] = (decoded.reason, decoded.detail)
+                            failed = range(place.start, place.stop)
+                            failures.update(dict.fromkeys(failed, (decoded.reason, decoded.detail)))
+                        elif grid is None:
+                            frames[place] = decoded
                         else:
-                            frames[numbers[clip]] = decoded
+                            for t in range(len(decoded)):  # so that only one frame's tiles are held twice
+                                frames[place, t] = grid.cut(decoded[t : t + 1])[:, 0]
             except VideoError as error:
                 failures.update(dict.fromkeys(numbers, (error.reason, error.detail)))
         return frames, failures
+
+
+def _grid(planned: pd.Series, size: int) -> TileGrid | None:
+    """The tiles that a video's picture is cut into; None: it is squashed to one square."""
+    return TileGrid(int(planned["height"]), int(planned["width"]), size) if planned["tile"] else None
 
 
 def _ahead(

@@ -3,6 +3,9 @@
 A pure function: the same manifest and config give the same plan on any machine, so a shard can be made by any worker,
 twice, or after a crash, and come out the same. A video that could not be opened by the scan has one row too, already
 failed, so that every video has an outcome.
+
+With clip.tiles=native each chunk of frames gives one clip per tile of the picture. All tiles of a chunk lie in one
+shard, one after another, so that a frame is decoded once.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from autogaze.tiling import TileGrid
 from pipelines import store, tables
 from pipelines.errors import PipelineError
 
@@ -35,12 +39,16 @@ SCHEMA = pa.schema(
         pa.field("padded", pa.int32(), nullable=False),  # how many of them repeat the video's last frame
         pa.field("video_frames", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
-        pa.field("tile", pa.string(), nullable=False),  # "" = the whole picture
+        pa.field("width", pa.int32(), nullable=False),  # of the whole picture, turned as for display
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("tile", pa.string(), nullable=False),  # "" = the whole picture; else a name of TileGrid(height, width)
         pa.field("reason", pa.string()),  # why this row has already failed; null = to be done
         pa.field("detail", pa.string()),
     ]
 )
 
+TILES = ("whole", "native")
+ROW_LIMIT = 2 << 30  # a shard's frames are one Arrow array, which addresses its bytes with 31 bits
 _GROUP_ROWS = 16384
 
 
@@ -53,6 +61,10 @@ class ClipConfig:
     fps: float = field(default=0.0, metadata={"help": "sample at this rate instead of stride (0 = use stride)"})
     per_video: int = field(default=0, metadata={"help": "clips per video, evenly spread (0 = the whole video)"})
     min_frames: int = field(default=1, metadata={"help": "videos with fewer frames fail as too_short"})
+    tiles: str = field(
+        default="whole",
+        metadata={"help": "whole: the picture squashed to 224x224; native: a clip for each 224x224 tile of it"},
+    )
 
 
 def check_clip_config(clip: ClipConfig, shard_clips: int) -> None:
@@ -70,6 +82,13 @@ def check_clip_config(clip: ClipConfig, shard_clips: int) -> None:
         raise PipelineError(f"clip.fps={clip.fps}: must be 0 (use clip.stride) or a positive rate")
     if clip.fps and clip.stride != 1:
         raise PipelineError("clip.fps and clip.stride both set: give one of them")
+    if clip.tiles not in TILES:
+        raise PipelineError(f"clip.tiles={clip.tiles}: must be one of {', '.join(TILES)}")
+
+
+def clip_bytes(frames: int) -> int:
+    """Bytes of one clip's decoded frames."""
+    return frames * TileGrid.size**2 * 3
 
 
 def video_key(uri: str, root: str) -> str:
@@ -114,13 +133,22 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     """
     check_clip_config(clip, shard_clips)
     manifest = manifest.sort_values("uri", kind="stable", ignore_index=True)
+    turned = manifest["rotation"].to_numpy() % 180 == 90
+    coded = manifest[["width", "height"]].to_numpy(np.int32)
+    widths, heights = np.where(turned[:, None], coded[:, ::-1], coded).T.tolist()
     per_video: list[np.ndarray] = []
+    grids: list[TileGrid | None] = []
     strides = np.ones(len(manifest), dtype=np.int64)
     reasons: list[tuple[str | None, str | None]] = []
     for row, video in enumerate(manifest.itertuples(index=False)):
         reason, detail = (None, None) if video.status == "ok" else (str(video.reason), str(video.detail))
         if reason is None and video.frames < clip.min_frames:
             reason, detail = "too_short", f"{video.frames} frames, clip.min_frames is {clip.min_frames}"
+        grid = TileGrid(heights[row], widths[row]) if clip.tiles == "native" and reason is None else None
+        if grid is not None and grid.count * clip_bytes(clip.frames) >= ROW_LIMIT:
+            reason, detail = "too_large", f"{grid.count} tiles of {clip.frames} frames; fewer clip.frames would fit"
+            grid = None
+        grids.append(grid)
         if clip.fps:
             strides[row] = max(1, round(video.fps / clip.fps)) if video.fps > 0 else 1
         else:
@@ -128,23 +156,29 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
         starts = clip_starts(int(video.frames), clip.frames, int(strides[row]), clip.per_video)
         per_video.append(starts if reason is None else np.zeros(1, dtype=np.int64))
         reasons.append((reason, detail))
-    counts = np.array([len(starts) for starts in per_video], dtype=np.int64)
-    source = np.repeat(np.arange(len(manifest)), counts)
+    # Chunks: the frames that are decoded together. One chunk is one clip, or one clip per tile.
+    source = np.repeat(np.arange(len(manifest)), [len(starts) for starts in per_video])
     start = np.concatenate(per_video) if per_video else np.zeros(0, dtype=np.int64)
+    tiles = np.array([1 if grid is None else grid.count for grid in grids], dtype=np.int64)[source]
+    shard = np.repeat(_pack(tiles, shard_clips), tiles)
+    number = np.arange(len(shard))
+    position = number - np.searchsorted(shard, shard)
+    tile = number - np.repeat(np.cumsum(tiles) - tiles, tiles)
+    source, start = np.repeat(source, tiles), np.repeat(start, tiles)
+    names = ["" if (grid := grids[i]) is None else grid.name(n) for i, n in zip(source, tile.tolist(), strict=True)]
     stride = strides[source]
     video_frames = manifest["frames"].to_numpy(np.int64)[source]
     taken = np.clip(-(-(video_frames - start) // np.maximum(stride, 1)), 0, clip.frames)
     keys = [video_key(uri, root) for uri in manifest["uri"]]
-    number = np.arange(len(start))
     reason_column = pd.Series([reasons[i][0] for i in source], dtype=object)
     plan = pd.DataFrame(
         {
             "clip": [
-                f"{keys[i]}-{s:06d}" + (f"-s{k}" if k != 1 else "")
-                for i, s, k in zip(source, start, stride, strict=True)
+                f"{keys[i]}-{s:06d}" + (f"-s{k}" if k != 1 else "") + (f"-{name}" if name else "")
+                for i, s, k, name in zip(source, start, stride, names, strict=True)
             ],
-            "shard": (number // shard_clips).astype(np.int32),
-            "position": (number % shard_clips).astype(np.int32),
+            "shard": shard.astype(np.int32),
+            "position": position.astype(np.int32),
             "video": manifest["uri"].to_numpy(object)[source],
             "object": manifest["object"].to_numpy(object)[source],
             "offset": manifest["offset"].to_numpy(np.int64)[source],
@@ -156,7 +190,9 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
             "padded": np.where(reason_column.isna(), clip.frames - taken, 0).astype(np.int32),
             "video_frames": video_frames,
             "fps": manifest["fps"].to_numpy(np.float64)[source],
-            "tile": "",
+            "width": np.array(widths, dtype=np.int32)[source],
+            "height": np.array(heights, dtype=np.int32)[source],
+            "tile": names,
             "reason": reason_column,
             "detail": pd.Series([reasons[i][1] for i in source], dtype=object),
         }
@@ -165,6 +201,17 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     if len(repeated):
         raise PipelineError(f"two clips are both named {repeated.iloc[0]}; does the input list a video twice?")
     return plan
+
+
+def _pack(sizes: np.ndarray, room: int) -> np.ndarray:
+    """Shard of each chunk, int64 [chunks]: whole chunks while they fit; one that never would has a shard of its own."""
+    shards, shard, filled = [], 0, 0
+    for size in sizes.tolist():
+        if filled and filled + size > room:
+            shard, filled = shard + 1, 0
+        filled += size
+        shards.append(shard)
+    return np.array(shards, dtype=np.int64)
 
 
 def plan_bytes(plan: pd.DataFrame) -> bytes:

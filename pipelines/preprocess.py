@@ -13,156 +13,92 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from autogaze import reconstruction
 from autogaze.patches import VOCABULARY
 from pipelines import frames, shards, store
 from pipelines import manifest as manifests
-from pipelines.decode import DECODERS, DecodeConfig, decoder_fingerprint
+from pipelines.decode import DecodeConfig, decoder_fingerprint
 from pipelines.decode_stage import DecodeStage
 from pipelines.errors import PipelineError
-from pipelines.gaze_stage import GazeStage
-from pipelines.plan import ClipConfig, check_clip_config, make_plan, plan_bytes
+from pipelines.gaze_stage import Gazer, GazeStage, settle
+from pipelines.plan import clip_bytes, make_plan, plan_bytes
+from pipelines.preprocess_config import PreprocessConfig, WorkersConfig, check_config, dataset_config
 from pipelines.ray_data import configure_ray_data, pipeline_errors
-from pipelines.shards import ShardConfig
 
-FORMAT = 1
-GAZES = ("canvas",)
-DEVICES = ("auto", "cpu", "cuda")
-_ROW_LIMIT = 2 << 30  # an Arrow array addresses its bytes with 31 bits
+__all__ = [
+    "Job",
+    "PreprocessConfig",
+    "Totals",
+    "Workers",
+    "WorkersConfig",
+    "check_config",
+    "describe",
+    "execute",
+    "make_ready",
+    "plan_job",
+    "resume",
+    "run_record",
+    "share_workers",
+]
 
+FORMAT = 2
 
 # What a worker asks of Ray. Decoding keeps a core busy; canvas gaze works a tenth of the time, and decoding actors fill
-# what it leaves. Both ask for less than a core, so that every core can decode beside it.
+# what it leaves. A policy works ten times as long on a clip as the decoder, so on CPUs it is the other way round: a
+# gaze actor on every CPU, and few decoding actors between them. All ask for less than a core, so that they fit.
 _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
+_POLICY_DECODE_CPUS, _POLICY_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Actors per stage, and where gaze runs."""
+    """Actors per stage, where gaze runs (cpu, cuda or mps), and the CPUs that an actor asks for."""
 
     decode: int
     gaze: int
-    on_gpu: bool
+    device: str
+    decode_cpus: float = _DECODE_CPUS
+    gaze_cpus: float = _GAZE_CPUS
 
 
-@dataclass
-class WorkersConfig:
-    """How many actors each stage has; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
-
-    decode: int = field(default=0, metadata={"help": "decoding actors (0 = one per CPU)"})
-    gaze: int = field(default=0, metadata={"help": "gaze actors (0 = one per GPU, or per four CPUs)"})
-
-
-@dataclass
-class PreprocessConfig:
-    """A preprocess job. `input` and `output` must be given."""
-
-    input: str = field(
-        default="", metadata={"help": "folder, file, s3:// prefix, tar of videos, or a manifest.parquet"}
-    )
-    output: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
-    gaze: str = field(default="canvas", metadata={"help": "what gazes: canvas (greedy, training-free)"})
-    threshold: float = field(
-        default=0.05, metadata={"help": "stop a frame at this reconstruction error (mean |difference| in [0, 1])"}
-    )
-    max_ratio: float = field(default=0.75, metadata={"help": "at most this share of a frame's 265 patches"})
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    shard: ShardConfig = field(default_factory=ShardConfig)
-    frames: str = field(default="jpeg", metadata={"help": "store frames as jpeg, raw (npy) or none"})
-    jpeg_quality: int = field(default=90, metadata={"help": "1-95, for frames=jpeg"})
-    decoder: str = field(default="pyav", metadata={"help": "pyav, decord or torchcodec"})
-    decoder_timeout_s: float = field(
-        default=60.0, metadata={"help": "a video with no clip for this long fails as decoder_timeout"}
-    )
-    workers: WorkersConfig = field(default_factory=WorkersConfig)
-    device: str = field(default="auto", metadata={"help": "gaze on auto (cuda when the cluster has GPUs), cpu or cuda"})
-    max_failed_fraction: float = field(
-        default=1.0, metadata={"help": "stop when more than this share of all clips failed"}
-    )
-    retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
-
-
-# Fields that change no byte of the dataset, and so may differ from one run to the next.
-_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s")
-
-
-def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
-    """The part of the config that the dataset's bytes are a function of."""
-    values = asdict(config)
-    kept = {name.name: values[name.name] for name in fields(PreprocessConfig) if name.name not in _FREE}
-    return kept | {"input": store.normalise(config.input)}
-
-
-def check_config(config: PreprocessConfig) -> None:
-    """Raise PipelineError, in one line, for the first value that cannot work."""
-    for name in ("input", "output"):
-        if not getattr(config, name):
-            raise PipelineError(f"{name}= is missing: autogaze preprocess input=/data/videos output=/data/gaze")
-    for name, known in (
-        ("gaze", GAZES),
-        ("frames", frames.STORAGE),
-        ("decoder", DECODERS),
-        ("device", DEVICES),
-        ("retry", ("", "failed")),
-    ):
-        if getattr(config, name) not in known:
-            raise PipelineError(f"{name}={getattr(config, name)}: must be one of {', '.join(filter(None, known))}")
-    for name, least, most in (
-        ("threshold", 0.0, 1.0),
-        ("max_ratio", 0.0, 1.0),
-        ("max_failed_fraction", 0.0, 1.0),
-        ("jpeg_quality", 1, 95),
-    ):
-        if not least <= getattr(config, name) <= most:
-            raise PipelineError(f"{name}={getattr(config, name)}: must be between {least} and {most}")
-    if config.decoder_timeout_s <= 0:
-        raise PipelineError(f"decoder_timeout_s={config.decoder_timeout_s}: must be more than 0")
-    for name, value in (("workers.decode", config.workers.decode), ("workers.gaze", config.workers.gaze)):
-        if value < 0:
-            raise PipelineError(f"{name}={value}: must be 0 (automatic) or more")
-    check_clip_config(config.clip, config.shard.clips)
-    if row_bytes(config) >= _ROW_LIMIT:
-        most = _ROW_LIMIT // (row_bytes(config) // config.shard.clips) - 1
-        raise PipelineError(
-            f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
-            f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
-        )
-    source, output = store.normalise(config.input) + "/", store.normalise(config.output) + "/"
-    if output.startswith(source):
-        raise PipelineError(
-            f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "
-            "put it beside the input"
-        )
-
-
-def row_bytes(config: PreprocessConfig) -> int:
-    """Bytes of one shard's decoded frames: what one row of the Ray dataset weighs."""
-    return config.shard.clips * config.clip.frames * VOCABULARY.frame_size**2 * 3
-
-
-def share_workers(config: PreprocessConfig, cpus: int, gpus: int) -> Workers:
+def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1) -> Workers:
     """Share a cluster out among the stages.
 
-    Raises PipelineError when the cluster is too small for what was asked: Ray would wait for ever.
+    Raises PipelineError when the cluster is too small for what was asked (Ray would wait for ever) or lacks the device.
     """
-    on_gpu = config.device == "cuda" or (config.device == "auto" and gpus > 0)
+    device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
+    on_gpu, on_cpus = device == "cuda", config.gaze == "policy" and device == "cpu"
     if on_gpu and gpus == 0:
         raise PipelineError("device=cuda: this cluster has no GPU; use device=cpu")
-    decode = config.workers.decode or max(1, cpus)
-    gaze = config.workers.gaze or (gpus if on_gpu else max(1, cpus // 4))
-    needed = decode * _DECODE_CPUS + (0 if on_gpu else gaze * _GAZE_CPUS)
+    if device == "mps":
+        _require_mps(nodes)
+    if config.policy.cuda_graphs == "on" and not on_gpu:
+        raise PipelineError(f"policy.cuda_graphs=on: the policy runs on {device}; use auto or off")
+    decode_cpus, gaze_cpus = (_POLICY_DECODE_CPUS, _POLICY_GAZE_CPUS) if on_cpus else (_DECODE_CPUS, _GAZE_CPUS)
+    gaze_cpus = 0.0 if on_gpu else gaze_cpus
+    decode = config.workers.decode or max(1, cpus // (_CPUS_PER_DECODER if on_cpus else 1))
+    gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": max(1, cpus if on_cpus else cpus // 4)}[device]
+    needed = decode * decode_cpus + gaze * gaze_cpus
     if needed > cpus or (on_gpu and gaze > gpus):
         raise PipelineError(
             f"workers.decode={decode} and workers.gaze={gaze} need {math.ceil(needed)} CPUs"
             + (f" and {gaze} GPUs" if on_gpu else "")
             + f"; the cluster has {cpus} CPUs and {gpus} GPUs (on one machine, ray.cpus= sets how many Ray counts)"
         )
-    return Workers(decode, gaze, on_gpu)
+    return Workers(decode, gaze, device, decode_cpus, gaze_cpus)
+
+
+def _require_mps(nodes: int) -> None:
+    import torch
+
+    if nodes > 1:
+        raise PipelineError(f"device=mps: is for one machine, and the cluster has {nodes} nodes; use device=cpu")
+    if not torch.backends.mps.is_available():
+        raise PipelineError("device=mps: this machine's torch has no mps; use device=cpu")
 
 
 @dataclass(frozen=True)
@@ -170,6 +106,7 @@ class Job:
     """A planned job: what is to be made, and what of it is there already."""
 
     config: PreprocessConfig
+    gazer: Gazer
     output: str
     plan: pd.DataFrame
     missing: list[int]
@@ -179,18 +116,25 @@ class Job:
     def shards(self) -> int:
         return int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the decoded frames of the largest shard: what one row of the Ray dataset weighs at most."""
+        return int(self.plan["shard"].value_counts().max()) * clip_bytes(self.config.clip.frames)
+
 
 def resume(config: PreprocessConfig) -> Job | None:
     """The job that `output` already holds, or None when it is to be planned. Needs no Ray and writes nothing.
 
-    Raises PipelineError: missing or empty input, output made with another config or software.
+    Raises PipelineError: missing or empty input, output made with another config, weights or software, a checkpoint
+    that does not load.
     """
     check_config(config)
+    gazer = settle(config)
     output = store.normalise(config.output)
     if store.exists(store.join(output, "dataset.json")):
         dataset = shards.open_dataset(output)
-        _require_same(dataset.about, describe(config), output)
-        return _job(config, output, dataset.plan, _input_changes(config, output))
+        _require_same(dataset.about, describe(config, gazer), output)
+        return _job(config, gazer, output, dataset.plan, _input_changes(config, output))
     if shards.committed_shards(output):
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
     if not config.input.endswith(".parquet"):
@@ -212,7 +156,7 @@ def make_ready(config: PreprocessConfig) -> None:
 
 def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
     """Scan and plan a new dataset, and unless told not to write it down. Needs a running Ray."""
-    output = store.normalise(config.output)
+    gazer, output = settle(config), store.normalise(config.output)
     if config.input.endswith(".parquet"):
         manifest = manifests.read_manifest(store.normalise(config.input))
         root = _common_root(manifest)
@@ -223,7 +167,7 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
     plan = make_plan(manifest, root, config.clip, config.shard.clips)
     if write:
         data = plan_bytes(plan)
-        about = describe(config) | {
+        about = describe(config, gazer) | {
             "plan": hashlib.sha256(data).hexdigest(),
             "videos": len(manifest),
             "clips": len(plan),
@@ -234,25 +178,26 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
         # Last, since it says that all of this is complete: a job killed before this line plans again.
         text = json.dumps(about, indent=1, sort_keys=True).encode() + b"\n"
         store.publish(text, store.join(output, "dataset.json"))
-    return _job(config, output, plan)
+    return _job(config, gazer, output, plan)
 
 
-def _job(config: PreprocessConfig, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
+def _job(config: PreprocessConfig, gazer: Gazer, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
     done = set(shards.committed_shards(output))
     planned = sorted(set(plan["shard"].tolist()))
-    return Job(config, output, plan, [shard for shard in planned if shard not in done], notice)
+    return Job(config, gazer, output, plan, [shard for shard in planned if shard not in done], notice)
 
 
-def describe(config: PreprocessConfig) -> dict[str, Any]:
+def describe(config: PreprocessConfig, gazer: Gazer) -> dict[str, Any]:
     """dataset.json of a config, less what only the plan knows: everything the dataset's bytes depend on."""
     return {
         "format": FORMAT,
-        "config": dataset_config(config),
+        "config": dataset_config(config) | {"threshold": gazer.threshold, "max_ratio": gazer.max_ratio},
         "software": {
             "decoder": decoder_fingerprint(_decode_config(config)),
             "jpeg": frames.jpeg_fingerprint() if config.frames == "jpeg" else "",
         },
-        "models": {config.gaze: reconstruction.load(config.gaze).fingerprint},
+        "models": {gazer.name: gazer.model},
+        "units": gazer.units,
         "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
     }
 
@@ -357,7 +302,7 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     configure_ray_data()
     # A few rows in flight per actor. Without a bound, decoders faster than gaze fill the object store.
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
-        object_store_memory=4 * (decode + gaze) * row_bytes(config)
+        object_store_memory=4 * (decode + gaze) * job.row_bytes
     )
     rows: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing)
@@ -371,21 +316,14 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         ),
-        num_cpus=_DECODE_CPUS,
+        num_cpus=workers.decode_cpus,
     )
     rows = rows.map(
         GazeStage,  # type: ignore[arg-type]
-        fn_constructor_args=(
-            job.output,
-            config.gaze,
-            config.threshold,
-            config.max_ratio,
-            config.frames,
-            workers.on_gpu,
-        ),
+        fn_constructor_args=(job.output, job.gazer, config.frames, workers.device),
         compute=ActorPoolStrategy(size=gaze, max_tasks_in_flight_per_actor=2),
-        num_cpus=0 if workers.on_gpu else _GAZE_CPUS,
-        num_gpus=1 if workers.on_gpu else 0,
+        num_cpus=workers.gaze_cpus,
+        num_gpus=1 if workers.device == "cuda" else 0,
     )
     for row in pipeline_errors(rows.iter_rows()):
         totals.add(row)
@@ -404,7 +342,7 @@ def _reasons(failed: Counter[str]) -> str:
 
 
 def run_record(
-    totals: Totals, workers: Workers, cluster: dict[str, int], began: float, seconds: float, status: str
+    job: Job, totals: Totals, workers: Workers, cluster: dict[str, int], began: float, seconds: float, status: str
 ) -> dict[str, Any]:
     """What a run did, for the report: kept beside the dataset, in <output>.runs/, since no two runs' times agree.
 
@@ -423,7 +361,8 @@ def run_record(
         "status": status,
         **cluster,
         "workers": counts,
-        "device": "cuda" if workers.on_gpu else "cpu",
+        "device": workers.device,
+        "gaze": _how_gazed(job.gazer, workers.device),
         "clips": {"ok": totals.ok, "failed": sum(totals.failed.values())},
         "failed_by_reason": dict(sorted(totals.failed.items())),
         "decoder_restarts": totals.restarts,
@@ -438,6 +377,16 @@ def run_record(
         "slowest_stage": slowest,
         "speed_of_light": round(light, 4),
     }
+
+
+def _how_gazed(gazer: Gazer, device: str) -> str:
+    """What gazed and how, in words: what may differ between runs and changes the speed."""
+    if gazer.name != "policy":
+        return gazer.name
+    graphs = device == "cuda" and gazer.policy.cuda_graphs != "off"
+    return (
+        f"policy in {gazer.policy.dtype}, {gazer.policy.batch} clips at once, CUDA graphs {'on' if graphs else 'off'}"
+    )
 
 
 _IN_GAZE = ("gaze", "search", "write")

@@ -42,7 +42,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("detail", pa.string()),
         pa.field("tokens", pa.int32()),  # gazed patches of the clip
         pa.field("ratio", pa.float32()),  # tokens / (frames * vocabulary)
-        pa.field("loss", pa.float32()),  # final reconstruction error, mean over frames
+        pa.field("loss", pa.float32()),  # final error, mean over frames, in the units that dataset.json names
         pa.field("met", pa.float32()),  # share of frames whose final error is at or under the threshold
         pa.field("offset", pa.int64()),  # the clip's members in the tar, headers included ...
         pa.field("size", pa.int64()),
@@ -104,7 +104,7 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
             )
             # Not its shard and position: a clip's bytes are the same wherever the plan puts it.
             described = {name: value for name, value in record.items() if name not in ("shard", "position")}
-            described |= {"video_frames": row["video_frames"], "fps": row["fps"]}
+            described |= {name: row[name] for name in ("video_frames", "fps", "width", "height")}
             text = json.dumps(described, ensure_ascii=False, sort_keys=True).encode()
             for suffix, data in [("json", text), *outcome.members, ("gaze.npz", gaze.to_npz())]:
                 member = tarfile.TarInfo(f"{row['clip']}.{suffix}")  # TarInfo's own defaults: mtime 0, uid 0, mode 644

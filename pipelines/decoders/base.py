@@ -26,6 +26,8 @@ REASONS: dict[str, str] = {
     "unsupported_codec": "the installed decoder does not know the codec of the video stream",
     "no_frames": "the video stream holds no frame at all",
     "too_short": "the video has fewer frames than were asked for",
+    "too_large": "one clip of the video has more tiles than pass through memory at once (2 GiB of frames)",
+    "size_changed": "a frame is not of the size that the tiles were planned for",
     "truncated": "the data ends before the frames the clip asks for, though the header promises them",
     "decode_error": "the data the clip depends on is damaged",
     "decoder_crashed": "the decoder died twice in a row on this video",
@@ -36,7 +38,10 @@ REASONS: dict[str, str] = {
 DECODERS = ("pyav", "decord", "torchcodec")
 
 Buffer: TypeAlias = Callable[[int], np.ndarray]
-"""Where a back end puts the frames of clip i: uint8 [len(clips[i]), size, size, 3], writable."""
+"""Where a back end puts the frames of clip i: uint8 [len(clips[i]), *frame_shape(config, native)], writable."""
+
+Native: TypeAlias = tuple[int, int]
+"""Height and width, turned as for display, of frames that are wanted as they are; others fail as size_changed."""
 
 
 class VideoError(Exception):
@@ -136,6 +141,17 @@ def schedule(clips: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(clips)), key=lambda i: (min(clips[i]), i))
 
 
+def frame_shape(config: DecodeConfig, native: Native | None) -> tuple[int, int, int]:
+    """Shape of a decoded frame."""
+    return (config.size, config.size, 3) if native is None else (*native, 3)
+
+
+def require_size(frame: int, height: int, width: int, native: Native) -> None:
+    """Raise VideoError for a frame that is not of the size it was planned for."""
+    if (height, width) != native:
+        raise VideoError("size_changed", f"frame {frame} is {width}x{height}, planned as {native[1]}x{native[0]}")
+
+
 def too_short(frame: int, frames: int) -> VideoError:
     return VideoError("too_short", f"frame {frame} of a video of {frames} frames")
 
@@ -147,20 +163,25 @@ def out_of_memory() -> VideoError:
 def backend(name: str) -> ModuleType:
     """The module of a decoder. Raises ImportError, one line that says what to install, if it is not there.
 
-    Each has `fingerprint() -> str` and `decode_into(source, clips, order, config, buffer)`: decode the clips in that
-    order, write the frames of clip i to buffer(i), yield (i, None), or (i, VideoError) for a clip that failed, or raise
-    VideoError for all that is left.
+    Each has `fingerprint() -> str` and `decode_into(source, clips, order, config, buffer, native)`: decode the clips in
+    that order, write the frames of clip i to buffer(i), yield (i, None), or (i, VideoError) for a clip that failed, or
+    raise VideoError for all that is left. Frames are scaled to config.size, or with `native` not at all.
     """
     return importlib.import_module(f"pipelines.decoders.{name}")
 
 
 def outcomes(
-    decoder: ModuleType, source: Source, clips: Sequence[Sequence[int]], config: DecodeConfig, buffer: Buffer
+    decoder: ModuleType,
+    source: Source,
+    clips: Sequence[Sequence[int]],
+    config: DecodeConfig,
+    buffer: Buffer,
+    native: Native | None,
 ) -> Iterator[tuple[int, VideoError | None]]:
     """Every clip's outcome, exactly once, by ascending first frame: what a failure of the video means for each clip."""
     waiting = dict.fromkeys(schedule(clips))
     try:
-        for i, error in decoder.decode_into(source, clips, list(waiting), config, buffer):
+        for i, error in decoder.decode_into(source, clips, list(waiting), config, buffer, native):
             del waiting[i]
             yield i, error
         if waiting:

@@ -5,7 +5,7 @@ parent as its standard input. One JSON object per line each way; the memory for 
 file descriptor. Nothing is pickled.
 
     request  {"probe": SOURCE}                                   answer   {"info": VIDEOINFO} or FAILURE, {"end": true}
-    request  {"source": SOURCE, "clips": [[at, FRAMES], ...]}
+    request  {"source": SOURCE, "native": [HEIGHT, WIDTH] or null, "clips": [[at, FRAMES], ...]}
              at: where clip i starts in the memory, in frames;   answers  {"clip": i} or {"clip": i, **FAILURE} for each
              null: decode it, but nobody needs its frames                 clip, by ascending first frame; {"end": true}
     FAILURE = {"reason": ..., "detail": ...}; a bug of ours comes back as {"bug": TRACEBACK}
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.decoders.base import DecodeConfig, Source, VideoError, backend, outcomes
+from pipelines.decoders.base import DecodeConfig, Source, VideoError, backend, frame_shape, outcomes
 
 
 def main() -> None:
@@ -68,7 +68,8 @@ def _answers(
         return
 
     assert memory is not None
-    frames = np.frombuffer(memory, np.uint8).reshape(-1, config.size, config.size, 3)
+    native = None if request["native"] is None else (request["native"][0], request["native"][1])
+    frames = np.frombuffer(memory, np.uint8).reshape(-1, *frame_shape(config, native))
     starts = [at for at, _ in request["clips"]]
     clips = [clip for _, clip in request["clips"]]
 
@@ -77,7 +78,7 @@ def _answers(
             return np.empty((len(clips[i]), *frames.shape[1:]), np.uint8)
         return frames[starts[i] : starts[i] + len(clips[i])]
 
-    for i, error in outcomes(decoder, Source(**request["source"]), clips, config, buffer):
+    for i, error in outcomes(decoder, Source(**request["source"]), clips, config, buffer, native):
         yield {"clip": i} | ({} if error is None else {"reason": error.reason, "detail": error.detail})
 
 

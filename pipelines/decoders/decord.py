@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 
-from pipelines.decoders.base import Buffer, DecodeConfig, Source, VideoError, too_short
+from pipelines.decoders.base import Buffer, DecodeConfig, Native, Source, VideoError, require_size, too_short
 
 try:
     import decord
@@ -25,15 +25,20 @@ def fingerprint() -> str:
 
 
 def decode_into(
-    source: Source, clips: Sequence[Sequence[int]], order: Sequence[int], config: DecodeConfig, buffer: Buffer
+    source: Source,
+    clips: Sequence[Sequence[int]],
+    order: Sequence[int],
+    config: DecodeConfig,
+    buffer: Buffer,
+    native: Native | None,
 ) -> Iterator[tuple[int, VideoError | None]]:
     """See pipelines.decoders.base.backend. decord scales while it decodes; a window of a file is read into memory."""
     path, _, _, whole = source.window()
     try:
         reader = decord.VideoReader(
             path if whole else io.BytesIO(source.read()),
-            width=config.size,
-            height=config.size,
+            width=-1 if native else config.size,  # -1: as it is
+            height=-1 if native else config.size,
             num_threads=config.threads,
         )
     except (decord.DECORDError, RuntimeError) as error:
@@ -43,9 +48,17 @@ def decode_into(
         if max(clips[i]) >= len(reader):
             yield i, too_short(max(clips[i]), len(reader))
             continue
+        # Frames as they are may be large, and decord copies what it gives: one at a time.
+        batches = [[n] for n in clips[i]] if native else [list(clips[i])]
         try:
-            buffer(i)[...] = reader.get_batch(list(clips[i])).asnumpy()
+            for at, batch in enumerate(batches):
+                frames = reader.get_batch(batch).asnumpy()
+                if native:
+                    require_size(batch[0], frames.shape[1], frames.shape[2], native)
+                buffer(i)[at : at + len(batch)] = frames
         except decord.DECORDError:
             yield i, VideoError("decode_error", "decord cannot decode the clip")
+        except VideoError as error:
+            yield i, error
         else:
             yield i, None

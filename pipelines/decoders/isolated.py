@@ -15,6 +15,7 @@ the next video.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import signal
@@ -30,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.decoders.base import DecodeConfig, Source, VideoError, VideoInfo, schedule
+from pipelines.decoders.base import DecodeConfig, Native, Source, VideoError, VideoInfo, frame_shape, schedule
 
 _START_S = 60.0  # importing torch from a cold network file system takes a while
 _STARTS = 3  # a child may be killed while it starts, like any process
@@ -84,23 +85,25 @@ class IsolatedDecoder:
         return VideoInfo(**answer["info"])
 
     def decode_clips(
-        self, source: Source, clips: Sequence[Sequence[int]], out: np.ndarray | Sequence[np.ndarray] | None = None
+        self,
+        source: Source,
+        clips: Sequence[Sequence[int]],
+        out: np.ndarray | Sequence[np.ndarray] | None = None,
+        native: Native | None = None,
     ) -> Iterator[tuple[int, np.ndarray | VideoError]]:
-        """As pipelines.decode.decode_clips, by this decoder's config.
+        """As pipelines.decode.decode_clips, by this decoder's config; `native` as there.
 
         The frames are views of the memory the child wrote them to: no copy is made. All clips of a call share one
         mapping, which lives as long as any of them, so ask for a shard's clips at a time, not for a film's. With `out`
-        (uint8 [clips, T, size, size, 3], or one array per clip) the frames of clip i are copied to out[i], which is
+        (uint8 [clips, T, *frame], or one array per clip) the frames of clip i are copied to out[i], which is
         yielded; out[i] is left as it was if the clip fails.
         """
         order = schedule(clips)
-        size = self.config.size
+        shape = frame_shape(self.config, native)
         starts = np.concatenate([[0], np.cumsum([len(clip) for clip in clips])]).astype(int).tolist()
         for i, clip in enumerate(clips):
-            if out is not None and (out[i].shape != (len(clip), size, size, 3) or out[i].dtype != np.uint8):
-                raise ValueError(
-                    f"out[{i}] is {out[i].dtype} {out[i].shape}: must be uint8 {(len(clip), size, size, 3)}"
-                )
+            if out is not None and (out[i].shape != (len(clip), *shape) or out[i].dtype != np.uint8):
+                raise ValueError(f"out[{i}] is {out[i].dtype} {out[i].shape}: must be uint8 {(len(clip), *shape)}")
         if not order:
             return
         waiting = dict.fromkeys(order)
@@ -110,11 +113,11 @@ class IsolatedDecoder:
             # was delivered is the caller's, so it is not written to again.
             places = [starts[i] if i in waiting else None for i in range(len(clips))]
             wanted = [[at, [int(n) for n in clip]] for at, clip in zip(places, clips, strict=True)]
-            return {"source": _named(source), "clips": wanted}
+            return {"source": _named(source), "native": native, "clips": wanted}
 
-        descriptor = _anonymous_file(starts[-1] * size * size * 3)
+        descriptor = _anonymous_file(starts[-1] * math.prod(shape))
         try:
-            frames = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8).reshape(-1, size, size, 3)
+            frames = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8).reshape(-1, *shape)
             for answer in self._converse(request, descriptor):
                 i = answer["clip"]
                 del waiting[i]

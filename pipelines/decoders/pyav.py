@@ -17,7 +17,16 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from pipelines.decoders.base import Buffer, DecodeConfig, Source, VideoError, VideoInfo, out_of_memory
+from pipelines.decoders.base import (
+    Buffer,
+    DecodeConfig,
+    Native,
+    Source,
+    VideoError,
+    VideoInfo,
+    out_of_memory,
+    require_size,
+)
 from pipelines.decoders.pyav_readers import CountingReader, IndexedReader, NotAsIndexed
 from pipelines.decoders.pyav_video import Video
 
@@ -82,7 +91,12 @@ def _count(video: Video) -> int:
 
 
 def decode_into(
-    source: Source, clips: Sequence[Sequence[int]], order: Sequence[int], config: DecodeConfig, buffer: Buffer
+    source: Source,
+    clips: Sequence[Sequence[int]],
+    order: Sequence[int],
+    config: DecodeConfig,
+    buffer: Buffer,
+    native: Native | None,
 ) -> Iterator[tuple[int, VideoError | None]]:
     """See pipelines.decoders.base.backend. One pass over the frames any clip needs, each decoded and scaled once."""
     uses: dict[int, list[tuple[int, int]]] = {}  # frame -> the (clip, slot) it fills
@@ -106,10 +120,10 @@ def decode_into(
                     except NotAsIndexed:
                         reader = CountingReader(video)
                         frame = reader.read(n)
+                    pixels = _pixels(scaler, frame, n, config.size, native)
                 except VideoError as error:
                     failed.update((i, error) for i, _ in users)
                 else:
-                    pixels = _scaled(scaler, frame, config.size)
                     for i, slot in users:
                         buffer(i)[slot] = pixels
             while delivered < len(order) and (order[delivered] in failed or max(clips[order[delivered]]) <= n):
@@ -117,12 +131,18 @@ def decode_into(
                 delivered += 1
 
 
-def _scaled(scaler: VideoReformatter, frame: av.VideoFrame, size: int) -> np.ndarray:
-    """uint8 [size, size, 3], a view into a new frame: any pixel format to RGB and scaled in one pass, then upright."""
-    scaled = scaler.reformat(frame, size, size, "rgb24", interpolation=SCALING, threads=1)
+def _pixels(
+    scaler: VideoReformatter, frame: av.VideoFrame, number: int, size: int, native: Native | None
+) -> np.ndarray:
+    """uint8 [height, width, 3], a view into a new frame: any format to RGB and scaled in one pass, then upright."""
+    turns = _quarter_turns(frame)
+    height, width = (size, size) if native is None else (frame.height, frame.width)
+    if native is not None:
+        require_size(number, *((width, height) if turns % 2 else (height, width)), native)
+    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1)
     plane = scaled.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    return np.rot90(rows[:size, : size * 3].reshape(size, size, 3), -_quarter_turns(frame))
+    return np.rot90(rows[:height, : width * 3].reshape(height, width, 3), -turns)
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

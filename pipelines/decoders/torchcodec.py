@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipelines.decoders.base import Buffer, DecodeConfig, Source, VideoError, too_short
+from pipelines.decoders.base import Buffer, DecodeConfig, Native, Source, VideoError, require_size, too_short
 
 try:
     import torch
@@ -29,7 +29,12 @@ def fingerprint() -> str:
 
 
 def decode_into(
-    source: Source, clips: Sequence[Sequence[int]], order: Sequence[int], config: DecodeConfig, buffer: Buffer
+    source: Source,
+    clips: Sequence[Sequence[int]],
+    order: Sequence[int],
+    config: DecodeConfig,
+    buffer: Buffer,
+    native: Native | None,
 ) -> Iterator[tuple[int, VideoError | None]]:
     """See pipelines.decoders.base.backend. A window of a file is read into memory."""
     path, _, _, whole = source.window()
@@ -39,7 +44,7 @@ def decode_into(
             dimension_order="NHWC",
             num_ffmpeg_threads=config.threads,
             seek_mode="exact",
-            transforms=[Resize((config.size, config.size))],
+            transforms=[] if native else [Resize((config.size, config.size))],
         )
         frames = len(video)
     except ValueError as error:
@@ -52,10 +57,17 @@ def decode_into(
         if max(clips[i]) >= frames:
             yield i, too_short(max(clips[i]), frames)
             continue
+        # Frames as they are may be large, and torchcodec gives copies: one at a time.
+        batches = [[n] for n in clips[i]] if native else [list(clips[i])]
         try:
-            decoded = video.get_frames_at(list(clips[i])).data
+            for at, batch in enumerate(batches):
+                decoded = video.get_frames_at(batch).data.numpy()
+                if native:
+                    require_size(batch[0], decoded.shape[1], decoded.shape[2], native)
+                buffer(i)[at : at + len(batch)] = decoded
         except RuntimeError:
             yield i, VideoError("decode_error", "torchcodec cannot decode the clip")
+        except VideoError as error:
+            yield i, error
         else:
-            buffer(i)[...] = decoded.numpy()
             yield i, None

@@ -60,6 +60,9 @@ def make_dataset(
             "offset": 0,
             "bytes": 1,
             "fingerprint": "0",
+            "width": 64,
+            "height": 48,
+            "rotation": 0,
             "fps": 25.0,
             "frames": [FRAMES] * clips + [0] * len(failing),
             "status": ["ok"] * clips + ["failed"] * len(failing),
@@ -75,7 +78,7 @@ def make_dataset(
         "clip": {"frames": FRAMES, "stride": 1},
         "frames": storage,
     }
-    (folder / "dataset.json").write_text(json.dumps({"format": 1, "config": config}))
+    (folder / "dataset.json").write_text(json.dumps({"format": 2, "config": config}))
     (folder / "plan.parquet").write_bytes(plan_bytes(plan))
     reconstructor = reconstruction.load("canvas")
     for shard, rows in plan.groupby("shard"):
@@ -348,3 +351,15 @@ def test_a_browser_shows_no_blank_page(dataset: str, tmp_path: Path, width: int)
     colours = [np.array([int(report.hex_colour(level)[i : i + 2], 16) for i in (1, 3, 5)]) for level in range(2)]
     for colour in colours:  # the charts and the legend, in the scales' colours
         assert (np.abs(seen - colour).max(axis=2) < 12).sum() > 20
+
+
+def test_what_a_policy_predicts_is_not_called_a_reconstruction_error(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "demo", clips=3)
+    about = json.loads(Path(dataset, "dataset.json").read_text())
+    about["config"] |= {"gaze": "policy", "threshold": 0.7}
+    about |= {"units": "as predicted", "models": {"policy": {"fingerprint": "f00d", "dtype": "float32"}}}
+    Path(dataset, "dataset.json").write_text(json.dumps(about))
+    text = " ".join(page(dataset).text.split())
+    assert "gazed by policy until a frame's predicted loss is at or under 0.7" in text
+    assert "mean predicted loss" in text and "predicted loss of a clip" in text and "canvas reconstruction" in text
+    assert "reconstruction error" not in text and "f00d" in text and "as predicted" in text

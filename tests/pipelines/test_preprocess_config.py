@@ -8,8 +8,11 @@ import pytest
 
 from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig
-from pipelines.preprocess import PreprocessConfig, Workers, WorkersConfig, check_config, share_workers
+from pipelines.policy import PolicyConfig
+from pipelines.preprocess import PreprocessConfig, WorkersConfig, check_config, share_workers
 from pipelines.shards import ShardConfig
+
+POLICY: dict[str, Any] = {"gaze": "policy", "policy": PolicyConfig("weights")}
 
 
 @pytest.mark.parametrize(
@@ -17,12 +20,26 @@ from pipelines.shards import ShardConfig
     [
         ({"input": ""}, "input= is missing"),
         ({"output": ""}, "output= is missing"),
-        ({"gaze": "canvass"}, "gaze=canvass: must be one of canvas"),
+        ({"gaze": "canvass"}, "gaze=canvass: must be one of canvas, policy"),
         ({"frames": "png"}, "frames=png: must be one of jpeg, raw, none"),
         ({"decoder": "ffmpeg"}, "decoder=ffmpeg: must be one of pyav, decord, torchcodec"),
         ({"threshold": 1.5}, "threshold=1.5: must be between 0.0 and 1.0"),
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"max_ratio": -0.1}, "max_ratio=-0.1"),
+        ({"max_ratio": 0.0}, "max_ratio=0.0: must be more than 0"),
+        ({"gaze": "policy"}, "policy.checkpoint= is missing"),
+        ({"policy": PolicyConfig(checkpoint="w")}, "policy.checkpoint=w: is for gaze=policy"),
+        ({"policy": PolicyConfig(dtype="bfloat16")}, "policy.dtype=bfloat16: is for gaze=policy"),
+        (POLICY | {"threshold": -0.1}, "threshold=-0.1: must be a number of at least 0"),
+        (POLICY | {"threshold": float("nan")}, "threshold=nan"),
+        (POLICY | {"threshold": float("inf")}, "threshold=inf"),
+        ({"gaze": "policy", "policy": PolicyConfig("w", positions="right")}, "policy.positions=right: must be one of"),
+        ({"gaze": "policy", "policy": PolicyConfig("w", dtype="fp16")}, "policy.dtype=fp16: must be one of float32, b"),
+        ({"gaze": "policy", "policy": PolicyConfig("w", batch=0)}, "policy.batch=0"),
+        ({"gaze": "policy", "policy": PolicyConfig("w", cuda_graphs="yes")}, "policy.cuda_graphs=yes"),
+        ({"device": "mps"}, "device=mps: canvas"),
+        ({"device": "gpu"}, "device=gpu: must be one of auto, cpu, cuda, mps"),
+        ({"clip": ClipConfig(tiles="big")}, "clip.tiles=big: must be one of whole, native"),
         ({"jpeg_quality": 100}, "jpeg_quality=100"),
         ({"retry": "all"}, "retry=all: must be one of failed"),
         ({"clip": ClipConfig(frames=0)}, "clip.frames=0"),
@@ -38,9 +55,24 @@ def test_a_value_that_cannot_work_is_named_before_any_work(changes: dict[str, An
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("cpus, gpus, expected", [(2, 0, (2, 1, False)), (8, 0, (8, 2, False)), (16, 4, (16, 4, True))])
-def test_workers_share_the_cluster_out(cpus: int, gpus: int, expected: tuple[int, int, bool]) -> None:
-    assert share_workers(PreprocessConfig(), cpus, gpus) == Workers(*expected)
+@pytest.mark.parametrize(
+    "cpus, gpus, expected", [(2, 0, (2, 1, "cpu")), (8, 0, (8, 2, "cpu")), (16, 4, (16, 4, "cuda"))]
+)
+def test_workers_share_the_cluster_out(cpus: int, gpus: int, expected: tuple[int, int, str]) -> None:
+    workers = share_workers(PreprocessConfig(), cpus, gpus)
+    assert (workers.decode, workers.gaze, workers.device) == expected
+
+
+@pytest.mark.parametrize("cpus", range(2, 200))
+def test_a_policy_on_cpus_gets_nearly_all_of_them(cpus: int) -> None:
+    workers = share_workers(PreprocessConfig(**POLICY), cpus, 0)
+    assert workers.gaze == cpus and workers.decode == max(1, cpus // 8) and workers.device == "cpu"
+    assert workers.gaze * workers.gaze_cpus + workers.decode * workers.decode_cpus <= cpus, "Ray would wait for ever"
+
+
+def test_a_policy_on_gpus_leaves_the_cpus_to_the_decoders() -> None:
+    workers = share_workers(PreprocessConfig(**POLICY), 32, 2)
+    assert (workers.decode, workers.gaze, workers.gaze_cpus, workers.device) == (32, 2, 0, "cuda")
 
 
 @pytest.mark.parametrize(
@@ -48,6 +80,10 @@ def test_workers_share_the_cluster_out(cpus: int, gpus: int, expected: tuple[int
     [
         (PreprocessConfig(workers=WorkersConfig(decode=6)), "need 5 CPUs; the cluster has 4 CPUs"),
         (PreprocessConfig(device="cuda"), "no GPU"),
+        (
+            PreprocessConfig(gaze="policy", policy=PolicyConfig("w", cuda_graphs="on")),
+            "cuda_graphs=on: the policy runs",
+        ),
     ],
 )
 def test_more_workers_than_the_cluster_can_hold_are_refused(config: PreprocessConfig, told: str) -> None:

@@ -43,6 +43,8 @@ def plan_rows(shard: int) -> pd.DataFrame:
             "padded": 0,
             "video_frames": 100,
             "fps": 25.0,
+            "width": 64,
+            "height": 48,
             "tile": "",
             "reason": None,
             "detail": None,
@@ -70,7 +72,7 @@ def dataset(tmp_path: Path) -> Path:
     """Two committed shards of three clips, the middle one failed."""
     plan = pd.concat([plan_rows(0), plan_rows(1)], ignore_index=True)
     data = plan_bytes(plan)
-    about = {"format": 1, "config": {"frames": "jpeg", "threshold": 0.05}, "plan": hashlib.sha256(data).hexdigest()}
+    about = {"format": 2, "config": {"frames": "jpeg", "threshold": 0.05}, "plan": hashlib.sha256(data).hexdigest()}
     store.publish(data, str(tmp_path / "plan.parquet"))
     store.publish(json.dumps(about).encode(), str(tmp_path / "dataset.json"))
     for shard in range(2):

@@ -1,0 +1,137 @@
+"""What a preprocess job can be told, and what of it cannot work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from pipelines import frames, store
+from pipelines.decode import DECODERS
+from pipelines.errors import PipelineError
+from pipelines.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
+from pipelines.policy import PolicyConfig, check_policy_config
+from pipelines.shards import ShardConfig
+
+GAZES = ("canvas", "policy")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass
+class WorkersConfig:
+    """How many actors each stage has; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
+
+    decode: int = field(
+        default=0, metadata={"help": "decoding actors (0 = one per CPU; per eight when a policy gazes on CPUs)"}
+    )
+    gaze: int = field(
+        default=0, metadata={"help": "gaze actors (0 = one per GPU, or per four CPUs; a policy: per CPU)"}
+    )
+
+
+@dataclass
+class PreprocessConfig:
+    """A preprocess job. `input` and `output` must be given."""
+
+    input: str = field(
+        default="", metadata={"help": "folder, file, s3:// prefix, tar of videos, or a manifest.parquet"}
+    )
+    output: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
+    gaze: str = field(
+        default="canvas", metadata={"help": "what gazes: canvas (greedy, training-free) or policy (the network)"}
+    )
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    threshold: float | None = field(
+        default=None,
+        metadata={"help": "stop a frame at this error (null = 0.05, in [0, 1]; policy: its checkpoint's)"},
+    )
+    max_ratio: float | None = field(
+        default=None,
+        metadata={"help": "at most this share of a frame's 265 patches (null = 0.75; policy: its checkpoint's)"},
+    )
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
+    frames: str = field(default="jpeg", metadata={"help": "store frames as jpeg, raw (npy) or none"})
+    jpeg_quality: int = field(default=90, metadata={"help": "1-95, for frames=jpeg"})
+    decoder: str = field(default="pyav", metadata={"help": "pyav, decord or torchcodec"})
+    decoder_timeout_s: float = field(
+        default=60.0, metadata={"help": "a video with no clip for this long fails as decoder_timeout"}
+    )
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    device: str = field(
+        default="auto", metadata={"help": "gaze on auto (cuda when the cluster has GPUs, else cpu), cpu, cuda or mps"}
+    )
+    max_failed_fraction: float = field(
+        default=1.0, metadata={"help": "stop when more than this share of all clips failed"}
+    )
+    retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
+
+
+# Fields that change no byte of the dataset, and so may differ from one run to the next. What of `policy` changes bytes
+# is recorded under "models", from the network itself (gaze_stage.settle).
+_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s", "policy")
+
+
+def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
+    """The part of the config that the dataset's bytes are a function of."""
+    values = asdict(config)
+    kept = {name.name: values[name.name] for name in fields(PreprocessConfig) if name.name not in _FREE}
+    return kept | {"input": store.normalise(config.input)}
+
+
+def check_config(config: PreprocessConfig) -> None:
+    """Raise PipelineError, in one line, for the first value that cannot work."""
+    for name in ("input", "output"):
+        if not getattr(config, name):
+            raise PipelineError(f"{name}= is missing: autogaze preprocess input=/data/videos output=/data/gaze")
+    for name, known in (
+        ("gaze", GAZES),
+        ("frames", frames.STORAGE),
+        ("decoder", DECODERS),
+        ("device", DEVICES),
+        ("retry", ("", "failed")),
+    ):
+        if getattr(config, name) not in known:
+            raise PipelineError(f"{name}={getattr(config, name)}: must be one of {', '.join(filter(None, known))}")
+    for name, least, most in (("max_failed_fraction", 0.0, 1.0), ("jpeg_quality", 1, 95)):
+        if not least <= getattr(config, name) <= most:
+            raise PipelineError(f"{name}={getattr(config, name)}: must be between {least} and {most}")
+    _check_gaze(config)
+    if config.decoder_timeout_s <= 0:
+        raise PipelineError(f"decoder_timeout_s={config.decoder_timeout_s}: must be more than 0")
+    for name, value in (("workers.decode", config.workers.decode), ("workers.gaze", config.workers.gaze)):
+        if value < 0:
+            raise PipelineError(f"{name}={value}: must be 0 (automatic) or more")
+    check_clip_config(config.clip, config.shard.clips)
+    if config.shard.clips * clip_bytes(config.clip.frames) >= ROW_LIMIT:
+        most = (ROW_LIMIT - 1) // clip_bytes(config.clip.frames)
+        raise PipelineError(
+            f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
+            f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
+        )
+    source, output = store.normalise(config.input) + "/", store.normalise(config.output) + "/"
+    if output.startswith(source):
+        raise PipelineError(
+            f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "
+            "put it beside the input"
+        )
+
+
+def _check_gaze(config: PreprocessConfig) -> None:
+    if config.gaze == "policy":
+        check_policy_config(config.policy)
+    else:
+        asked, default = asdict(config.policy), asdict(PolicyConfig())
+        for name in asked:
+            if asked[name] != default[name]:
+                raise PipelineError(f"policy.{name}={asked[name]}: is for gaze=policy, and gaze={config.gaze}")
+        if config.device == "mps":
+            raise PipelineError("device=mps: canvas counts in float64, which mps has not; use device=cpu")
+    # The canvas' error lies in [0, 1]; a policy's predicted loss is at least 0, in units only its checkpoint knows.
+    most = 1.0 if config.gaze == "canvas" else np.finfo(np.float32).max
+    if config.threshold is not None and not 0.0 <= config.threshold <= most:
+        told = "between 0.0 and 1.0" if config.gaze == "canvas" else "a number of at least 0"
+        raise PipelineError(f"threshold={config.threshold}: must be {told}")
+    if config.max_ratio is not None and not 0.0 < config.max_ratio <= 1.0:
+        raise PipelineError(f"max_ratio={config.max_ratio}: must be more than 0 and at most 1")
