@@ -13,12 +13,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from autogaze import greedy, reconstruction
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
-from jobs import gaze, render
+from autogaze.tiling import TileGrid
+from jobs import gaze, gaze_views, render
+from pipelines.decode import DecodeConfig, Source, decode_clips
 from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig
+from pipelines.policy import PolicyConfig
 
+CHECKPOINT = Path(__file__).parent.parent / "golden" / "autogaze_small_k10"
 FILES = ["contact_sheet.png", "gaze.json", "overlay.mp4"]
 
 
@@ -32,6 +37,13 @@ def run(video: Path | str, output: Path, **settings: Any) -> tuple[dict[str, Any
 def frames_of(video: Path) -> list[np.ndarray]:
     with av.open(str(video)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def decoded(video: Path, count: int, native: tuple[int, int]) -> np.ndarray:
+    """The first frames as the job decodes them: to_ndarray converts colours a little differently."""
+    ((_, frames),) = decode_clips(Source(str(video)), [range(count)], DecodeConfig(), native)
+    assert isinstance(frames, np.ndarray)
+    return frames
 
 
 def refused(video: Path | str, output: Path | str, **settings: Any) -> str:
@@ -101,7 +113,7 @@ def test_the_overlay_plays_every_frame_at_the_videos_rate(gazed: tuple[Path, dic
 
 def test_the_contact_sheet_spreads_over_the_video(gazed: tuple[Path, dict[str, Any], str]) -> None:
     sheet = Image.open(gazed[0] / "contact_sheet.png")
-    assert sheet.width > gaze.SHEET_COLUMNS * VOCABULARY.frame_size
+    assert sheet.width > gaze_views.WholeView.columns * VOCABULARY.frame_size
     assert np.asarray(sheet).std() > 20
 
 
@@ -131,9 +143,9 @@ def test_a_long_video_is_decoded_some_frames_at_a_time(
     calls: list[int] = []
     decode = gaze.IsolatedDecoder.decode_clips
 
-    def counted(self: Any, source: Any, clips: Any) -> Any:
+    def counted(self: Any, source: Any, clips: Any, **how: Any) -> Any:
         calls.append(sum(len(clip) for clip in clips))
-        return decode(self, source, clips)
+        return decode(self, source, clips, **how)
 
     monkeypatch.setattr(gaze, "FRAMES_AT_ONCE", 8)
     monkeypatch.setattr(gaze.IsolatedDecoder, "decode_clips", counted)
@@ -171,6 +183,12 @@ def test_what_is_no_video_is_refused_in_one_line(make_video: Callable[..., Path]
         ({"gaze": "magic"}, "gaze=magic"),
         ({"decoder": "none"}, "decoder=none"),
         ({"clip": ClipConfig(frames=0)}, "clip.frames"),
+        ({"device": "tpu"}, "device=tpu"),
+        ({"gaze": "policy"}, "policy.checkpoint= is missing"),
+        ({"policy": PolicyConfig(str(CHECKPOINT))}, "add gaze=policy"),
+        ({"gaze": "policy", "policy": PolicyConfig(str(CHECKPOINT), dtype="int8")}, "policy.dtype=int8"),
+        ({"gaze": "policy", "policy": PolicyConfig(str(CHECKPOINT)), "threshold": -1.0}, "threshold=-1.0"),
+        ({"gaze": "policy", "policy": PolicyConfig(str(CHECKPOINT)), "threshold": float("nan")}, "threshold=nan"),
     ):
         assert word in refused(video, tmp_path / "p", **settings)
     assert "local folder" in refused(video, "s3://bucket/x")
@@ -201,6 +219,96 @@ def test_a_run_that_breaks_leaves_the_earlier_files_alone(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gaze, "_save_png", full)
+    monkeypatch.setattr(gaze, "save_png", full)
     assert "No space left" in refused(video, output, threshold=0.01)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+
+
+# -- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def test_native_tiles_are_gazed_one_by_one_at_the_videos_own_resolution(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "v.mp4", frames=6, size=(300, 250))
+    labels, told = run(video, tmp_path / "out", clip=ClipConfig(frames=4, tiles="native"))
+    names = ["r00c00", "r00c01", "r01c00", "r01c01"]
+    key = "/".join(video.parts[-3:])
+    assert list(labels) == [f"{key}#{start}-{name}" for start in (0, 4) for name in names]
+    frames, grid = decoded(video, 6, (250, 300)), TileGrid(250, 300)
+    canvas = reconstruction.load("canvas")
+    for n, name in enumerate(names):
+        label = labels[f"{key}#0-{name}"]
+        alone = greedy.label(grid.cut(frames[:4], [n]), canvas, threshold=0.05, max_ratio=0.75)
+        assert label["tile"] == name and label["gazing_pos"] == alone.to_label(0)["gazing_pos"]
+        assert label["final_losses"] == alone.final()[0].tolist()
+    inside = int(grid.inside(VOCABULARY).sum())
+    assert f"of {6 * inside:,} (" in told
+    error = sum(np.sum(label["final_losses"]) for label in labels.values()) / 4 / 6
+    assert f"error    {error:.4f} mean; 100.0% of frames of tiles" in told, "the mean over frames and tiles"
+
+
+def test_the_overlay_of_tiles_has_the_shape_of_the_video_and_shows_patches_in_place(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "v.mp4", frames=3, size=(320, 256))
+    run(video, tmp_path / "out", threshold=0.0, max_ratio=1.0, clip=ClipConfig(tiles="native"))
+    shown = frames_of(tmp_path / "out" / "overlay.mp4")
+    assert len(shown) == 3
+    assert shown[0].shape == (1024 + render._BAR_TOP + render._BAR_BOTTOM, 1280, 3), "four times as large"
+    picture = shown[0][render._BAR_TOP : -render._BAR_BOTTOM].astype(int)
+    colours = {render.scale_colour(level) for level in range(4)}
+    near = np.min([np.abs(picture - colour).max(axis=2) for colour in colours], axis=0) < 60
+    for corner in (near[:512, :640], near[512:, :640], near[:512, 640:], near[512:, 640:]):
+        assert corner.mean() > 0.02, "outlines lie all over the picture"
+    assert Image.open(tmp_path / "out" / "contact_sheet.png").width >= 1200
+
+
+# -- a policy --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tiles", ["whole", "native"])
+def test_a_policys_labels_are_its_gaze_of_the_frames(
+    make_video: Callable[..., Path], tmp_path: Path, tiles: str
+) -> None:
+    model = pytest.importorskip("autogaze.model.policy").AutoGaze.from_pretrained(CHECKPOINT)
+    video = make_video(tmp_path / "v.mp4", frames=5, size=(224, 224))  # one tile, and no scaling
+    labels, told = run(
+        video,
+        tmp_path / "out",
+        gaze="policy",
+        policy=PolicyConfig(str(CHECKPOINT)),
+        threshold=0.7,
+        max_ratio=0.2,
+        device="cpu",
+        clip=ClipConfig(frames=4, tiles=tiles),
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    frames = decoded(video, 5, (224, 224))
+    for label, clip in zip(labels.values(), (frames[:4], frames[4:]), strict=True):
+        gaze = model.gaze(clip[None], max_ratio=0.2, loss_threshold=0.7)
+        assert label["gazing_pos"] == gaze.to_label(0)["gazing_pos"]
+        assert label["final_losses"] == pytest.approx(gaze.final()[0].tolist(), abs=1e-4)
+        assert label["met"] == gaze.met(0.7)[0].tolist()
+        assert (label["gaze"], label["threshold"], label["max_ratio"]) == ("policy", 0.7, 0.2)
+        assert (label["fingerprint"], label["positions"], label["dtype"]) == (model.fingerprint, "reference", "float32")
+        assert "predicts" in label["units"]
+    assert f"policy {CHECKPOINT.name} ({model.fingerprint[:12]})" in told and "threshold 0.7, max_ratio 0.2" in told
+
+
+def test_a_policys_limits_are_its_checkpoints_unless_given(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    model = pytest.importorskip("autogaze.model.policy").AutoGaze.from_pretrained(CHECKPOINT)
+    video = make_video(tmp_path / "v.mp4", frames=1)
+    how: dict[str, Any] = {"gaze": "policy", "policy": PolicyConfig(str(CHECKPOINT)), "device": "cpu"}
+    (label,) = run(video, tmp_path / "a", **how)[0].values()
+    assert (label["threshold"], label["max_ratio"]) == (model.config.loss_threshold, model.config.max_ratio)
+    (label,) = run(video, tmp_path / "b", **how, threshold=0.0, max_ratio=0.01)[0].values()
+    assert (label["threshold"], label["max_ratio"]) == (0.0, 0.01) and len(label["gazing_pos"][0]) == 2
+
+
+def test_a_checkpoint_that_does_not_load_is_one_line(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("autogaze.model.policy")
+    video = make_video(tmp_path / "v.mp4", frames=1)
+    told = refused(video, tmp_path / "out", gaze="policy", policy=PolicyConfig(str(tmp_path / "nowhere")), device="cpu")
+    assert "policy.checkpoint=" in told and "nowhere" in told
+    assert not (tmp_path / "out").exists()
