@@ -17,9 +17,11 @@ itself for a learned reconstructor. `loss` turns them into the reconstructor's u
 units into the largest error that meets it.
 """
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -49,8 +51,11 @@ class Search(Protocol):
     def keep(self, places: torch.Tensor) -> None:
         """Go on with some of the clips held, until the next frame. places: int64 [n], rising, among those held."""
 
-    def errors(self) -> torch.Tensor:
-        """Error [n, V] of the frame of each clip held, for each token as its next; infinite where already taken."""
+    def errors(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Error [n, V] of the frame of each clip held, for each token as its next; infinite where already taken.
+
+        tokens: int64 [n, M], to try only these: errors [n, M].
+        """
 
     def take(self, tokens: torch.Tensor) -> None:
         """Each clip held takes its token: int64 [n]."""
@@ -61,10 +66,15 @@ class Reconstructor(Protocol):
 
     name: str
     """Short name, as in configurations."""
-    fingerprint: str
-    """Changes whenever the same gaze could give another error: method, weights, vocabulary."""
-    units: str
-    """What `error` and thresholds measure, in words."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the same gaze could give another error: method, weights, vocabulary."""
+
+    @property
+    def units(self) -> str:
+        """What `error` and thresholds measure, in words."""
+
     vocabulary: PatchVocabulary
     """The patches it rebuilds from."""
 
@@ -83,13 +93,34 @@ class Reconstructor(Protocol):
         """The largest error of a search whose `loss` is at or under `threshold`."""
 
 
-def load(name: str, vocabulary: PatchVocabulary = VOCABULARY) -> Reconstructor:
-    """The reconstructor of a name. Raises ValueError for a name that is not known."""
-    from autogaze.reconstruction.canvas import Canvas  # here, because it builds on this module
+def load(
+    name: str | os.PathLike[str],
+    vocabulary: PatchVocabulary = VOCABULARY,
+    *,
+    teachers: Mapping[str, str] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Reconstructor:
+    """The reconstructor "canvas", or the learned one of a checkpoint: a folder, or a .safetensors or .pt file.
+
+    teachers: where the models of the feature losses are, as {"dinov2_reg": path or hub id}, for a checkpoint that was
+        trained with them. device, dtype: where and how the learned one computes; canvas works where the frames are.
+
+    Raises ValueError, one line, if there is no such thing or it is of another vocabulary.
+    """
+    # Here, because they build on this module, and one of them takes a while to import.
+    from autogaze.reconstruction.canvas import Canvas
 
     if name == "canvas":
         return Canvas(vocabulary)
-    raise ValueError(f"unknown reconstructor {name!r}: the reconstructors are canvas")
+    if not Path(name).exists():
+        raise ValueError(f"reconstructor {str(name)!r}: neither canvas nor a checkpoint that is there")
+    from autogaze.reconstruction.videomae import VideoMAE
+
+    learned = VideoMAE.from_pretrained(name, teachers, device, dtype)
+    if learned.vocabulary != vocabulary:
+        raise ValueError(f"{name}: rebuilds from {learned.vocabulary}, not from {vocabulary}")
+    return learned
 
 
 def as_clips(frames: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> torch.Tensor:

@@ -144,14 +144,18 @@ class CanvasSearch:
         if self._painted is not None:
             self._painted, self._left = self._painted[places], self._left[places]
 
-    def errors(self) -> torch.Tensor:
-        """Error of the open frame for each token as the next: float64 [n, V], infinite where already taken."""
+    def errors(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Error of the open frame for each token as the next: float64 [n, V], infinite where already taken.
+
+        tokens: int64 [n, M], to have those of these alone: [n, M].
+        """
         if self._painted is None:  # most frames of a video need no token, so this waits until one does
             self._painted = self._painted_errors(self._t, self._clips)
             self._left = self._tables.left_by_token(self._painted)
         # The cells of a token lose the error they have and get the one its scale leaves.
         change = torch.addmm(self._left, self._cells, self._tables.covers.T, alpha=-1)
-        return change.add_(self._cells.sum(dim=1, keepdim=True))
+        errors = change.add_(self._cells.sum(dim=1, keepdim=True))
+        return errors if tokens is None else errors.gather(1, tokens)
 
     def take(self, tokens: torch.Tensor) -> None:
         """Each clip held takes its token: int64 [n]."""

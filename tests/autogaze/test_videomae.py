@@ -1,0 +1,301 @@
+"""The learned reconstructor: equal to the reference, causal, and exact in its search."""
+
+import importlib.util
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from autogaze import greedy
+from autogaze.gaze import Gaze
+from autogaze.model.images import preprocess
+from autogaze.patches import PatchVocabulary
+from autogaze.reconstruction import load
+from autogaze.reconstruction.videomae import VideoMAE
+from autogaze.reconstruction.videomae_config import ReconstructorError, VideoMAEConfig
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+CHECKPOINT = GOLDEN / "videomae_tiny"
+PADDED = ("gazing_pos", "if_padded_gazing", "num_gazing_each_frame")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    spec = importlib.util.spec_from_file_location("plain_videomae", Path(__file__).parent / "plain_videomae.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PlainVideoMAE(load_file(CHECKPOINT / "model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def model() -> VideoMAE:
+    return load(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    return load_file(GOLDEN / "inputs.safetensors")["raw_uint8"]
+
+
+@pytest.fixture(scope="module")
+def gaze() -> Gaze:
+    packed = load_file(GOLDEN / "videomae__gazing_info.safetensors")
+    return Gaze.from_padded(*(packed[key] for key in PADDED))
+
+
+def shorter(gaze: Gaze, lengths: list[list[int]]) -> Gaze:
+    """The first tokens of each frame."""
+    frames = [[tokens[:n] for tokens, n in zip(gaze.frames(b), lengths[b], strict=True)] for b in range(gaze.clips)]
+    return Gaze.from_lists(frames)
+
+
+# -- equal to the reference ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["frames13", "frames_all", "frames20"])
+def test_errors_equal_the_references(model, clips, gaze, call):
+    reference = load_file(GOLDEN / f"videomae__{call}.safetensors")
+    rebuilt = model.reconstruct(clips, gaze, reference["frame_idx_to_reconstruct"].tolist())
+    assert torch.allclose(rebuilt.error, reference["loss_each_frame"], atol=1e-5, rtol=0)
+
+
+def test_pixels_equal_the_references(model, clips, gaze):
+    reference = load_file(GOLDEN / "videomae__frames13.safetensors")["reconstruction_sample0"]
+    with torch.no_grad():
+        rebuilt = model(preprocess(clips), gaze, [1, 3])  # both clips at once, of different lengths
+    assert torch.allclose(rebuilt[0], reference, atol=1e-5, rtol=0)
+
+
+def test_gradients_equal_the_references(clips, gaze):
+    model, video, at = VideoMAE.from_pretrained(CHECKPOINT), preprocess(clips), [1, 3]
+    rebuilt = model(video, gaze, at)
+    losses = model.frame_loss(rebuilt.flatten(0, 1), video[:, at].flatten(0, 1)).view(2, 2)
+    losses.mean(dim=1).mean().backward()
+    reference = load_file(GOLDEN / "videomae__grads_frames13.safetensors")
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert set(found) == set(reference)
+    for name, gradient in reference.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("at", [[0], [3, 0], [2], [0, 1, 2, 3]])
+def test_equals_the_plain_network_for_any_lengths(model, plain, clips, gaze, at):
+    video = preprocess(clips)
+    for lengths in ([[3, 0, 1, 2], [1, 5, 0, 0]], [[0, 0, 0, 0], [0, 0, 0, 0]], [[4, 4, 4, 4], [4, 4, 4, 4]]):
+        some = shorter(gaze, lengths)
+        with torch.no_grad():
+            assert torch.allclose(model(video, some, at), plain(video, some.padded(), at), atol=1e-5)
+
+
+# -- what must hold ------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_depends_on_no_later_gaze(model, clips, gaze):
+    full, cut = gaze, shorter(gaze, [[40, 40, 2, 0]] * 2)
+    video = preprocess(clips)
+    with torch.no_grad():
+        assert torch.allclose(model(video, full, [0, 1]), model(video, cut, [0, 1]), atol=1e-6)
+        assert not torch.allclose(model(video, full, [2]), model(video, cut, [2]), atol=1e-3)
+
+
+def test_the_order_of_a_frames_tokens_does_not_matter(model, clips, gaze):
+    turned = Gaze.from_lists([[tokens[::-1] for tokens in gaze.frames(b)] for b in range(2)])
+    found, expected = (model.reconstruct(clips, some).error for some in (turned, gaze))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_clips_numbers_do_not_depend_on_its_batch(model, clips, gaze):
+    both = model.reconstruct(clips, gaze, [2])
+    alone = model.reconstruct(clips[1:], gaze[1], [2])
+    assert torch.equal(both.error[1:], alone.error) and torch.equal(both.pixels[1:], alone.pixels)
+
+
+def test_bfloat16_stays_close(clips, gaze):
+    model = load(CHECKPOINT, dtype=torch.bfloat16)
+    error = model.reconstruct(clips, gaze).error
+    assert error.dtype == torch.float32
+    assert torch.allclose(error, load(CHECKPOINT).reconstruct(clips, gaze).error, rtol=0.02)
+
+
+# -- greedy labels -------------------------------------------------------------------------------------------------
+
+
+def naive_labels(model: VideoMAE, clip: torch.Tensor, lengths: list[int]) -> tuple[list[list[int]], list[list[float]]]:
+    """Every remaining patch tried by rebuilding the frame from scratch, the best one kept, and so on."""
+    tokens: list[list[int]] = [[] for _ in clip]
+    losses: list[list[float]] = [[] for _ in clip]
+    for t, length in enumerate(lengths):
+        for _ in range(length):
+            errors = torch.full((265,), math.inf)
+            for token in set(range(265)) - set(tokens[t]):
+                tried = [frame if i != t else [*frame, token] for i, frame in enumerate(tokens)]
+                errors[token] = model.reconstruct(clip[None], Gaze.from_lists([tried]), [t]).error[0, 0]
+            tokens[t].append(int(errors.argmin()))
+            losses[t].append(float(errors.min()))
+    return tokens, losses
+
+
+def test_exact_labels_equal_the_naive_search_choice_by_choice(model, clips):
+    lengths = [2, 1]
+    label = greedy.label(clips[:1, :2], model, lengths=torch.tensor([lengths]))
+    tokens, losses = naive_labels(model, clips[0, :2], lengths)
+    assert label.frames(0) == tokens
+    assert torch.allclose(label.losses, torch.tensor([loss for frame in losses for loss in frame]), atol=1e-5)
+
+
+def test_losses_of_labels_are_those_of_their_prefixes(model, clips):
+    label = greedy.label(clips[:1, :2], model, lengths=torch.tensor([[2, 2]]))
+    for t, place, loss in [(0, 1, label.losses[1]), (1, 0, label.losses[2]), (1, 1, label.losses[3])]:
+        prefix = [
+            tokens if i < t else tokens[: place + 1] if i == t else [] for i, tokens in enumerate(label.frames(0))
+        ]
+        assert torch.isclose(
+            model.reconstruct(clips[:1, :2], Gaze.from_lists([prefix]), [t]).error[0, 0], loss, atol=1e-5
+        )
+    nothing = model.reconstruct(clips[:1, :2], Gaze.from_lists([[[], []]]), [0]).error[0, 0]
+    assert torch.isclose(label.initial[0, 0], nothing, atol=1e-5)
+
+
+def test_labels_are_the_same_bits_for_any_batch(model, clips):
+    lengths = torch.tensor([[2, 1], [1, 2]])
+    both = greedy.label(clips[:, :2], model, lengths=lengths)
+    for b in range(2):
+        alone = greedy.label(clips[b : b + 1, :2], model, lengths=lengths[b : b + 1])
+        assert torch.equal(both[b].tokens, alone.tokens) and torch.equal(both[b].losses, alone.losses)
+
+
+def test_labels_until_a_threshold(model, clips):
+    start = greedy.label(clips[:1, :1], model, lengths=torch.tensor([[4]]))
+    threshold = float(start.losses[2])
+    label = greedy.label(clips[:1, :1], model, threshold=threshold, max_ratio=0.02)
+    assert label.frames(0)[0] == start.frames(0)[0][:3] and bool(label.met(threshold)[0, 0])
+    assert all(later < earlier for earlier, later in pairwise(label.losses.tolist()))
+
+
+@pytest.mark.parametrize(
+    "options", [{"candidates": 265}, {"candidates": 40}, {"step": 3}, {"candidates": 40, "step": 2}]
+)
+def test_options_keep_what_labels_promise(model, clips, options):
+    """Lengths as asked, no token twice, losses measured; and with every patch a candidate, the exact label."""
+    lengths = torch.tensor([[4, 1]])
+    label = greedy.label(clips[:1, :2], model, lengths=lengths, exact=False, **options)
+    assert torch.equal(label.lengths, lengths)
+    assert all(len(set(tokens)) == len(tokens) for tokens in label.frames(0))
+    if options == {"candidates": 265}:
+        assert torch.equal(label.tokens, greedy.label(clips[:1, :2], model, lengths=lengths).tokens)
+    for t in range(2):
+        prefix = [tokens if i <= t else [] for i, tokens in enumerate(label.frames(0))]
+        measured = model.reconstruct(clips[:1, :2], Gaze.from_lists([prefix]), [t]).error[0, 0]
+        assert torch.isclose(label.final()[0, t], measured, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["canvas", CHECKPOINT])
+def test_options_that_contradict_are_refused(name, clips):
+    reconstructor = load(name)
+    for options in (
+        {"candidates": 5},
+        {"step": 2},
+        {"exact": False, "step": 0},
+        {"exact": False, "candidates": 2, "step": 3},
+    ):
+        with pytest.raises(ValueError, match="step"):
+            greedy.label(clips[:1, :1], reconstructor, threshold=0.1, **options)
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_checkpoint_is_the_same_weights_and_loads(model, clips, gaze, tmp_path):
+    model.save_pretrained(tmp_path)
+    reference, saved = (load_file(folder / "model.safetensors") for folder in (CHECKPOINT, tmp_path))
+    assert saved.keys() == reference.keys()
+    assert all(torch.equal(saved[name], reference[name]) for name in saved)
+    config, written = (json.loads((folder / "config.json").read_text()) for folder in (CHECKPOINT, tmp_path))
+    assert {key: written.get(key) for key in written} == {key: config.get(key) for key in written}
+    again = load(tmp_path)
+    assert again.fingerprint == model.fingerprint
+    assert torch.equal(again.reconstruct(clips, gaze).error, model.reconstruct(clips, gaze).error)
+
+
+def test_the_references_own_file_loads(model, tmp_path):
+    """videomae.pt: names with the wrappers' prefixes, beside the frozen teachers'."""
+    weights = {f"module.mae.{name}": tensor for name, tensor in model.state_dict().items()}
+    weights["module.dinov2_reg.encoder.weight"] = torch.zeros(3)
+    torch.save(weights, tmp_path / "videomae.pt")
+    (tmp_path / "config.json").write_text((CHECKPOINT / "config.json").read_text())
+    assert load(tmp_path / "videomae.pt").fingerprint == model.fingerprint == load(tmp_path).fingerprint
+
+
+def damaged(folder: Path, how: str) -> Path:
+    config, weights = json.loads((CHECKPOINT / "config.json").read_text()), load_file(CHECKPOINT / "model.safetensors")
+    if how == "missing":
+        del weights["decoder.mask_token"]
+    elif how == "shape":
+        weights["vit.layernorm.weight"] = torch.ones(7)
+    elif how == "nan":
+        weights["vit.layernorm.weight"][3] = math.nan
+    elif how == "scales":
+        config["scales"] = "32+64+128+224"
+    elif how == "kind":
+        config["model_type"] = "vit"
+    elif how == "teacher":
+        config |= {"loss_type": "l1+dinov2_reg", "loss_weights": "1+0.3"}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
+    if how == "truncated":
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:1000])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "decoder.mask_token"),
+        ("shape", "vit.layernorm.weight"),
+        ("nan", "NaN"),
+        ("scales", "rebuilds from"),
+        ("kind", "model_type"),
+        ("teacher", "dinov2_reg"),
+        ("truncated", "damaged"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, how, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        load(damaged(tmp_path, how))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_pickle_that_is_not_plain_weights_is_never_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (Path(tmp_path / "ran").touch, ())
+
+    torch.save({"weights": Payload()}, tmp_path / "videomae.pt")
+    with pytest.raises(ReconstructorError, match=r"not plain weights|damaged"):
+        load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_calls_that_make_no_sense_are_refused(model, clips, gaze):
+    other = Gaze.from_lists([[[0]] * 4] * 2, vocabulary=PatchVocabulary((112, 224), 16))
+    for bad, at, message in [
+        (gaze, [4], "0..3"),
+        (gaze, [], "at="),
+        (gaze, [1, 1], "different"),
+        (gaze[0], None, "gaze of"),
+        (other, None, "vocabulary|PatchVocabulary"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.reconstruct(clips[: bad.clips] if at is not None else clips, bad, at)
+
+
+def test_the_released_size_has_the_released_shapes():
+    with torch.device("meta"):
+        model = VideoMAE(VideoMAEConfig())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert 325e6 < parameters < 335e6
