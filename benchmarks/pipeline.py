@@ -49,6 +49,7 @@ def stages(work: Path) -> dict[str, float]:
     from pipelines.decode import DecodeConfig
     from pipelines.decode_stage import DecodeStage
     from pipelines.gaze_stage import GazeStage, settle
+    from pipelines.preprocess_config import PreprocessConfig
 
     source, output = work / "ours", work / "alone"
     output.mkdir()
