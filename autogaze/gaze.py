@@ -4,8 +4,6 @@ Held ragged, because frames differ in length by a factor of a hundred: one flat 
 each frame. The reference's padded tensors and its label JSON convert both ways.
 """
 
-import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from autogaze import npz
 from autogaze.patches import VOCABULARY, PatchVocabulary
 
 
@@ -327,15 +326,7 @@ class Gaze:
         if self.places is not None and self.slots is not None:
             arrays["places"] = self.places.cpu().numpy().astype("<u2")
             arrays["slots"] = self.slots[0].cpu().numpy().astype("<u2")
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, array in arrays.items():
-                member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-                member.create_system = 3  # else it names the operating system that wrote it
-                content = io.BytesIO()
-                np.lib.format.write_array(content, array, version=(1, 0), allow_pickle=False)
-                archive.writestr(member, content.getvalue())
-        return file.getvalue()
+        return npz.write(arrays)
 
     @classmethod
     def from_npz(cls, source: bytes | str | Path | BinaryIO, vocabulary: PatchVocabulary = VOCABULARY) -> "Gaze":
@@ -343,13 +334,11 @@ class Gaze:
 
         Raises ValueError if it is not such a file or does not fit the vocabulary.
         """
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            tokens, lengths = arrays["tokens"], arrays["lengths"]
-        except (zipfile.BadZipFile, KeyError, EOFError, AttributeError, TypeError) as error:
-            raise ValueError(f"not a gaze file: {error}") from error
+        arrays = npz.read(source)
+        missing = [name for name in ("tokens", "lengths") if name not in arrays]
+        if missing:
+            raise ValueError(f"not a gaze file: it holds no {missing[0]}")
+        tokens, lengths = arrays["tokens"], arrays["lengths"]
         losses, initial, places, slots = (arrays.get(name) for name in ("losses", "initial", "places", "slots"))
         return cls(
             torch.from_numpy(tokens.astype(np.int64)),

@@ -327,16 +327,20 @@ def _preprocessing(name: str, kind: _Kind, folder: Path, config: Any) -> tuple[l
     """Mean and deviation of pixels in [0, 1], and the side of the images, that a teacher's folder asks for."""
     path = folder / PREPROCESSOR
     found = _read_json(name, path) if path.exists() else {}
-    for key, wanted in (("do_rescale", True), ("do_normalize", True), ("rescale_factor", 1 / 255)):
-        if not math.isclose(found.get(key, wanted), wanted, rel_tol=1e-6):
-            raise TeacherError(f"teacher {name}: {path} has {key} {found[key]}, wanted {wanted}")
-    mean, std = ([float(x) for x in found.get(key, getattr(kind, key[6:]))] for key in ("image_mean", "image_std"))
-    if len(mean) != 3 or len(std) != 3 or not all(math.isfinite(x) for x in mean) or not all(x > 0 for x in std):
-        raise TeacherError(f"teacher {name}: {path} has image_mean {mean} and image_std {std}, wanted 3 numbers each")
-    # DINOv2 interpolates its positions: the released one is of 518 pixels, and is used at the 224 of its processor.
-    size = found.get("crop_size", {"height": 224})["height"] if name == "dinov2_reg" else config.image_size
-    if size % config.patch_size:
-        raise TeacherError(f"teacher {name}: {folder} has images of {size} pixels and patches of {config.patch_size}")
+    try:
+        for key, wanted in (("do_rescale", True), ("do_normalize", True), ("rescale_factor", 1 / 255)):
+            if not math.isclose(found.get(key, wanted), wanted, rel_tol=1e-6):
+                raise ValueError(f"{key} is {found[key]}, wanted {wanted}")
+        mean = [float(value) for value in found.get("image_mean", kind.mean)]
+        std = [float(value) for value in found.get("image_std", kind.std)]
+        if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+            raise ValueError(f"image_mean is {mean} and image_std {std}, wanted 3 numbers each")
+        # DINOv2 interpolates its positions: the released one is of 518 pixels, and is used at its processor's 224.
+        size = int(found.get("crop_size", {"height": 224})["height"]) if name == "dinov2_reg" else config.image_size
+        if size % config.patch_size:
+            raise ValueError(f"images of {size} pixels are no whole number of patches of {config.patch_size}")
+    except (ValueError, TypeError, KeyError) as error:
+        raise TeacherError(f"teacher {name}: {path} does not fit: {error}") from error
     return mean, std, size
 
 
