@@ -32,7 +32,9 @@ def test_links_between_the_documents_lead_somewhere() -> None:
                 assert (file.parent / target).exists(), f"{file.name} links to {target}"
 
 
-@pytest.mark.parametrize("job", ["scan", "preprocess", "verify", "gaze", "report"])
+@pytest.mark.parametrize(
+    "job", ["scan", "preprocess", "verify", "gaze", "report", "evaluate", "export-labels", "import-labels"]
+)
 def test_the_packaged_yaml_is_what_print_config_prints(job: str) -> None:
     import importlib
 

@@ -1,0 +1,274 @@
+"""`autogaze evaluate DATASET reconstructor=NAME`: how much error each way of gazing leaves at each gazing ratio.
+
+For the gaze the dataset stores, greedy, frame difference, coarse to fine and random patches: a table (the layouts of
+the paper's figure 10 and table 3), and evaluate.json, evaluate.csv, evaluate.svg and evaluate.png in a folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from autogaze import reconstruction
+from autogaze.reconstruction import Reconstructor
+from jobs.curves import Series, draw_curves
+from jobs.report import redact, vocabulary_of
+from jobs.threads import one_torch_thread
+from pipelines import shards, store
+from pipelines.errors import PipelineError
+from pipelines.evaluate import METHODS, Curve, Point, measure, sample_clips
+from pipelines.preprocess_config import DEVICES
+from pipelines.shards import Dataset
+
+
+@dataclass
+class TeachersConfig:
+    """Where the models of a learned reconstructor's feature losses are."""
+
+    dinov2_reg: str = field(default="", metadata={"help": "folder or hub id, for a checkpoint trained with it"})
+    siglip2: str = field(default="", metadata={"help": "folder or hub id, for a checkpoint trained with it"})
+
+
+@dataclass
+class EvaluateConfig:
+    """Error against gazing ratio on a dataset. `data` must be given."""
+
+    data: str = field(default="", metadata={"help": "folder or s3:// prefix of a dataset with stored frames"})
+    output: str = field(default="", metadata={"help": "folder for the results (default: <dataset name>-evaluate here)"})
+    reconstructor: str = field(default="canvas", metadata={"help": "what measures the error: canvas, or a checkpoint"})
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
+    ratios: str = field(default="0.01,0.02,0.05,0.1,0.2", metadata={"help": "gazing ratios, with commas"})
+    methods: str = field(default=",".join(METHODS), metadata={"help": "what is compared, with commas"})
+    threshold: float | None = field(
+        default=None, metadata={"help": "error to find the ratio for (null = the dataset's, if in the same units)"}
+    )
+    clips: int = field(default=64, metadata={"help": "clips looked at, spread over the shards"})
+    seed: int = field(default=0, metadata={"help": "of the choice of clips and of the random patches"})
+    batch: int = field(default=8, metadata={"help": "clips handled at once"})
+    device: str = field(default="auto", metadata={"help": "auto (cuda where there is one), cpu, cuda or mps"})
+
+
+def run(config: EvaluateConfig, console: Console) -> int:
+    """Measure, print the table and write the files; the exit status.
+
+    Raises PipelineError, in one line: a value that cannot work, no dataset, no frames in it, nothing ok in it.
+    """
+    ratios, methods = _check(config)
+    dataset = shards.open_dataset(config.data)
+    settings = dict(dataset.about.get("config") or {})
+    if settings.get("frames") == "none":
+        raise PipelineError(f"{dataset.url}: stores no frames to measure an error on; preprocess with frames=jpeg")
+    device = _device(config.device)
+    reconstructor = _load(config, dataset, device)
+    output = store.normalise(config.output or dataset.url.rsplit("/", 1)[-1] + "-evaluate")
+    rows = sample_clips(dataset, config.clips, config.seed)
+    store.require_writable(output)
+    columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        one_torch_thread(),
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("clips", total=len(rows))
+        curves = measure(
+            dataset,
+            rows,
+            reconstructor,
+            ratios,
+            methods,
+            seed=config.seed,
+            batch=config.batch,
+            device=device,
+            on_clips=lambda count: progress.advance(task, count),
+        )
+    threshold = _threshold(config, dataset, reconstructor)
+    names = {method: _name(method, settings) for method in methods}
+    for name, data in _files(config, dataset, reconstructor, rows, curves, threshold, names).items():
+        store.publish(data, store.join(output, name))
+    _show(console, dataset, reconstructor, len(rows), curves, ratios, threshold, names)
+    console.print(f"results: {output}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
+    """The ratios and methods asked for. Raises PipelineError for the first value that cannot work."""
+    if not config.data:
+        raise PipelineError("which dataset? autogaze evaluate /data/gaze")
+    try:
+        ratios = sorted({float(text) for text in config.ratios.split(",")})
+    except ValueError as error:
+        raise PipelineError(f"ratios={config.ratios}: numbers with commas expected, such as 0.01,0.05") from error
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise PipelineError(f"ratios={config.ratios}: each must be more than 0 and at most 1")
+    methods = list(dict.fromkeys(text.strip() for text in config.methods.split(",")))
+    for method in methods:
+        if method not in METHODS:
+            raise PipelineError(f"methods={config.methods}: {method or 'nothing'} is not one of {', '.join(METHODS)}")
+    for name, least in (("clips", 1), ("batch", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise PipelineError(f"{name}={getattr(config, name)}: must be at least {least}")
+    if config.threshold is not None and not (config.threshold >= 0 and math.isfinite(config.threshold)):
+        raise PipelineError(f"threshold={config.threshold}: must be a number of at least 0")
+    if config.device not in DEVICES:
+        raise PipelineError(f"device={config.device}: must be one of {', '.join(DEVICES)}")
+    if config.device == "mps" and config.reconstructor == "canvas":
+        raise PipelineError("device=mps: canvas counts in float64, which mps has not; use device=cpu")
+    if config.reconstructor == "canvas" and config.teachers != TeachersConfig():
+        raise PipelineError("teachers.* is set, but canvas has none; leave it out")
+    return ratios, methods
+
+
+def _load(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructor:
+    teachers = {name: place for name, place in asdict(config.teachers).items() if place}
+    try:
+        return reconstruction.load(
+            config.reconstructor, vocabulary_of(dataset.about), teachers=teachers or None, device=device
+        )
+    except ValueError as error:
+        raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
+
+
+def _device(name: str) -> str:
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[name]:
+        raise PipelineError(f"device={name}: torch finds none on this machine; use device=cpu")
+    return name
+
+
+def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstructor) -> float | None:
+    """The error to ask about; None where the dataset's threshold measures something else."""
+    if config.threshold is not None:
+        return config.threshold
+    stated = (dataset.about.get("config") or {}).get("threshold")
+    # Datasets of format 1 name no units; all of them are of the canvas.
+    units = dataset.about.get("units", reconstruction.load("canvas").units)
+    return float(stated) if stated is not None and units == reconstructor.units else None
+
+
+def _name(method: str, settings: dict[str, Any]) -> str:
+    return f"stored ({settings.get('gaze', 'gaze')})" if method == "stored" else method.replace("_", " ")
+
+
+def _needed(curve: Curve, threshold: float) -> str:
+    """'3.1 %', '≤ 1 %' or '> 20 %'."""
+    ratio = curve.needed(threshold)
+    if ratio is None:
+        return f"> {_percent(curve.points[-1].ratio)}"
+    return ("≤ " if curve.points[0].error <= threshold else "") + _percent(ratio)
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.3g} %"
+
+
+def _place(point: Point) -> tuple[float, float, float | None]:
+    return point.ratio, point.error, point.standard_error
+
+
+def _cell(point: Point) -> str:
+    """'0.0512 ±0.0021', and the ratio where it is not that of the column."""
+    text = f"{point.error:.4f}" + ("" if point.standard_error is None else f" ±{point.standard_error:.4f}")
+    same = point.asked is None or abs(point.ratio / point.asked - 1) < 0.05
+    return text if same else f"{text} at {_percent(point.ratio)}"
+
+
+def _show(
+    console: Console,
+    dataset: Dataset,
+    reconstructor: Reconstructor,
+    clips: int,
+    curves: list[Curve],
+    ratios: list[float],
+    threshold: float | None,
+    names: dict[str, str],
+) -> None:
+    table = Table(
+        title=f"{reconstructor.name} error at each gazing ratio, mean of {clips} clips ± its standard error",
+        title_justify="left",
+    )
+    table.add_column("gaze")
+    for ratio in ratios:
+        table.add_column(_percent(ratio), justify="right")
+    table.add_column(f"stored lengths ({_percent(curves[0].as_stored.ratio)})", justify="right")
+    if threshold is not None:
+        table.add_column(f"ratio for {threshold:g}", justify="right")
+    for curve in curves:
+        cells = {point.asked: _cell(point) for point in curve.points}
+        row = [names[curve.method], *(cells.get(ratio, "") for ratio in ratios), _cell(curve.as_stored)]
+        table.add_row(*row, *([] if threshold is None else [_needed(curve, threshold)]))
+    console.print(table)
+    console.print(f"error: {reconstructor.units}", highlight=False, markup=False, soft_wrap=True)
+    if threshold is None:
+        console.print(
+            f"the dataset's threshold measures something else ({dataset.about.get('units')}); "
+            "give threshold= to see the ratio needed for an error",
+            style="yellow",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _files(
+    config: EvaluateConfig,
+    dataset: Dataset,
+    reconstructor: Reconstructor,
+    rows: list[dict[str, Any]],
+    curves: list[Curve],
+    threshold: float | None,
+    names: dict[str, str],
+) -> dict[str, bytes]:
+    """evaluate.json, .csv, .svg and .png."""
+    found = {
+        "dataset": redact(dataset.url),
+        "plan": dataset.about.get("plan"),
+        "gaze": (dataset.about.get("config") or {}).get("gaze"),
+        "models": dataset.about.get("models"),
+        "reconstructor": {
+            "name": reconstructor.name,
+            "fingerprint": reconstructor.fingerprint,
+            "units": reconstructor.units,
+        },
+        "threshold": threshold,
+        "seed": config.seed,
+        "clips": [row["clip"] for row in rows],
+        "frames": rows[0]["frames"],
+        "methods": {
+            curve.method: {
+                "points": [asdict(point) for point in curve.points],
+                "with_stored_lengths": asdict(curve.as_stored),
+                "ratio_for_threshold": None if threshold is None else curve.needed(threshold),
+            }
+            for curve in curves
+        },
+    }
+    sheet = io.StringIO()
+    writer = csv.writer(sheet, lineterminator="\n")
+    writer.writerow(["method", "asked", "ratio", "error", "standard_error", "clips"])
+    for curve in curves:
+        for point in [*(point for point in curve.points if point.asked is not None), curve.as_stored]:
+            writer.writerow([curve.method, point.asked, point.ratio, point.error, point.standard_error, len(rows)])
+    drawing = draw_curves(
+        [Series(names[c.method], list(map(_place, c.points)), _place(c.as_stored)) for c in curves],
+        sorted({point.asked for curve in curves for point in curve.points if point.asked is not None}),
+        f"{dataset.url.rsplit('/', 1)[-1]}: error at each gazing ratio, mean of {len(rows)} clips",
+        "gazing ratio: gazed patches of all (logarithmic); marks off the lines: as many as the stored gaze has",
+        f"{reconstructor.name} error ({reconstructor.units})",
+        None if threshold is None else (threshold, "threshold"),
+    )
+    return {
+        "evaluate.json": json.dumps(found, indent=1).encode() + b"\n",
+        "evaluate.csv": sheet.getvalue().encode(),
+        "evaluate.svg": drawing.svg(),
+        "evaluate.png": drawing.png(),
+    }

@@ -1,0 +1,364 @@
+"""Gaze as the reference's label files: out of a dataset, and into a new one beside its frames.
+
+A label file is one JSON object: the last three parts of a video's path -> ids and losses of its frames (spec 10). The
+reference knows one clip per video; so a clip from frame 0 has the video's own key, later ones append #<first frame>,
+and tiles their name. What the reference does not read (units, initial losses) stands beside what it does.
+
+Files are read and written clip by clip: neither an export nor the text of an import is ever held whole.
+"""
+
+from __future__ import annotations
+
+import codecs
+import glob
+import hashlib
+import itertools
+import json
+import math
+import os
+import tarfile
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO, Any
+
+import pandas as pd
+import torch
+
+from autogaze.gaze import Gaze
+from autogaze.patches import PatchVocabulary
+from pipelines import store
+from pipelines.errors import PipelineError
+from pipelines.shards import Dataset, read_index
+
+_CHUNK = 1 << 20
+_SHARDS_AT_ONCE = 4
+
+
+def video_key(uri: str) -> str:
+    """The reference's key of a video: the last three parts of its path."""
+    return "/".join(uri.split("/")[-3:]).lstrip("/")
+
+
+def clip_key(uri: str, start: int, tile: str) -> str:
+    """The key of the clip of a video that begins at frame `start`, or of one of its tiles."""
+    return video_key(uri) + (f"#{start}" if start or tile else "") + (f"-{tile}" if tile else "")
+
+
+def clip_keys(plan: pd.DataFrame) -> list[str]:
+    """The key of each row of a plan. Raises PipelineError if two videos have the same."""
+    names: dict[str, str] = {}
+    for uri in plan["video"].unique():
+        other = names.setdefault(video_key(uri), uri)
+        if other != uri:
+            raise PipelineError(
+                f"{other} and {uri} have one label key, {video_key(uri)}: labels name a video by the last three parts "
+                "of its path"
+            )
+    rows = zip(plan["video"], plan["start"].tolist(), plan["tile"], strict=True)
+    return [clip_key(uri, start, tile) for uri, start, tile in rows]
+
+
+# -- out ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Exported:
+    """How many clips are in the file, and why others are not."""
+
+    clips: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)  # by reason
+
+
+def export_labels(
+    dataset: Dataset, url: str, vocabulary: PatchVocabulary, on_shard: Callable[[int, int], None] | None = None
+) -> Exported:
+    """Write the gaze of a dataset's ok clips as one label file, which appears complete or not at all.
+
+    on_shard: called with the number of shards done, and of all.
+    Raises PipelineError: two videos with one key, a clip that cannot be read, nothing to export, output not writable.
+    """
+    clip_keys(dataset.plan)
+    units, shards, done = dataset.about.get("units"), dataset.committed(), Exported()
+    with _published(url) as out, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+        before = "{\n"
+        for begin in range(0, len(shards), _SHARDS_AT_ONCE):
+            part = shards[begin : begin + _SHARDS_AT_ONCE]
+            for number, found in enumerate(pool.map(lambda shard: _labels_of(dataset, shard, vocabulary), part)):
+                for key, label in found:
+                    if isinstance(label, str):
+                        done.left_out[label] += 1
+                        continue
+                    # Written with escapes, as JSON's own encoder does: valid whatever a file name holds.
+                    text = json.dumps(label | ({"units": units} if units else {}))
+                    out.write(f"{before}{json.dumps(key)}: {text}".encode())
+                    before, done.clips = ",\n", done.clips + 1
+                if on_shard is not None:
+                    on_shard(begin + number + 1, len(shards))
+        if not done.clips:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in done.left_out.items())
+            raise PipelineError(f"{dataset.url}: no clip in it can be a label ({reasons or 'no shard is committed'})")
+        out.write(b"\n}\n")
+    return done
+
+
+def _labels_of(dataset: Dataset, shard: int, vocabulary: PatchVocabulary) -> list[tuple[str, dict[str, Any] | str]]:
+    """(key, label) of the clips of a shard; instead of a label the reason why there is none."""
+    labels: list[tuple[str, dict[str, Any] | str]] = []
+    for row in read_index(dataset.url, shard).to_pylist():
+        key = clip_key(row["video"], row["start"], row["tile"])
+        if row["outcome"] != "ok":
+            labels.append((key, row["outcome"]))
+            continue
+        gaze = Gaze.from_npz(read_members(dataset, row)["gaze.npz"], vocabulary)
+        if gaze.losses is None:
+            labels.append((key, "without losses"))
+            continue
+        label = gaze.to_label(0) | {"start": row["start"], "stride": row["stride"]}
+        if gaze.initial is not None:
+            label["initial_losses"] = gaze.initial[0].tolist()
+        if gaze.places is not None and gaze.slots is not None:
+            label["places"] = [part.tolist() for part in gaze.places.split(gaze.lengths[0].tolist())]
+            label["slots"] = gaze.slots[0].tolist()
+        label |= {"scales": list(vocabulary.scales), "patch_size": vocabulary.patch_size}
+        labels.append((key, label))
+    return labels
+
+
+def read_members(dataset: Dataset, row: dict[str, Any]) -> dict[str, bytes]:
+    """dataset.read_clip, whose failures are told in one line."""
+    try:
+        return dataset.read_clip(row)
+    except (FileNotFoundError, tarfile.TarError, ValueError) as error:
+        raise PipelineError(f"{row['clip']}: cannot be read ({error}); run: autogaze verify {dataset.url}") from error
+
+
+@contextmanager
+def _published(url: str) -> Iterator[IO[bytes]]:
+    """A file to write, however large, that appears at `url` complete; after an error nothing of it is left."""
+    local = store.is_local(url)
+    folder = os.path.dirname(url) if local else os.environ.get("TMPDIR", "/tmp")  # noqa: S108 (a fresh name, opened "x")
+    temporary = os.path.join(folder, f"{store.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        if local:
+            os.replace(temporary, url)
+        else:
+            fs = store.filesystem(url)
+            store.retrying(lambda: fs.put_file(temporary, fs._strip_protocol(url)), url)
+    except OSError as error:
+        raise PipelineError(f"{url}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+# -- in ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Labels:
+    """The labels of a plan's clips.
+
+    Attributes:
+        gazes: by clip name, as gaze.npz: small, and equal exactly where the gazes are.
+        units: what their losses measure; None where the files do not say.
+        files: sha256 of each file by its name.
+        unused: labels of clips that the plan does not have.
+        example: a key of the files.
+    """
+
+    gazes: dict[str, bytes] = field(default_factory=dict)
+    units: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    unused: int = 0
+    example: str = ""
+
+
+def read_labels(urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabulary) -> Labels:
+    """The labels of a plan's clips out of label files; keys are cut to the last three parts of a path.
+
+    An entry that says its clip failed is none. Labels in two files are one if they are equal.
+    Raises PipelineError, naming file and key: no JSON, ids, losses or frames that do not fit, a clip labelled in two
+    ways, labels in several units.
+    """
+    rows = zip(clip_keys(plan), plan["clip"], plan["frames"].tolist(), plan["stride"].tolist(), strict=True)
+    wanted = {key: (clip, frames, stride) for key, clip, frames, stride in rows}
+    labels = Labels()
+    for url in urls:
+        name = _name_apart(url, labels.files)
+        digest = hashlib.sha256()
+        for full, entry in _entries(url, digest):
+            key = video_key(full)
+            labels.example = labels.example or key
+            if isinstance(entry, dict) and "failed" in entry:
+                continue
+            if key not in wanted:
+                labels.unused += 1
+                continue
+            clip, frames, stride = wanted[key]
+            try:
+                gaze = _gaze_of(entry, frames, stride, vocabulary)
+                units = entry.get("units")
+                if labels.gazes and units != labels.units:
+                    raise ValueError(f"its losses are in units {units!r}, those before in {labels.units!r}")
+                if labels.gazes.get(clip, gaze) != gaze:
+                    raise ValueError("has two labels that differ")
+            except (ValueError, TypeError) as error:
+                raise PipelineError(f"{url}: {full}: {error}") from error
+            labels.gazes[clip], labels.units = gaze, units
+        labels.files[name] = digest.hexdigest()
+    return labels
+
+
+def _name_apart(url: str, names: dict[str, str]) -> str:
+    """The file's name, with as much of its path as tells it from the others."""
+    parts = url.split("/")
+    return next(name for n in itertools.count(1) if (name := "/".join(parts[-n:])) not in names)
+
+
+def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) -> bytes:
+    """A label as gaze.npz. Raises ValueError or TypeError, saying what of it does not fit."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"a label is an object, this is {json.dumps(entry)[:40]}")
+    size = vocabulary.size
+    for name, ours in (
+        ("stride", stride),
+        ("scales", list(vocabulary.scales)),
+        ("patch_size", vocabulary.patch_size),
+    ):
+        if entry.get(name, ours) != ours:
+            raise ValueError(f"has {name} {entry[name]}, the dataset {ours}")
+    ids, losses = (_frames_of(entry, name, frames) for name in ("gazing_pos", "task_losses"))
+    for t, part in enumerate(ids):
+        for id in part:
+            if type(id) is not int or not t * size <= id < (t + 1) * size:
+                raise ValueError(f"frame {t} holds id {json.dumps(id)}; its ids are {t * size}..{(t + 1) * size - 1}")
+    for t, part in enumerate(losses):
+        if len(part) != len(ids[t]):
+            raise ValueError(f"frame {t} has {len(ids[t])} ids and {len(part)} losses")
+    initial = entry.get("initial_losses")
+    if initial is None and not all(ids):
+        raise ValueError(f"frame {ids.index([])} has no id, and no initial_losses say what its error is")
+    for number in [*itertools.chain(*losses), *(initial or [])]:
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"a loss is {json.dumps(number)}, which is no number")
+    gaze = Gaze.from_label(entry, vocabulary)
+    places, slots = entry.get("places"), entry.get("slots")
+    return Gaze(
+        gaze.tokens,
+        gaze.lengths,
+        gaze.losses,
+        None if initial is None else torch.tensor([initial], dtype=torch.float32),
+        vocabulary,
+        None if places is None else torch.tensor([place for part in places for place in part], dtype=torch.int64),
+        None if slots is None else torch.tensor([slots], dtype=torch.int64),
+    ).to_npz()
+
+
+def _frames_of(entry: dict[str, Any], name: str, frames: int) -> list[list[Any]]:
+    lists = entry.get(name)
+    if not (isinstance(lists, list) and all(isinstance(part, list) for part in lists)):
+        raise ValueError(f"{name} must be a list with a list for each frame")
+    if len(lists) != frames:
+        raise ValueError(f"{name} has {len(lists)} frames, the clip {frames}")
+    return lists
+
+
+def _entries(url: str, digest: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a file that holds one JSON object, in order; `digest` takes in its bytes.
+
+    Raises PipelineError, naming the last key that could be read, where it is not JSON.
+    """
+    decoder, incremental = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
+    text, at, last = "", 0, ""
+
+    def more() -> bool:
+        nonlocal text, at
+        data = source.read(_CHUNK)
+        digest.update(data)
+        text, at = text[at:] + incremental.decode(data, final=not data), 0
+        return bool(data)
+
+    def peek() -> str:
+        """The next character that is no white space; "" at the end."""
+        nonlocal at
+        while True:
+            while at < len(text) and text[at] in " \t\r\n":
+                at += 1
+            if at < len(text) or not more():
+                return text[at : at + 1]
+
+    def expect(characters: str) -> str:
+        nonlocal at
+        found = peek()
+        if not found or found not in characters:
+            raise ValueError(f"expected {' or '.join(characters)}, found {json.dumps(found) if found else 'the end'}")
+        at += 1
+        return found
+
+    def value() -> Any:
+        nonlocal at
+        peek()
+        while True:
+            try:
+                found, end = decoder.raw_decode(text, at)
+            except ValueError:
+                if not more():  # what is there will not become JSON by more text
+                    raise
+                continue
+            if end < len(text) or not more():  # a number could go on in the next chunk
+                at = end
+                return found
+
+    try:
+        with store.open_read(url) as source:
+            expect("{")
+            if peek() == "}":
+                at += 1
+            else:
+                while True:
+                    key = value()
+                    if not isinstance(key, str):
+                        raise ValueError(f"a key is {json.dumps(key)[:40]}, not a text")
+                    expect(":")
+                    last = key
+                    yield key, value()
+                    if expect(",}") == "}":
+                        break
+            if peek():
+                raise ValueError("there is more text after the object")
+    except FileNotFoundError as error:
+        raise PipelineError(f"{url}: no such file") from error
+    except (ValueError, RecursionError) as error:
+        where = f" (at or after key {last})" if last else ""
+        raise PipelineError(f"{url}: not a JSON object of labels: {error}{where}") from error
+
+
+def label_files(pattern: str) -> list[str]:
+    """The files that a text names: paths or URLs with commas between, each of which may be a glob.
+
+    Raises PipelineError for one that names no file.
+    """
+    found: list[str] = []
+    parts = [pattern] if store.is_local(pattern) and os.path.exists(pattern) else pattern.split(",")
+    for part in (store.normalise(part.strip()) for part in parts if part.strip()):
+        if store.is_local(part):
+            names = [part] if os.path.isfile(part) else sorted(filter(os.path.isfile, glob.glob(part, recursive=True)))
+        elif any(character in part for character in "*?["):
+            fs = store.filesystem(part)
+            names = [fs.unstrip_protocol(name) for name in store.retrying(partial(fs.glob, part), part)]
+        else:
+            names = [part] if store.exists(part) else []
+        if not names:
+            raise PipelineError(f"labels={part}: no such file" + (", but a folder" if os.path.isdir(part) else ""))
+        found += [name for name in names if name not in found]
+    return found
