@@ -33,6 +33,10 @@ def read(url: str, schema: pa.Schema, what: str) -> pa.Table:
     """
     data = store.read(url)
     try:
-        return pq.read_table(io.BytesIO(data), schema=schema)
+        # Not pq.read_table: what it starts in the background now and then aborts the process at its exit.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+        if missing := [name for name in schema.names if name not in table.schema.names]:
+            raise KeyError(f"no column {missing[0]}")
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise PipelineError(f"{url}: damaged, or not {what}: {' '.join(str(error).split())}") from error
