@@ -18,11 +18,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 32, 46
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear axis: its label with the unit, its end, and values at which to draw ticks."""
+    """A linear axis: its label with the unit, its end, values at which to draw ticks, and where it begins."""
 
     label: str
     end: float
     ticks: tuple[float, ...]
+    begin: float = 0.0
 
     @classmethod
     def to(cls, label: str, largest: float, about: int = 5, whole: bool = False) -> Axis:
@@ -46,23 +47,27 @@ def nice_step(largest: float, about: int) -> float:
 def histogram(
     values: np.ndarray, label: str, what: str, scale: float = 1.0, mark: tuple[float, str] | None = None
 ) -> Markup:
-    """How many of `values` fall in each of some 25 equal bins from 0.
+    """How many of `values` fall in each of some 25 equal bins, from 0 or, if some are below, from the smallest.
 
     Args:
-        values: [N] numbers at or above 0.
+        values: [N] numbers.
         label: the axis label, with the unit.
         what: what is counted, plural.
         scale: multiplies values for show, e.g. 100 for percent.
         mark: a value (before scaling) to draw a line at, and its name.
     """
     shown = np.asarray(values, dtype=np.float64) * scale
-    largest = max(float(shown.max(initial=0.0)), mark[0] * scale * 1.1 if mark else 0.0) or 1.0
-    width = nice_step(largest, 25)
-    bins = max(1, math.ceil(largest / width + 1e-9))
-    counts, edges = np.histogram(shown, bins=bins, range=(0.0, bins * width))
-    step = nice_step(bins * width, 6)
-    ticks = tuple(i * step for i in range(int(bins * width / step + 1e-9) + 1))
-    x_axis = Axis(label, bins * width, ticks)
+    smallest = float(shown.min(initial=0.0))
+    largest = max(float(shown.max(initial=0.0)), mark[0] * scale * 1.1 if mark else 0.0)
+    width = nice_step(largest - smallest or 1.0, 25)
+    begin = math.floor(smallest / width + 1e-9) * width
+    bins = max(1, math.ceil((largest - begin) / width + 1e-9))
+    end = begin + bins * width
+    # A value that rounding puts outside the outermost edges belongs to the outermost bins.
+    counts, edges = np.histogram(np.clip(shown, begin, end), bins=bins, range=(begin, end))
+    step = nice_step(end - begin, 6)
+    ticks = tuple(i * step for i in range(math.ceil(begin / step - 1e-9), math.floor(end / step + 1e-9) + 1))
+    x_axis = Axis(label, end, ticks, begin)
     y_axis = Axis.to(what, float(counts.max(initial=0)), 4, whole=True)
     parts = _frame(x_axis, y_axis)
     for count, low, high in zip(counts, edges, edges[1:], strict=False):
@@ -71,7 +76,7 @@ def histogram(
             parts.append(_column(x_axis, y_axis, low, high, 0, float(count), "var(--bar)", tip))
     if mark:
         x = _x(x_axis, mark[0] * scale)
-        anchor, nudge = ("end", -6) if mark[0] * scale > 0.6 * x_axis.end else ("start", 6)
+        anchor, nudge = ("end", -6) if mark[0] * scale > begin + 0.6 * (end - begin) else ("start", 6)
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 12}" y2="{_HEIGHT - _BOTTOM}"/>')
         parts.append(
             f'<text class="marked" x="{x + nudge:.1f}" y="{_TOP - 4}" text-anchor="{anchor}">{escape(mark[1])}</text>'
@@ -156,11 +161,11 @@ def _column(
 
 
 def _x(axis: Axis, value: float) -> float:
-    return _LEFT + (_WIDTH - _RIGHT - _LEFT) * value / axis.end
+    return _LEFT + (_WIDTH - _RIGHT - _LEFT) * (value - axis.begin) / (axis.end - axis.begin)
 
 
 def _y(axis: Axis, value: float) -> float:
-    return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * value / axis.end
+    return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * (value - axis.begin) / (axis.end - axis.begin)
 
 
 def _number(value: float) -> str:

@@ -4,8 +4,8 @@ Writes overlay.mp4 (original, gazed patches and reconstruction side by side), co
 video) and gaze.json (the reference's label schema, with what produced it). Any length of video: one clip of frames is
 held at a time. With clip.tiles=native the picture is gazed in tiles at its own resolution, and drawn in its own shape.
 
-What gazes is canvas or a policy. The reconstruction is the canvas' in both cases: it shows what the patches show. The
-errors are those of what gazed: of a policy the losses it predicts.
+What gazes is canvas, a policy or the learned reconstructor. The reconstruction is the canvas' in all cases: it shows
+what the patches show. The errors are those of what gazed: of a policy the losses it predicts.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autogaze.tiling import TileGrid
-from jobs import gazers, render
+from jobs import render
 from jobs.gaze_files import LABELS, OVERLAY, SHEET, Labels, Overlay, finished, save_png
 from jobs.gaze_views import Seen, TiledView, View, WholeView
-from jobs.gazers import Gazer
 from jobs.threads import one_torch_thread
-from pipelines import store
+from pipelines import gazers, store
 from pipelines.decode import DECODERS, REASONS, DecodeConfig, IsolatedDecoder, Source, VideoError, VideoInfo
 from pipelines.errors import PipelineError
+from pipelines.gazers import Gazer, GazeSettings
 from pipelines.plan import ClipConfig, check_clip_config, clip_starts
 from pipelines.policy import PolicyConfig
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig
 
 FRAMES_AT_ONCE = 512  # decoded frames held in memory, 150 KB each; fewer where they are larger
 
@@ -44,16 +45,22 @@ class GazeConfig:
     output: str = field(default="", metadata={"help": "local folder for overlay.mp4, contact_sheet.png, gaze.json"})
     gaze: str = field(
         default="canvas",
-        metadata={"help": "what gazes: canvas (greedy, training-free) or policy (the network)"},
+        metadata={"help": "canvas (greedy, training-free), policy (the network) or videomae (greedy, learned)"},
     )
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    reconstructor: ReconstructorConfig = field(default_factory=ReconstructorConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     threshold: float | None = field(
         default=None,
-        metadata={"help": "stop a frame at this error (null = canvas: 0.05 of [0, 1]; policy: its checkpoint's)"},
+        metadata={
+            "help": "stop a frame at this error (null = canvas: 0.05; policy: its checkpoint's; videomae: never)"
+        },
     )
     max_ratio: float | None = field(
         default=None,
-        metadata={"help": "at most this share of a frame's patches (null = canvas: 0.75; policy: its checkpoint's)"},
+        metadata={
+            "help": "at most this share of its patches (null = canvas: 0.75; policy: its checkpoint's; videomae: 1)"
+        },
     )
     device: str = field(default="auto", metadata={"help": "gaze on auto (cuda where there is one), cpu, cuda or mps"})
     clip: ClipConfig = field(default_factory=ClipConfig)
@@ -98,14 +105,26 @@ def check_config(config: GazeConfig) -> None:
     for name in ("video", "output"):
         if not getattr(config, name):
             raise PipelineError(f"{name}= is missing: autogaze gaze VIDEO output=FOLDER")
-    gazers.check(config.gaze, config.policy, config.device, config.threshold, config.max_ratio)
-    if config.decoder not in DECODERS:
-        raise PipelineError(f"decoder={config.decoder}: must be one of {', '.join(DECODERS)}")
+    for name, known in (("device", gazers.DEVICES), ("decoder", DECODERS)):
+        if getattr(config, name) not in known:
+            raise PipelineError(f"{name}={getattr(config, name)}: must be one of {', '.join(known)}")
+    gazers.check(_settings(config), config.device)
+    if config.labels.lengths != "threshold":
+        raise PipelineError(
+            f"labels.lengths={config.labels.lengths}: is for autogaze preprocess, whose clips have names; "
+            "give threshold= or max_ratio="
+        )
     check_clip_config(config.clip, 1)
     if not store.is_local(config.output):
         raise PipelineError(f"output={config.output}: the pictures are written to a local folder; give one")
     if "libx264" not in av.codecs_available:
         raise PipelineError("this PyAV has no H.264 encoder (libx264); install the av wheel: pip install --force av")
+
+
+def _settings(config: GazeConfig) -> GazeSettings:
+    return GazeSettings(
+        config.gaze, config.policy, config.reconstructor, config.labels, config.threshold, config.max_ratio
+    )
 
 
 def run(config: GazeConfig, console: Console) -> Path:
@@ -116,7 +135,8 @@ def run(config: GazeConfig, console: Console) -> Path:
     check_config(config)
     output = Path(store.normalise(config.output))
     with _local(config.video) as source, one_torch_thread():
-        gazer = gazers.load(config.gaze, config.policy, config.device, config.threshold, config.max_ratio)
+        gazer = gazers.load(_settings(config), gazers.device_of(config.device))
+        gazer.require(config.clip.frames)
         decode = DecodeConfig(decoder=config.decoder, size=gazer.vocabulary.frame_size)
         try:
             with IsolatedDecoder(decode) as decoder:

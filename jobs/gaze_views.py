@@ -17,7 +17,7 @@ from autogaze import reconstruction
 from autogaze.gaze import Gaze
 from autogaze.tiling import TileGrid
 from jobs import render, render_tiles
-from jobs.gazers import Gazer
+from pipelines.gazers import Gazer
 
 P = TypeVar("P")
 

@@ -169,10 +169,10 @@ def _show_summary(job: Job, totals: Totals, record: dict, console: Console) -> N
             f"{totals.tokens:,} of {possible:,} patches: {possible / max(totals.tokens, 1):.1f}x fewer "
             f"({totals.tokens / possible:.2%})",
         )
+        met = "" if job.gazer.threshold is None else f"; {totals.met / totals.ok:.1%} of frames met threshold "
         table.add_row(
             "predicted loss" if job.gazer.name == "policy" else "error",
-            f"{totals.loss / totals.ok:.4f} mean; "
-            f"{totals.met / totals.ok:.1%} of frames met threshold {job.gazer.threshold:g}",
+            f"{totals.loss / totals.ok:.4f} mean" + (met and f"{met}{job.gazer.threshold:g}"),
         )
     table.add_row("gazed by", f"{record['gaze']}, on {record['device']}")
     table.add_row("frames", f"{totals.frames:,} in {record['seconds']:.1f} s: {record['frames_per_s']:.1f} frames/s")

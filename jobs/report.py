@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def run(config: ReportConfig, console: Console) -> str:
 def build(dataset: Dataset, clips: int = 12) -> str:
     """The report of a dataset as HTML text."""
     settings = dict(dataset.about.get("config") or {})
-    threshold = float(settings.get("threshold", 0.0))
+    threshold = threshold_of(settings)
     vocabulary = vocabulary_of(dataset.about)
     measure = "predicted loss" if settings.get("gaze") == "policy" else "reconstruction error"
     survey = take_survey(dataset)
@@ -101,7 +102,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
             survey.error,
             f"{measure} of a clip (mean over its frames)",
             "clips",
-            mark=(threshold, f"threshold {threshold:g}"),
+            mark=None if threshold is None else (threshold, f"threshold {threshold:g}"),
         ),
         sample=sample,
         position_chart=position_chart(sample, vocabulary),
@@ -134,6 +135,12 @@ def scale_chart(sample: Sample, vocabulary: PatchVocabulary) -> str:
 
 def hex_colour(level: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*render.scale_colour(level))
+
+
+def threshold_of(settings: dict[str, Any]) -> float | None:
+    """The threshold a dataset was gazed to; None where there was none."""
+    stated = settings.get("threshold", 0.0)
+    return None if stated is None else float(stated)
 
 
 def vocabulary_of(about: dict[str, Any]) -> PatchVocabulary:
@@ -184,7 +191,8 @@ def card(
     rebuilt = None
     if frames is not None:  # also of a policy's gaze: what can be seen of the video in the patches it chose
         rebuilt = reconstruction.load("canvas", vocabulary).reconstruct(frames[None], gaze).pixels[0].numpy()
-    final, met = gaze.final()[0].tolist(), gaze.met(float(settings.get("threshold", 0.0)))[0].tolist()
+    threshold = threshold_of(settings)
+    final, met = gaze.final()[0].tolist(), gaze.met(math.inf if threshold is None else threshold)[0].tolist()
     blank = np.full((vocabulary.frame_size, vocabulary.frame_size, 3), 96, np.uint8)
     shown = np.unique(np.linspace(0, gaze.num_frames - 1, min(GALLERY_FRAMES, gaze.num_frames)).round().astype(int))
     tokens = gaze.frames(0)

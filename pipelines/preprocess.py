@@ -24,7 +24,8 @@ from pipelines import manifest as manifests
 from pipelines.decode import DecodeConfig, decoder_fingerprint
 from pipelines.decode_stage import DecodeStage
 from pipelines.errors import PipelineError
-from pipelines.gaze_stage import Gazer, GazeStage, settle
+from pipelines.gaze_stage import GazeStage, settle
+from pipelines.gazers import Settled, how_searched
 from pipelines.plan import clip_bytes, make_plan, plan_bytes
 from pipelines.preprocess_config import PreprocessConfig, WorkersConfig, check_config, dataset_config
 from pipelines.ray_data import configure_ray_data, pipeline_errors
@@ -48,10 +49,10 @@ __all__ = [
 FORMAT = 2
 
 # What a worker asks of Ray. Decoding keeps a core busy; canvas gaze works a tenth of the time, and decoding actors fill
-# what it leaves. A policy works ten times as long on a clip as the decoder, so on CPUs it is the other way round: a
-# gaze actor on every CPU, and few decoding actors between them. All ask for less than a core, so that they fit.
+# what it leaves. A network works ten times as long on a clip as the decoder, and more, so on CPUs it is the other way
+# round: a gaze actor on every CPU, and few decoding actors between them. All ask for less than a core: they fit.
 _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
-_POLICY_DECODE_CPUS, _POLICY_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
+_NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,14 @@ def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1
     Raises PipelineError when the cluster is too small for what was asked (Ray would wait for ever) or lacks the device.
     """
     device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
-    on_gpu, on_cpus = device == "cuda", config.gaze == "policy" and device == "cpu"
+    on_gpu, on_cpus = device == "cuda", device == "cpu" and (config.gaze != "canvas" or config.targets.frames > 0)
     if on_gpu and gpus == 0:
         raise PipelineError("device=cuda: this cluster has no GPU; use device=cpu")
     if device == "mps":
         _require_mps(nodes)
     if config.policy.cuda_graphs == "on" and not on_gpu:
         raise PipelineError(f"policy.cuda_graphs=on: the policy runs on {device}; use auto or off")
-    decode_cpus, gaze_cpus = (_POLICY_DECODE_CPUS, _POLICY_GAZE_CPUS) if on_cpus else (_DECODE_CPUS, _GAZE_CPUS)
+    decode_cpus, gaze_cpus = (_NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS) if on_cpus else (_DECODE_CPUS, _GAZE_CPUS)
     gaze_cpus = 0.0 if on_gpu else gaze_cpus
     decode = config.workers.decode or max(1, cpus // (_CPUS_PER_DECODER if on_cpus else 1))
     gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": max(1, cpus if on_cpus else cpus // 4)}[device]
@@ -106,7 +107,7 @@ class Job:
     """A planned job: what is to be made, and what of it is there already."""
 
     config: PreprocessConfig
-    gazer: Gazer
+    gazer: Settled
     output: str
     plan: pd.DataFrame
     missing: list[int]
@@ -181,13 +182,13 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
     return _job(config, gazer, output, plan)
 
 
-def _job(config: PreprocessConfig, gazer: Gazer, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
+def _job(config: PreprocessConfig, gazer: Settled, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
     done = set(shards.committed_shards(output))
     planned = sorted(set(plan["shard"].tolist()))
     return Job(config, gazer, output, plan, [shard for shard in planned if shard not in done], notice)
 
 
-def describe(config: PreprocessConfig, gazer: Gazer) -> dict[str, Any]:
+def describe(config: PreprocessConfig, gazer: Settled) -> dict[str, Any]:
     """dataset.json of a config, less what only the plan knows: everything the dataset's bytes depend on."""
     return {
         "format": FORMAT,
@@ -196,7 +197,7 @@ def describe(config: PreprocessConfig, gazer: Gazer) -> dict[str, Any]:
             "decoder": decoder_fingerprint(_decode_config(config)),
             "jpeg": frames.jpeg_fingerprint() if config.frames == "jpeg" else "",
         },
-        "models": {gazer.name: gazer.model},
+        "models": gazer.models,
         "units": gazer.units,
         "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
     }
@@ -379,14 +380,16 @@ def run_record(
     }
 
 
-def _how_gazed(gazer: Gazer, device: str) -> str:
+def _how_gazed(gazer: Settled, device: str) -> str:
     """What gazed and how, in words: what may differ between runs and changes the speed."""
-    if gazer.name != "policy":
-        return gazer.name
-    graphs = device == "cuda" and gazer.policy.cuda_graphs != "off"
-    return (
-        f"policy in {gazer.policy.dtype}, {gazer.policy.batch} clips at once, CUDA graphs {'on' if graphs else 'off'}"
-    )
+    settings, words = gazer.settings, gazer.name
+    if gazer.name == "policy":
+        graphs = device == "cuda" and settings.policy.cuda_graphs != "off"
+        words = f"policy in {settings.policy.dtype}, {settings.policy.batch} clips at once"
+        words += f", CUDA graphs {'on' if graphs else 'off'}"
+    elif gazer.name == "videomae":
+        words = f"videomae in {settings.reconstructor.dtype}, {how_searched(settings.labels)}"
+    return words + (f", targets of {settings.targets} frames" if settings.targets else "")
 
 
 _IN_GAZE = ("gaze", "search", "write")

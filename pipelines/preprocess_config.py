@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import numpy as np
-
-from pipelines import frames, store
+from pipelines import frames, gazers, store
 from pipelines.decode import DECODERS
 from pipelines.errors import PipelineError
+from pipelines.gazers import DEVICES, GazeSettings
 from pipelines.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
-from pipelines.policy import PolicyConfig, check_policy_config
+from pipelines.policy import PolicyConfig
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig
 from pipelines.shards import ShardConfig
-
-GAZES = ("canvas", "policy")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass
@@ -23,10 +20,10 @@ class WorkersConfig:
     """How many actors each stage has; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
 
     decode: int = field(
-        default=0, metadata={"help": "decoding actors (0 = one per CPU; per eight when a policy gazes on CPUs)"}
+        default=0, metadata={"help": "decoding actors (0 = one per CPU; per eight when a network gazes on CPUs)"}
     )
     gaze: int = field(
-        default=0, metadata={"help": "gaze actors (0 = one per GPU, or per four CPUs; a policy: per CPU)"}
+        default=0, metadata={"help": "gaze actors (0 = one per GPU, or per four CPUs; a network: per CPU)"}
     )
 
 
@@ -39,16 +36,24 @@ class PreprocessConfig:
     )
     output: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
     gaze: str = field(
-        default="canvas", metadata={"help": "what gazes: canvas (greedy, training-free) or policy (the network)"}
+        default="canvas",
+        metadata={"help": "canvas (greedy, training-free), policy (the network) or videomae (greedy, learned)"},
     )
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    reconstructor: ReconstructorConfig = field(default_factory=ReconstructorConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
     threshold: float | None = field(
         default=None,
-        metadata={"help": "stop a frame at this error (null = 0.05, in [0, 1]; policy: its checkpoint's)"},
+        metadata={
+            "help": "stop a frame at this error (null = canvas: 0.05; policy: its checkpoint's; videomae: never)"
+        },
     )
     max_ratio: float | None = field(
         default=None,
-        metadata={"help": "at most this share of a frame's 265 patches (null = 0.75; policy: its checkpoint's)"},
+        metadata={
+            "help": "at most this share of its 265 patches (null = canvas: 0.75; policy: its checkpoint's; videomae: 1)"
+        },
     )
     clip: ClipConfig = field(default_factory=ClipConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
@@ -68,15 +73,33 @@ class PreprocessConfig:
     retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
 
 
-# Fields that change no byte of the dataset, and so may differ from one run to the next. What of `policy` changes bytes
-# is recorded under "models", from the network itself (gaze_stage.settle).
-_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s", "policy")
+# Fields that change no byte of the dataset, and so may differ from one run to the next. What of `policy` and of
+# `reconstructor` changes bytes is recorded under "models", from the networks themselves (pipelines/gazers.py).
+_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s", "policy", "reconstructor")
+
+
+def gaze_settings(config: PreprocessConfig) -> GazeSettings:
+    """The part of the config that says what gazes, and for which targets."""
+    return GazeSettings(
+        config.gaze,
+        config.policy,
+        config.reconstructor,
+        config.labels,
+        config.threshold,
+        config.max_ratio,
+        config.targets.frames,
+    )
 
 
 def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
     """The part of the config that the dataset's bytes are a function of."""
     values = asdict(config)
     kept = {name.name: values[name.name] for name in fields(PreprocessConfig) if name.name not in _FREE}
+    # Left out where they say nothing, so that datasets from before there were any are still what they were.
+    if config.gaze != "videomae" and config.labels == LabelsConfig():
+        del kept["labels"]
+    if not config.targets.frames:
+        del kept["targets"]
     return kept | {"input": store.normalise(config.input)}
 
 
@@ -86,7 +109,6 @@ def check_config(config: PreprocessConfig) -> None:
         if not getattr(config, name):
             raise PipelineError(f"{name}= is missing: autogaze preprocess input=/data/videos output=/data/gaze")
     for name, known in (
-        ("gaze", GAZES),
         ("frames", frames.STORAGE),
         ("decoder", DECODERS),
         ("device", DEVICES),
@@ -97,7 +119,11 @@ def check_config(config: PreprocessConfig) -> None:
     for name, least, most in (("max_failed_fraction", 0.0, 1.0), ("jpeg_quality", 1, 95)):
         if not least <= getattr(config, name) <= most:
             raise PipelineError(f"{name}={getattr(config, name)}: must be between {least} and {most}")
-    _check_gaze(config)
+    if not 0 <= config.targets.frames <= config.clip.frames:
+        raise PipelineError(
+            f"targets.frames={config.targets.frames}: must be between 0 and the {config.clip.frames} of clip.frames"
+        )
+    gazers.check(gaze_settings(config), config.device)
     if config.decoder_timeout_s <= 0:
         raise PipelineError(f"decoder_timeout_s={config.decoder_timeout_s}: must be more than 0")
     for name, value in (("workers.decode", config.workers.decode), ("workers.gaze", config.workers.gaze)):
@@ -116,22 +142,3 @@ def check_config(config: PreprocessConfig) -> None:
             f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "
             "put it beside the input"
         )
-
-
-def _check_gaze(config: PreprocessConfig) -> None:
-    if config.gaze == "policy":
-        check_policy_config(config.policy)
-    else:
-        asked, default = asdict(config.policy), asdict(PolicyConfig())
-        for name in asked:
-            if asked[name] != default[name]:
-                raise PipelineError(f"policy.{name}={asked[name]}: is for gaze=policy, and gaze={config.gaze}")
-        if config.device == "mps":
-            raise PipelineError("device=mps: canvas counts in float64, which mps has not; use device=cpu")
-    # The canvas' error lies in [0, 1]; a policy's predicted loss is at least 0, in units only its checkpoint knows.
-    most = 1.0 if config.gaze == "canvas" else np.finfo(np.float32).max
-    if config.threshold is not None and not 0.0 <= config.threshold <= most:
-        told = "between 0.0 and 1.0" if config.gaze == "canvas" else "a number of at least 0"
-        raise PipelineError(f"threshold={config.threshold}: must be {told}")
-    if config.max_ratio is not None and not 0.0 < config.max_ratio <= 1.0:
-        raise PipelineError(f"max_ratio={config.max_ratio}: must be more than 0 and at most 1")

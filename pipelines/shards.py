@@ -1,6 +1,7 @@
 """The shard: one WebDataset tar and the index beside it, made from one slice of the plan. Write, read, verify.
 
     <output>/shards/000042.tar      members per clip: <clip>.json  <clip>.NN.jpg | <clip>.frames.npy  <clip>.gaze.npz
+                                                     and, if asked for, <clip>.targets.npz
     <output>/index/000042.parquet   one row per PLANNED clip; written last, its presence commits the shard
 
 Bytes are a pure function of the plan's rows and the config: fixed member order, times and owners, no pickle. Nothing
@@ -26,6 +27,7 @@ from pipelines.errors import PipelineError
 from pipelines.plan import SCHEMA as PLAN_SCHEMA
 
 OUTCOMES = ("ok", "filtered", "failed")
+TARGETS = "targets.npz"  # a member, pipelines/targets.py
 INDEX_SCHEMA = pa.schema(
     [
         pa.field("clip", pa.string(), nullable=False),
@@ -60,10 +62,10 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one planned clip: a gaze with its encoded frames, or a reason."""
+    """What became of one planned clip: a gaze with what is stored beside it, or a reason."""
 
     gaze: Gaze | None = None
-    members: Sequence[tuple[str, bytes]] = ()  # encoded frames: (suffix, bytes)
+    members: Sequence[tuple[str, bytes]] = ()  # encoded frames, and targets if there are any: (suffix, bytes)
     reason: str | None = None
     detail: str | None = None
 
@@ -82,7 +84,7 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
     Args:
         rows: the shard's rows of the plan, in order of position.
         outcomes: one per row.
-        threshold: what `met` is measured against.
+        threshold: what `met` is measured against; infinite where there is none.
     """
     sink = io.BytesIO()
     records: list[dict[str, Any]] = []
@@ -106,7 +108,8 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
             described = {name: value for name, value in record.items() if name not in ("shard", "position")}
             described |= {name: row[name] for name in ("video_frames", "fps", "width", "height")}
             text = json.dumps(described, ensure_ascii=False, sort_keys=True).encode()
-            for suffix, data in [("json", text), *outcome.members, ("gaze.npz", gaze.to_npz())]:
+            members = [("json", text), *outcome.members, ("gaze.npz", gaze.to_npz())]
+            for suffix, data in sorted(members, key=lambda named: named[0] == TARGETS):  # targets last, else as it is
                 member = tarfile.TarInfo(f"{row['clip']}.{suffix}")  # TarInfo's own defaults: mtime 0, uid 0, mode 644
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))

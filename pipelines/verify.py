@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from autogaze.gaze import Gaze
+from autogaze.reconstruction.targets import Targets, target_frames
 from pipelines import shards, store
 from pipelines.errors import PipelineError
 from pipelines.frames import decode_frames
-from pipelines.shards import Dataset
+from pipelines.shards import TARGETS, Dataset
 
 _CARRIED = ("clip", "position", "video", "start", "stride", "frames", "padded", "tile")
 
@@ -129,4 +130,21 @@ def _check_clip(data: bytes, row: dict[str, Any], about: dict[str, Any]) -> list
     stored = about.get("config", {}).get("frames") != "none"
     if stored and (frames is None or len(frames) != row["frames"]):
         problems.append(f"{0 if frames is None else len(frames)} frames stored, {row['frames']} planned")
+    return problems + _check_targets(members.get(TARGETS), row, about)
+
+
+def _check_targets(data: bytes | None, row: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    count = about.get("config", {}).get("targets", {}).get("frames", 0)
+    if data is None:
+        return [f"no targets stored, those of {count} frames expected"] if count else []
+    try:
+        targets = Targets.from_npz(data)
+    except ValueError as error:
+        return [f"targets unreadable: {error}"]
+    problems = []
+    if targets.at.tolist() != target_frames(row["clip"], row["frames"], count):
+        problems.append(f"targets of frames {targets.at.tolist()}, not of the {count} that its name chooses")
+    stated = about.get("models", {}).get("targets", {}).get("fingerprint", targets.fingerprint)
+    if targets.fingerprint != stated:
+        problems.append("targets of other teachers than dataset.json names")
     return problems

@@ -75,6 +75,31 @@ def test_each_mistake_is_one_line_naming_the_nearest_valid_key(argument: str, to
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+@dataclass
+class Limits:
+    threshold: float | None = None
+    max_ratio: float | None = 0.75
+
+
+@pytest.mark.parametrize("text", ["null", "NULL", "", " "])
+def test_a_number_may_be_left_open_where_the_config_says_so(text: str) -> None:
+    assert configs.load(Limits, [f"max_ratio={text}"]) == Limits(None, None)
+    assert configs.load(Limits, ["threshold=0.7"]) == Limits(0.7, 0.75)
+    with pytest.raises(PipelineError, match="threshold=: a number expected"):
+        configs.load(Example, ["threshold="])
+
+
+def test_what_is_neither_a_number_nor_left_open_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    for arguments, text in ((["threshold=low"], ""), ([], "threshold: low")):
+        file.write_text(text)
+        with pytest.raises(PipelineError) as error:
+            configs.load(Limits, arguments, str(file))
+        assert str(error.value) == "threshold=low: a number expected (or null)"
+    file.write_text("threshold: null\nmax_ratio:\n")
+    assert configs.load(Limits, [], str(file)) == Limits(None, None)
+
+
 def test_arguments_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("input: /from/file\nclip:\n  frames: 8\n  fps: 2\n")

@@ -22,8 +22,10 @@ from pipelines.decode import DecodeConfig, Source, decode_clips
 from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig
 from pipelines.policy import PolicyConfig
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig
 
 CHECKPOINT = Path(__file__).parent.parent / "golden" / "autogaze_small_k10"
+RECONSTRUCTOR = Path(__file__).parent.parent / "golden" / "videomae_tiny"
 FILES = ["contact_sheet.png", "gaze.json", "overlay.mp4"]
 
 
@@ -312,3 +314,31 @@ def test_a_checkpoint_that_does_not_load_is_one_line(make_video: Callable[..., P
     told = refused(video, tmp_path / "out", gaze="policy", policy=PolicyConfig(str(tmp_path / "nowhere")), device="cpu")
     assert "policy.checkpoint=" in told and "nowhere" in told
     assert not (tmp_path / "out").exists()
+
+
+# -- the learned reconstructor -----------------------------------------------------------------------------------------
+
+
+def test_labels_of_the_learned_reconstructor_are_greedy_search_over_its_loss(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    video = make_video(tmp_path / "v.mp4", frames=2, size=(224, 224))
+    learned = ReconstructorConfig(str(RECONSTRUCTOR))
+    how: dict[str, Any] = {"gaze": "videomae", "reconstructor": learned, "device": "cpu"}
+    labels, told = run(video, tmp_path / "out", **how, max_ratio=0.02, labels=LabelsConfig(candidates=6, step=2))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    (label,) = labels.values()
+    reconstructor = reconstruction.load(RECONSTRUCTOR)
+    frames = decoded(video, 2, (224, 224))[None]
+    alone = greedy.label(frames, reconstructor, max_ratio=0.02, exact=False, candidates=6, step=2)
+    assert label["gazing_pos"] == alone.to_label(0)["gazing_pos"] and any(label["gazing_pos"])
+    assert label["final_losses"] == pytest.approx(alone.final()[0].tolist(), abs=1e-4)
+    assert (label["threshold"], label["max_ratio"], label["met"]) == (None, 0.02, [True, True])
+    assert (label["fingerprint"], label["units"]) == (reconstructor.fingerprint, reconstructor.units)
+    assert "the 6 patches best on canvas tried once for 2 taken; max_ratio 0.02" in told and reconstructor.units in told
+    assert "threshold" not in told
+
+    assert "give threshold=" in refused(video, tmp_path / "p", **how)
+    assert "whose clips have names" in refused(video, tmp_path / "p", **how, labels=LabelsConfig("paper"))
+    told = refused(video, tmp_path / "p", **how, threshold=1.0, clip=ClipConfig(frames=32))
+    assert "clip.frames=32: this reconstructor takes 16 frames at most" in told

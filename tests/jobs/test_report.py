@@ -323,11 +323,34 @@ def test_damaged_bytes_are_named_and_verify_is_proposed(dataset: str, tmp_path: 
         page(str(damaged))
 
 
-@pytest.mark.parametrize("values", [[], [0.0], [0.3] * 5, [1e-6, 2e-6], [0.0, 1.0], list(np.linspace(0, 0.1, 1000))])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [0.0],
+        [0.3] * 5,
+        [1e-6, 2e-6],
+        [0.0, 1.0],
+        list(np.linspace(0, 0.1, 1000)),
+        [-0.3],
+        [-2.0, -1e-9, 0.0, 0.04],
+        list(np.linspace(-0.7, 0.1, 1000)),
+    ],
+)
 def test_histograms_count_every_value_once(values: list[float]) -> None:
     svg = str(charts.histogram(np.array(values), "ratio (%)", "clips", 100, mark=(0.05, "threshold")))
     assert sum(int(n.replace(",", "")) for n in re.findall(r": ([\d,]+) clips</title>", svg)) == len(values)
     assert "threshold" in svg and "ratio (%)" in svg and "nan" not in svg
+
+
+def test_values_below_0_have_a_place_on_the_axis() -> None:
+    svg = str(charts.histogram(np.array([-2.0, -1.0, 1.0]), "predicted loss", "clips", mark=(0.5, "threshold 0.5")))
+    bars = [(float(x), float(w)) for x, w in re.findall(r'<rect x="([\d.-]+)" y="[\d.]+" width="([\d.]+)"', svg)]
+    assert len(bars) == 3 and bars[0][0] >= charts._LEFT and bars[-1][0] + bars[-1][1] <= charts._WIDTH
+    assert bars[1][0] - bars[0][0] == pytest.approx((bars[2][0] - bars[1][0]) / 2, abs=0.2), "equal scale throughout"
+    (mark,) = re.findall(r'class="mark" x1="([\d.]+)"', svg)
+    assert bars[1][0] < float(mark) < bars[2][0]
+    assert {"-2", "0", "1"} <= set(re.findall(r'text-anchor="middle">([^<]+)</text>', svg))
 
 
 @pytest.mark.parametrize("width", [1400, 500])
@@ -363,3 +386,16 @@ def test_what_a_policy_predicts_is_not_called_a_reconstruction_error(tmp_path: P
     assert "gazed by policy until a frame's predicted loss is at or under 0.7" in text
     assert "mean predicted loss" in text and "predicted loss of a clip" in text and "canvas reconstruction" in text
     assert "reconstruction error" not in text and "f00d" in text and "as predicted" in text
+
+
+def test_without_a_threshold_none_is_said_to_be_met(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "demo", clips=3)
+    about = json.loads(Path(dataset, "dataset.json").read_text())
+    about["config"] |= {"gaze": "videomae", "threshold": None, "max_ratio": None, "labels": {"lengths": "paper"}}
+    about |= {"units": "training loss of the reconstructor (l1, weights 1)"}
+    Path(dataset, "dataset.json").write_text(json.dumps(about))
+    seen = page(dataset)
+    text = " ".join(seen.text.split())
+    assert "gazed by videomae. " in text and "no threshold" in text and "until a frame" not in text
+    assert "threshold None" not in text and "is at or under" not in text
+    assert "training loss of the reconstructor" in text and "canvas reconstruction" in text

@@ -10,9 +10,12 @@ from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig
 from pipelines.policy import PolicyConfig
 from pipelines.preprocess import PreprocessConfig, WorkersConfig, check_config, share_workers
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig
 from pipelines.shards import ShardConfig
 
 POLICY: dict[str, Any] = {"gaze": "policy", "policy": PolicyConfig("weights")}
+VIDEOMAE: dict[str, Any] = {"gaze": "videomae", "reconstructor": ReconstructorConfig("weights"), "threshold": 0.7}
+PAPER: dict[str, Any] = {"labels": LabelsConfig("paper")}
 
 
 @pytest.mark.parametrize(
@@ -20,7 +23,7 @@ POLICY: dict[str, Any] = {"gaze": "policy", "policy": PolicyConfig("weights")}
     [
         ({"input": ""}, "input= is missing"),
         ({"output": ""}, "output= is missing"),
-        ({"gaze": "canvass"}, "gaze=canvass: must be one of canvas, policy"),
+        ({"gaze": "canvass"}, "gaze=canvass: must be one of canvas, policy, videomae"),
         ({"frames": "png"}, "frames=png: must be one of jpeg, raw, none"),
         ({"decoder": "ffmpeg"}, "decoder=ffmpeg: must be one of pyav, decord, torchcodec"),
         ({"threshold": 1.5}, "threshold=1.5: must be between 0.0 and 1.0"),
@@ -37,7 +40,24 @@ POLICY: dict[str, Any] = {"gaze": "policy", "policy": PolicyConfig("weights")}
         ({"gaze": "policy", "policy": PolicyConfig("w", dtype="fp16")}, "policy.dtype=fp16: must be one of float32, b"),
         ({"gaze": "policy", "policy": PolicyConfig("w", batch=0)}, "policy.batch=0"),
         ({"gaze": "policy", "policy": PolicyConfig("w", cuda_graphs="yes")}, "policy.cuda_graphs=yes"),
+        ({"gaze": "videomae"}, "reconstructor.checkpoint= is missing"),
+        (VIDEOMAE | {"threshold": None}, "gaze=videomae needs an end: give threshold="),
+        (VIDEOMAE | {"threshold": -1.0}, "threshold=-1.0: must be a number of at least 0"),
+        (VIDEOMAE | {"reconstructor": ReconstructorConfig("w", dtype="int8")}, "reconstructor.dtype=int8: must be one"),
+        (VIDEOMAE | {"labels": LabelsConfig("long")}, "labels.lengths=long: must be one of threshold, paper"),
+        (VIDEOMAE | {"labels": LabelsConfig(step=0)}, "labels.step=0: must be at least 1"),
+        (VIDEOMAE | {"labels": LabelsConfig(candidates=2, step=3)}, "labels.step=3: takes more than the labels.cand"),
+        (VIDEOMAE | {"labels": LabelsConfig(seed=1)}, "labels.seed=1: is for labels.lengths=paper"),
+        (VIDEOMAE | PAPER, "threshold=0.7: labels.lengths=paper settles"),
+        (PAPER | {"max_ratio": 0.1}, "max_ratio=0.1: labels.lengths=paper settles"),
+        ({"labels": LabelsConfig("paper", seed=-1)}, "labels.seed=-1"),
+        ({"labels": LabelsConfig(candidates=5)}, "labels.candidates=5: is for gaze=videomae, and gaze=canvas"),
+        (POLICY | PAPER, "labels.lengths=paper: is for gaze=canvas and gaze=videomae, and gaze=policy"),
+        ({"reconstructor": ReconstructorConfig("w")}, "reconstructor.checkpoint=w: is for gaze=videomae and targets"),
+        ({"targets": TargetsConfig(2)}, "reconstructor.checkpoint= is missing"),
+        ({"targets": TargetsConfig(17)}, "targets.frames=17: must be between 0 and the 16 of clip.frames"),
         ({"device": "mps"}, "device=mps: canvas"),
+        (VIDEOMAE | {"device": "mps", "labels": LabelsConfig(candidates=9)}, "device=mps: canvas"),
         ({"device": "gpu"}, "device=gpu: must be one of auto, cpu, cuda, mps"),
         ({"clip": ClipConfig(tiles="big")}, "clip.tiles=big: must be one of whole, native"),
         ({"jpeg_quality": 100}, "jpeg_quality=100"),
@@ -63,9 +83,12 @@ def test_workers_share_the_cluster_out(cpus: int, gpus: int, expected: tuple[int
     assert (workers.decode, workers.gaze, workers.device) == expected
 
 
-@pytest.mark.parametrize("cpus", range(2, 200))
-def test_a_policy_on_cpus_gets_nearly_all_of_them(cpus: int) -> None:
-    workers = share_workers(PreprocessConfig(**POLICY), cpus, 0)
+@pytest.mark.parametrize(
+    "network", [POLICY, VIDEOMAE, {"targets": TargetsConfig(1), "reconstructor": ReconstructorConfig("weights")}]
+)
+@pytest.mark.parametrize("cpus", [2, 3, 7, 8, 9, 16, 64, 199])
+def test_a_network_on_cpus_gets_nearly_all_of_them(cpus: int, network: dict[str, Any]) -> None:
+    workers = share_workers(PreprocessConfig(**network), cpus, 0)
     assert workers.gaze == cpus and workers.decode == max(1, cpus // 8) and workers.device == "cpu"
     assert workers.gaze * workers.gaze_cpus + workers.decode * workers.decode_cpus <= cpus, "Ray would wait for ever"
 

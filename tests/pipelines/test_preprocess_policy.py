@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save_file
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
 from jobs.threads import one_torch_thread
-from pipelines import gaze_stage
+from pipelines import gaze_stage, gazers
 from pipelines.decode import DecodeConfig
 from pipelines.decode_stage import DecodeStage
 from pipelines.errors import PipelineError
 from pipelines.gaze_stage import GazeStage, settle
 from pipelines.plan import ClipConfig
 from pipelines.policy import PolicyConfig
-from pipelines.preprocess import PreprocessConfig, resume
+from pipelines.preprocess import PreprocessConfig, describe, resume
 from pipelines.shards import open_dataset
 from pipelines.verify import verify
 
@@ -181,10 +181,10 @@ def test_other_weights_are_refused_by_the_name_of_what_differs(gazed: Gazed, tmp
 
 
 def test_weights_that_change_under_a_running_job_stop_it(gazed: Gazed, tmp_path: Path) -> None:
-    gazer = settle(gazed.config())
-    other = replace(gazer, policy=PolicyConfig(str(changed_weights(tmp_path / "other"))))
+    settled = settle(gazed.config())
+    other = replace(settled.settings, policy=PolicyConfig(str(changed_weights(tmp_path / "other"))))
     with pytest.raises(PipelineError, match="its weights changed while the job ran"):
-        gaze_stage.start(other, "cpu")
+        gazers.start(replace(settled, settings=other), "cpu")
 
 
 def test_a_checkpoint_that_does_not_load_is_one_line_before_any_work(gazed: Gazed, tmp_path: Path) -> None:
@@ -199,10 +199,16 @@ def test_a_checkpoint_that_does_not_load_is_one_line_before_any_work(gazed: Gaze
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_without_a_default_asks_for_the_number(gazed: Gazed, tmp_path: Path) -> None:
+def test_a_limit_that_nobody_gives_is_none_and_one_there_must_be(gazed: Gazed, tmp_path: Path) -> None:
     bare = Path(shutil.copytree(CHECKPOINT, tmp_path / "bare"))
     config = json.loads((bare / "config.json").read_text()) | {"has_task_loss_requirement_during_inference": False}
     (bare / "config.json").write_text(json.dumps(config))
     asked = replace(gazed.config(checkpoint=str(bare)), output=str(tmp_path / "out"))
-    assert "threshold= is missing" in refused(asked)
+    settled = settle(asked)
+    assert (settled.threshold, settled.max_ratio, settled.limits) == (None, RATIO, f"max_ratio {RATIO}")
+    described = json.loads(json.dumps(describe(asked, settled)))
+    assert described["config"]["threshold"] is None and described["config"]["max_ratio"] == RATIO
     assert settle(replace(asked, threshold=1.5)).threshold == 1.5
+    config["gazing_ratio_config"]["sample_strategy_during_inference"] = "uniform"
+    (bare / "config.json").write_text(json.dumps(config))
+    assert "names no limits of its own; give threshold= or max_ratio=" in refused(asked)
