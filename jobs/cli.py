@@ -45,6 +45,9 @@ _JOBS = {
     "import-labels": _Job(
         "jobs.labels", "ImportConfig", "labels", "label files -> a dataset with their gaze", function="import_"
     ),
+    "train policy": _Job("jobs.train", "TrainPolicy", "", "next-token prediction of the policy on labelled clips"),
+    "train reconstructor": _Job("jobs.train", "TrainReconstructor", "", "pre-training of the learned reconstructor"),
+    "audit": _Job("jobs.audit", "AuditConfig", "run", "prove that a run used every sample once in each epoch"),
 }
 
 
@@ -55,7 +58,7 @@ def _parser(name: str | None, schema: type | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if name is None or schema is None:
-        rows = "\n".join(f"  {job:<15}{about.help}" for job, about in _JOBS.items())
+        rows = "\n".join(f"  {job:<21}{about.help}" for job, about in _JOBS.items())
         parser.epilog = f"jobs:\n{rows}\n\n`autogaze JOB --help` lists a job's keys."
         parser.add_argument("job", choices=list(_JOBS), metavar="JOB")
         return parser
@@ -74,16 +77,17 @@ def _parser(name: str | None, schema: type | None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] not in _JOBS:
+    if not {arguments[0] if arguments else "", " ".join(arguments[:2])} & _JOBS.keys():
         _parser(None, None).parse_args(arguments or ["--help"])
-    name = arguments[0]
+    words = 1 if arguments[0] in _JOBS else 2
+    name = " ".join(arguments[:words])
     job = _JOBS[name]
     console = Console()
     try:
         module = importlib.import_module(job.module)
         schema = getattr(module, job.schema)
         # intermixed: flags may stand before, between and after the settings
-        options = _parser(name, schema).parse_intermixed_args(arguments[1:])
+        options = _parser(name, schema).parse_intermixed_args(arguments[words:])
         config = configs.load(schema, options.settings, options.config, job.positional)
         if options.print_config:
             sys.stdout.write(configs.to_yaml(config))

@@ -1,0 +1,52 @@
+"""`autogaze train policy|reconstructor data=DATASET run=DIR`: train, or go on with a run, on one device or many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from cluster.local import RayConfig, running
+from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
+
+
+@dataclass
+class TrainPolicy(PolicyTrainConfig):
+    """Train the policy by next-token prediction. `data` and `run` must be given."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+@dataclass
+class TrainReconstructor(ReconstructorTrainConfig):
+    """Pre-train the reconstructor. `data` and `run` must be given."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+
+
+def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
+    """Run the job; the exit status: 0 done, or stopped by a signal after a checkpoint."""
+    check_train_config(config)
+    from pipelines.train import stop_on_sigterm, train  # after the checks, since it imports torch
+
+    with stop_on_sigterm() as stopping:
+        if config.scale.max_workers == 1:
+            status = train(_without_ray(config), console=console, stopping=stopping)
+        else:
+            from pipelines.train_workers import train_on_ray
+
+            with running(config.ray):
+                status = train_on_ray(_without_ray(config), stopping)
+    if status == "stopped":
+        console.print("stopped after a checkpoint; the same command again goes on", highlight=False)
+    elif status == "finished":
+        console.print(f"nothing to do: {config.run} is finished", highlight=False, markup=False, soft_wrap=True)
+    else:
+        console.print(f"done: {config.run}", highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def _without_ray(config: TrainPolicy | TrainReconstructor) -> TrainConfig:
+    """The part that the run depends on."""
+    kind = PolicyTrainConfig if isinstance(config, PolicyTrainConfig) else ReconstructorTrainConfig
+    return kind(**{name: value for name, value in vars(config).items() if name != "ray"})

@@ -1,0 +1,134 @@
+"""Training on several ranks: Ray Train places one worker on each device, starts them again when one dies, and resizes.
+
+The loop itself is pipelines.train; here it is only put to work. Its checkpoints are its own: a worker group that is
+started again finds its place in the run's folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pipelines.errors import PipelineError
+from pipelines.train_config import TrainConfig
+
+_STOP = "autogaze-stop"
+_TIMEOUT_S = 120  # a rank that does not answer for so long has hung; one that died is noticed at once
+
+
+def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
+    """Train on between scale.min_workers and scale.max_workers ranks; "done" or "stopped". Needs a running Ray.
+
+    stopping: asked about once a second; after a yes, all ranks stop at the same step, after a checkpoint.
+    Raises PipelineError: more ranks died than scale.max_failures, and which; or what a rank raised.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    scale = config.scale
+    stop = ray.remote(num_cpus=0)(_Stop).options(name=_STOP, get_if_exists=True).remote()
+    workers: int | tuple[int, int] = scale.max_workers
+    if scale.min_workers < scale.max_workers:
+        workers = (scale.min_workers, scale.max_workers)
+    with tempfile.TemporaryDirectory() as scratch, _asking(stop, stopping):
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"config": config},
+            torch_config=TorchConfig(backend="nccl" if scale.device == "cuda" else "gloo", timeout_s=_TIMEOUT_S),
+            scaling_config=ScalingConfig(
+                num_workers=workers,  # type: ignore[arg-type]  # elastic pairs are documented, not annotated
+                use_gpu=scale.device == "cuda",
+                resources_per_worker={"CPU": scale.threads} if scale.device == "cpu" else None,
+            ),
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=scale.max_failures)),
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:  # what a rank raised comes wrapped, in classes that differ between versions
+            raise PipelineError(_told(error)) from error
+    metrics: dict[str, Any] = result.metrics or {}
+    return str(metrics.get("status", "done"))
+
+
+def _worker(told: dict[str, Any]) -> None:
+    import ray
+    import ray.train
+
+    from pipelines.train import train
+
+    context = ray.train.get_context()
+    stop = ray.get_actor(_STOP)
+    asked: list[Any] = []
+
+    def stopping() -> bool:
+        # One question is under way at any time, and a step never waits for its answer.
+        if not asked:
+            asked.append(stop.asked.remote())
+        ready, _ = ray.wait(asked, timeout=0)
+        return bool(ray.get(asked.pop())) if ready else False
+
+    rank, world = context.get_world_rank(), context.get_world_size()
+    status = train(told["config"], rank=rank, world=world, stopping=stopping)
+    ray.train.report({"status": status})
+
+
+class _Stop:
+    """An actor that all ranks ask whether to stop."""
+
+    def __init__(self) -> None:
+        self.told = False
+
+    def tell(self) -> None:
+        self.told = True
+
+    def asked(self) -> bool:
+        return self.told
+
+
+@contextmanager
+def _asking(stop: Any, stopping: Callable[[], bool]) -> Iterator[None]:
+    """Pass `stopping` on to the actor for the length of the block."""
+    over = threading.Event()
+
+    def pass_on() -> None:
+        while not over.wait(1.0):
+            if stopping():
+                stop.tell.remote()
+                return
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _told(error: BaseException) -> str:
+    """One line: which ranks failed, and of what."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = {rank: _root(failure) for rank, failure in failures.items()}
+    for cause in causes.values():
+        if isinstance(cause, PipelineError):
+            return str(cause)
+    if causes:
+        named = "; ".join(f"rank {rank}: {_first_line(cause)}" for rank, cause in sorted(causes.items()))
+        return f"training stopped, {named}; run the same command again to go on from the last checkpoint"
+    return f"training stopped: {_first_line(_root(error))}"
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was raised first, below the wrappers of Ray."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+        error = inner
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
