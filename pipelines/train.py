@@ -67,7 +67,7 @@ def train(
     loader = ShardLoader(_loader_config(config), rank=rank, world=world, split="train")
     steps = max(1, round(config.epochs * loader.steps_per_epoch))
     if rank == 0:
-        _claim(config, task)
+        _claim(config, task, loader.fingerprint)
     _barrier(world)
 
     checkpoints = Checkpoints(config.run, keep=config.every.keep)
@@ -76,7 +76,7 @@ def train(
         lr=config.optimizer.lr,
         weight_decay=config.optimizer.weight_decay,
     )
-    done, attempt = _agree(lambda: (checkpoints.latest() or 0, len(attempts(config.run)) + 1), rank, world, device)
+    done, attempt = _agree(lambda: (checkpoints.latest() or 0, _next_attempt(config.run)), rank, world, device)
     if done:
         state, files = checkpoints.load(done)
         task.load(files)
@@ -101,6 +101,7 @@ def train(
         counts=[source.counts for source in loader.sources],
         weights=[source.weight for source in loader.sources],
         datasets=[loader.fingerprint],
+        ids=loader.ids(),
     )
     peak = measure_peak(device, torch.bfloat16 if config.scale.dtype == "bfloat16" else torch.float32)
     events = Events(config.run, rank, world, console, peak=peak)
@@ -303,6 +304,11 @@ def _agree(decide: Callable[[], tuple[int, int]], rank: int, world: int, device:
     return decided[0]
 
 
+def _next_attempt(run: str) -> int:
+    before = attempts(run)
+    return before[-1].number + 1 if before else 1
+
+
 def _barrier(world: int) -> None:
     if world > 1:
         dist.barrier()
@@ -329,10 +335,13 @@ def _loader_config(config: TrainConfig) -> LoaderConfig:
     )
 
 
-def _claim(config: TrainConfig, task: Task) -> None:
-    """Write down what this run is, or check that it is still that. Raises PipelineError naming what differs."""
+def _claim(config: TrainConfig, task: Task, fingerprint: str) -> None:
+    """Write down what this run is, or check that it is still that. Raises PipelineError naming what differs.
+
+    fingerprint: of the samples: what was made anew at the same place is other data.
+    """
     url = store.join(store.normalise(config.run), "config.yaml")
-    about = _document(config, task)
+    about = _document(config, task) | {"data_fingerprint": fingerprint}
     if not store.exists(url):
         store.publish(yaml.safe_dump(about, sort_keys=False).encode(), url)
         return

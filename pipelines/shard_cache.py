@@ -1,0 +1,115 @@
+"""A bounded folder of local copies, shared by all processes of a machine: whole shards, videos, lists of samples.
+
+- An entry appears complete, by a rename; a process that dies while it makes one leaves a temporary, which later ones
+  remove.
+- One process makes an entry and the others wait for it. The lock is the kernel's (flock), so it dies with its holder.
+- Least recently used entries go first. Whoever uses an entry holds a link to it, so its removal disturbs no reader.
+
+Trust nothing in it that is not checked: readers compare hashes, and `forget` what is wrong.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pipelines import store
+from pipelines.errors import PipelineError
+
+_STALE_S = 1800.0  # a temporary or a link that nobody touched for this long belongs to a process that died
+_LOCKS = 256
+
+
+class ShardCache:
+    """Local copies under `folder`, of at most `limit_mb` MiB together; what is being made or in use may exceed it.
+
+    `folder` "" is one in the system's temporary folder, of this user alone.
+    Raises PipelineError when it cannot be made, or is another user's.
+    """
+
+    def __init__(self, folder: str, limit_mb: int) -> None:
+        self.folder = Path(folder or os.path.join(tempfile.gettempdir(), f"autogaze-cache-{os.getuid()}"))
+        self.limit = limit_mb << 20
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.folder / "locks").mkdir(exist_ok=True)
+            owner = self.folder.stat().st_uid
+        except OSError as error:
+            raise PipelineError(f"cache_dir={self.folder}: cannot be made: {error.strerror}") from error
+        if owner != os.getuid():
+            raise PipelineError(f"cache_dir={self.folder}: belongs to another user; give a folder of your own")
+
+    @contextmanager
+    def local(self, name: str, make: Callable[[str], object], size: int = 0) -> Iterator[str]:
+        """Path of the entry `name`, for as long as the context lasts.
+
+        Args:
+            name: what the entry holds, for ever: a URL and what says which version of it.
+            make: writes it to the path it is given, if it is not there yet.
+            size: bytes it will have, for which room is made first.
+        """
+        key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        entry, link = self.folder / key, self._temporary()
+        try:
+            if not _linked(entry, link):
+                with self._locked(key):
+                    if not _linked(entry, link):
+                        self._make_room(size)
+                        make(str(link))
+                        with suppress(FileExistsError):
+                            os.link(link, entry)
+                self._make_room(0)
+            yield str(link)
+        finally:
+            link.unlink(missing_ok=True)
+
+    def forget(self, name: str) -> None:
+        """Remove an entry that turned out to be wrong."""
+        key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        (self.folder / key).unlink(missing_ok=True)
+
+    def _temporary(self) -> Path:
+        return self.folder / f"{store.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+
+    @contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        path = self.folder / "locks" / f"{int(key[:8], 16) % _LOCKS:03d}"
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make_room(self, size: int) -> None:
+        """Remove what dead processes left, then least recently used entries, until `size` more bytes fit."""
+        entries, now = [], time.time()
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                about = path.stat()
+                if path.is_dir():
+                    continue
+                if not path.name.startswith(store.TEMPORARY_PREFIX):
+                    entries.append((about.st_mtime_ns, about.st_size, path))
+                elif now - about.st_mtime > _STALE_S:
+                    path.unlink(missing_ok=True)
+        total = sum(size for _, size, _ in entries)
+        for _, bytes_, path in sorted(entries):
+            if total + size <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= bytes_
+
+
+def _linked(entry: Path, link: Path) -> bool:
+    """Whether the entry is there; then `link` names it too, and it counts as just used."""
+    try:
+        os.link(entry, link)
+    except FileNotFoundError:
+        return False
+    os.utime(link)
+    return True
