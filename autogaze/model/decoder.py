@@ -21,7 +21,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [B, m, H, D], keys [B, n, H, D], values [B, n, H, D]) -> [B, m, H, D]; m < n in the last layer."""
 
 Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines of positions: float32 [B, n, 1, D] each, the two halves of a head alike (NeoX order)."""
+"""What turns heads by their positions: see `rope`. The first half of a head is paired with the second (NeoX order)."""
 
 
 class Attention(nn.Module):
@@ -128,16 +128,15 @@ def take(x: Tensor, places: Tensor) -> Tensor:
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotary position embedding of heads x [B, n, H, D], the first half of a head paired with the second."""
     cosines, sines = rotation
-    first, second = x.chunk(2, dim=-1)
-    return (x * cosines + torch.cat((-second, first), dim=-1) * sines).to(x.dtype)
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines).to(x.dtype)
 
 
 def rope(positions: Tensor, config: AutoGazeConfig) -> Rotation:
-    """Cosines and sines, float32 [B, n, 1, D], of positions int64 [B, n]."""
+    """Cosines, and sines with the sign they have in `rotate`: float32 [B, n, 1, D] each, of positions int64 [B, n]."""
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions.device)
     angles = positions[..., None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)[:, :, None]
-    return angles.cos(), angles.sin()
+    cosines, sines = angles.cos(), angles.sin()
+    return torch.cat((cosines, cosines), dim=-1)[:, :, None], torch.cat((-sines, sines), dim=-1)[:, :, None]
 
 
 @cache

@@ -128,7 +128,6 @@ class AutoGaze(nn.Module):
 
     # -- gazing --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def gaze(
         self,
         frames: Tensor | np.ndarray,
@@ -193,14 +192,16 @@ class AutoGaze(nn.Module):
         sample: Sampling | None,
         batches: list[int] | None = None,
     ) -> Gaze:
-        vision = self._encode(clips)
-        room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
-        generation = self._generation(len(clips), room, sample, batches)
-        gazed: list[FrameGaze] = []
-        for t, cap in enumerate(caps):
-            threshold = None if thresholds is None else thresholds[:, t]
-            gazed.append(generation.frame(vision[:, t], cap, threshold, gazed[-1] if gazed else None))
-        generation.settle(gazed[-1])
+        with torch.inference_mode():
+            vision = self._encode(clips)
+            room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
+            generation = self._generation(len(clips), room, sample, batches)
+            gazed: list[FrameGaze] = []
+            for t, cap in enumerate(caps):
+                threshold = None if thresholds is None else thresholds[:, t]
+                gazed.append(generation.frame(vision[:, t], cap, threshold, gazed[-1] if gazed else None))
+            generation.settle(gazed[-1])
+        # Out here, so that what users get are ordinary tensors.
         return as_gaze(gazed, self.vocabulary)
 
     def _adapted(
@@ -292,9 +293,7 @@ class Stream:
             policy.gazing_model.gaze_decoder, policy._cache(batch, room), policy.positions, sample
         )
         self._past: list[Tensor] | None = None
-        self._previous: FrameGaze | None = None
 
-    @torch.no_grad()
     def push(self, frame: Tensor | np.ndarray) -> Gaze:
         """The gaze [B, 1] at the next frame of each clip, equal to what `AutoGaze.gaze` gives it in the whole clip.
 
@@ -307,12 +306,13 @@ class Stream:
                 f" [{self.batch}, H, W, 3] or floats [{self.batch}, 3, H, W]"
             )
         policy = self.policy
-        images = as_model_input(check_frames(given[:, None]), policy.config.input_size, policy.device, policy.dtype)
-        tokens, past = policy.gazing_model.vision_model(images, self._past)
-        vision = policy.gazing_model.connector(tokens)[:, 0]
-        threshold = None if self.thresholds is None else self.thresholds[:, 0]
-        gazed = self._generation.frame(vision, self.cap, threshold, None)
-        self._generation.settle(gazed)
+        with torch.inference_mode():
+            images = as_model_input(check_frames(given[:, None]), policy.config.input_size, policy.device, policy.dtype)
+            tokens, past = policy.gazing_model.vision_model(images, self._past)
+            vision = policy.gazing_model.connector(tokens)[:, 0]
+            threshold = None if self.thresholds is None else self.thresholds[:, 0]
+            gazed = self._generation.frame(vision, self.cap, threshold, None)
+            self._generation.settle(gazed)
         self._past = past
         return as_gaze([gazed], policy.vocabulary)
 
