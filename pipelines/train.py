@@ -42,8 +42,8 @@ from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, 
 from pipelines.train_task import Key, Task
 
 # What may differ when a run goes on: where it runs, and how often it looks and saves.
-_FREE = ("run", "scale", "every", "micro_batch", "val_clips")
-_FREE_LOADER = ("workers", "cache_mb")
+_FREE = ("run", "data", "scale", "every", "micro_batch", "val_clips")  # of data, the content must be the same
+_FREE_LOADER = ("workers", "cache_mb", "bad_samples")
 
 
 def train(

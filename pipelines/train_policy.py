@@ -29,10 +29,15 @@ class PolicyTask:
         self.threshold = threshold if config.threshold is None else config.threshold
         self.policy = self._policy().to(device).train()
         self.module: nn.Module = PolicyLosses(self.policy, config.loss_prediction)
-        self.reconstructor = reconstruction.load(config.reconstructor, device=device)
+        try:
+            self.reconstructor = reconstruction.load(config.reconstructor, device=device)
+        except ValueError as error:
+            raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
 
     def totals(self, gaze: Gaze) -> list[float]:
         """What is summed over the whole batch of a step before any part of it is computed: its slots in use."""
+        if gaze.losses is None:
+            raise PipelineError("the gaze of this dataset carries no losses, which a policy learns to predict; label it")
         return [float(gaze.counts().sum())]
 
     def losses(self, model: nn.Module, frames: Tensor, gaze: Gaze, key: Key, totals: list[float]) -> dict[str, Tensor]:

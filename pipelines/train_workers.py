@@ -20,7 +20,7 @@ _TIMEOUT_S = 120  # a rank that does not answer for so long has hung; one that d
 
 
 def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
-    """Train on between scale.min_workers and scale.max_workers ranks; "done" or "stopped". Needs a running Ray.
+    """Train on between scale.min_workers and scale.max_workers ranks; what `train` returned. Needs a running Ray.
 
     stopping: asked about once a second; after a yes, all ranks stop at the same step, after a checkpoint.
     Raises PipelineError: more ranks died than scale.max_failures, and which; or what a rank raised.
@@ -36,7 +36,7 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
         workers = (scale.min_workers, scale.max_workers)
     with tempfile.TemporaryDirectory() as scratch, _asking(stop, stopping):
         trainer = TorchTrainer(
-            _worker,
+            _worker,  # type: ignore[arg-type]  # what it returns is in the result, which is not annotated
             train_loop_config={"config": config},
             torch_config=TorchConfig(backend="nccl" if scale.device == "cuda" else "gloo", timeout_s=_TIMEOUT_S),
             scaling_config=ScalingConfig(
@@ -50,11 +50,10 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
             result = trainer.fit()
         except Exception as error:  # what a rank raised comes wrapped, in classes that differ between versions
             raise PipelineError(_told(error)) from error
-    metrics: dict[str, Any] = result.metrics or {}
-    return str(metrics.get("status", "done"))
+    return str(result.return_value)  # type: ignore[attr-defined]
 
 
-def _worker(told: dict[str, Any]) -> None:
+def _worker(told: dict[str, Any]) -> str:
     import ray
     import ray.train
 
@@ -72,8 +71,7 @@ def _worker(told: dict[str, Any]) -> None:
         return bool(ray.get(asked.pop())) if ready else False
 
     rank, world = context.get_world_rank(), context.get_world_size()
-    status = train(told["config"], rank=rank, world=world, stopping=stopping)
-    ray.train.report({"status": status})
+    return train(told["config"], rank=rank, world=world, stopping=stopping)
 
 
 class _Stop:
@@ -116,6 +114,10 @@ def _told(error: BaseException) -> str:
     for cause in causes.values():
         if isinstance(cause, PipelineError):
             return str(cause)
+    dead = [rank for rank, cause in sorted(causes.items()) if hasattr(cause, "health_check_failure")]
+    if dead:  # what the others say is only that they lost it
+        named = ", ".join(f"rank {rank} died" for rank in dead)
+        return f"training stopped: {named}; run the same command again to go on from the last checkpoint"
     if causes:
         named = "; ".join(f"rank {rank}: {_first_line(cause)}" for rank, cause in sorted(causes.items()))
         return f"training stopped, {named}; run the same command again to go on from the last checkpoint"

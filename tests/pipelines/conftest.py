@@ -37,3 +37,21 @@ def undisturbed(store_of_videos: Path, tmp_path_factory: pytest.TempPathFactory)
     done = runs.autogaze("preprocess", *settings, f"output={output}", "ray.cpus=2")
     assert done.returncode == 0, done.stderr + done.stdout
     return Run(settings, output, runs.tree(output), done.stdout)
+
+
+@pytest.fixture(scope="session")
+def gazes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of 24 tiny clips to train on, none of them gazed for long."""
+    import training
+
+    return training.write_dataset(tmp_path_factory.mktemp("gazes") / "data")
+
+
+@pytest.fixture(scope="session")
+def smooth_run(gazes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """training.SMALL, trained on `gazes` by one rank from beginning to end."""
+    import training
+
+    run = tmp_path_factory.mktemp("smooth") / "run"
+    assert training.train(training.policy_config(gazes, run)) == "done"
+    return run

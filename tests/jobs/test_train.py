@@ -1,0 +1,132 @@
+"""`autogaze train` as a user runs it: stopped, continued, finished and refused; one line for each mistake."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))  # for `import runs`: tests are no package
+
+import runs
+import training
+
+from autogaze.model import AutoGaze
+from jobs import config as configs
+from jobs.cli import main
+from pipelines import shards
+from pipelines.metrics import read_events
+from pipelines.train import train
+from pipelines.train_config import ReconstructorTrainConfig
+
+RECONSTRUCTOR = ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "model.decoder_hidden_size=32"]
+RECONSTRUCTOR += ["model.decoder_num_layers=1", "model.decoder_num_heads=2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return training.write_dataset(tmp_path_factory.mktemp("gazes") / "data")
+
+
+def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(data: str, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    settings = ["epochs=12", "every.checkpoint=0", "every.keep=1"]
+    words = training.settings(data, run, *settings)
+    job = runs.start("train", "policy", *words)
+    events = run / "events.jsonl"
+    assert runs.wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(60) == 0
+    stopped = training.newest(run).name
+    assert "step-000002" <= stopped < "step-000060", "after a checkpoint, before the end"
+
+    done = runs.autogaze("train", "policy", *words)
+    assert done.returncode == 0 and f"done: {run}" in done.stdout, done.stderr
+    assert train(training.policy_config(data, whole, *settings)) == "done"
+    assert training.end_of(run) == training.end_of(whole)
+    audit = runs.autogaze("audit", run)
+    assert audit.returncode == 0 and "in 2 attempts" in audit.stdout
+    assert AutoGaze.from_pretrained(training.newest(run) / "policy").positions == "consistent"
+
+
+def test_a_finished_run_says_so(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "policy", *training.settings(data, tmp_path / "run", "epochs=0.5")]
+    assert main(words) == 0 and "done: " in capsys.readouterr().out
+    assert main(words) == 0 and f"nothing to do: {tmp_path / 'run'} is finished" in capsys.readouterr().out
+    assert main(["audit", str(tmp_path / "run")]) == 0
+
+
+def test_another_config_is_refused_in_one_line(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = training.settings(data, tmp_path, "epochs=0.5")
+    assert main(["train", "policy", *words]) == 0
+    shared = [word for word in words if not word.startswith(("policy.", "max_ratio"))]
+    for other, told in (
+        (["train", "policy", *words, "optimizer.schedule=constant"], "with optimizer.schedule=linear, not constant"),
+        (["train", "reconstructor", *shared, *RECONSTRUCTOR], "with kind=PolicyTrainConfig"),
+    ):
+        capsys.readouterr()
+        assert main(other) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("epochs=0", "epochs=0.0: must be a positive number"),
+        ("loader.sed=1", "loader.sed: no such key; did you mean loader.seed?"),
+        ("policy.hidden_size=17", "policy.hidden_size=17: is no even multiple of policy.num_heads=2"),
+        ("data=/nowhere", "/nowhere: no dataset here"),
+        ("init=/nowhere", "init=/nowhere: "),
+        ("reconstructor=/nowhere", "reconstructor=/nowhere: "),
+    ],
+)
+def test_a_mistake_is_one_line_and_2_and_leaves_no_run(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str, told: str
+) -> None:
+    assert main(["train", "policy", *training.settings(data, tmp_path / "run", word)]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flipped_bit_is_one_line_with_shard_and_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = training.write_dataset(tmp_path / "data", clips=8)
+    row = shards.open_dataset(url).index().iloc[3]
+    tar = Path(shards.tar_url(url, int(row["shard"])))
+    data = bytearray(tar.read_bytes())
+    data[int(row["offset"]) + int(row["size"]) - 3000] ^= 1
+    tar.write_bytes(bytes(data))
+    words = training.settings(url, tmp_path / "run", "loader.val_fraction=0", "epochs=1", "every.checkpoint=1")
+    assert main(["train", "policy", *words]) == 2
+    error = capsys.readouterr().err
+    assert str(tar) in error and row["clip"] in error and error.count("\n") == 1
+    assert main(["train", "policy", *words, "loader.bad_samples=skip"]) == 2, "another policy is another run"
+
+
+def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
+    def canvas(number: int) -> training.Gaze:
+        return training.canvas_gaze(training.clip_of(number))
+
+    url = training.write_dataset(tmp_path / "data", clips=8, gaze=canvas)
+    shared = [word for word in training.SMALL if not word.startswith(("policy.", "max_ratio"))]
+    words = [*shared, *RECONSTRUCTOR, f"data={url}", "epochs=30", "optimizer.lr=5e-3", "min_ratio=0.05"]
+    words += ["val_clips=2", "every.checkpoint=0"]
+    words = [f"{k}={v}" for k, v in dict(word.split("=", 1) for word in words).items()]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert main(["train", "reconstructor", *words, f"run={whole}"]) == 0
+    events = read_events(str(whole))
+    losses = events.query("kind == 'step'")["loss"].to_numpy()
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
+    last = events.query("kind == 'validation'").iloc[-1]
+    assert 0 < last["pixel_error"] < 1 and 0 < last["canvas_pixel_error"] < 1 and last["error"] > 0
+
+    config = configs.load(ReconstructorTrainConfig, [*words, f"run={run}"])
+    asked = iter([False] * 7 + [True])
+    assert train(config, stopping=lambda: next(asked)) == "stopped"
+    assert train(config) == "done"
+    assert training.end_of(run) == training.end_of(whole)
+    training.require_clean(run)

@@ -1,0 +1,91 @@
+"""What a training job may be told: every mistake is one line that names the key; the rate is a function of the step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jobs import config as configs
+from pipelines.errors import PipelineError
+from pipelines.train_config import (
+    OptimizerConfig,
+    PolicyTrainConfig,
+    ReconstructorTrainConfig,
+    check_train_config,
+    learning_rate,
+)
+
+
+def rates(steps: int, **told: object) -> np.ndarray:
+    config = OptimizerConfig(**told)  # type: ignore[arg-type]
+    return np.array([learning_rate(config, step, steps) for step in range(steps)])
+
+
+@pytest.mark.parametrize("kind", [PolicyTrainConfig, ReconstructorTrainConfig])
+def test_the_defaults_are_the_papers_and_may_be_used(kind: type) -> None:
+    config = configs.load(kind, ["data=/d", "run=/r"])
+    check_train_config(config)
+    assert (config.epochs, config.global_batch) == (150, 256)
+    assert (config.optimizer.lr, config.optimizer.min_lr, config.optimizer.clip_norm) == (5e-4, 1e-5, 0)
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("data=", "data= is missing"),
+        ("run=", "run= is missing"),
+        ("global_batch=0", "global_batch=0: must be at least 1"),
+        ("micro_batch=0", "micro_batch=0: must be at least 1"),
+        ("val_clips=-1", "val_clips=-1: must be at least 0"),
+        ("loader.window=0", "loader.window=0: must be at least 1"),
+        ("loader.workers=-1", "loader.workers=-1: must be at least 0"),
+        ("loader.cache_mb=-1", "loader.cache_mb=-1: must be at least 0"),
+        ("loader.seed=-1", "loader.seed=-1: must be at least 0"),
+        ("scale.min_workers=0", "scale.min_workers=0: must be at least 1"),
+        ("scale.min_workers=2", "scale.max_workers=1: must be at least 2"),
+        ("scale.threads=0", "scale.threads=0: must be at least 1"),
+        ("scale.max_failures=-1", "scale.max_failures=-1: must be at least 0"),
+        ("every.checkpoint=-1", "every.checkpoint=-1: must be at least 0"),
+        ("every.keep=0", "every.keep=0: must be at least 1"),
+        ("epochs=0", "epochs=0.0: must be a positive number"),
+        ("epochs=inf", "epochs=inf: must be a positive number"),
+        ("optimizer.lr=nan", "optimizer.lr=nan: must be a positive number"),
+        ("optimizer.min_lr=-1", "optimizer.min_lr=-1.0: must be 0 or more"),
+        ("optimizer.clip_norm=nan", "optimizer.clip_norm=nan: must be 0 or more"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0: must be 0 or more"),
+        ("optimizer.schedule=cosine", "optimizer.schedule=cosine: must be one of constant, linear, linear_w_warmup"),
+        ("loader.bad_samples=ignore", "loader.bad_samples=ignore: must be one of fail, skip"),
+        ("scale.device=tpu", "scale.device=tpu: must be one of cpu, cuda"),
+        ("scale.dtype=float16", "scale.dtype=float16: must be one of float32, bfloat16"),
+        ("loader.val_fraction=1", "loader.val_fraction=1.0: must be 0 or more, and less than 1"),
+        ("loader.val_fraction=nan", "loader.val_fraction=nan: must be 0 or more, and less than 1"),
+        ("scale.max_workers=3", "global_batch=256: 3 ranks cannot share it evenly"),
+    ],
+)
+def test_a_value_that_cannot_work_is_one_line_that_names_it(word: str, told: str) -> None:
+    config = configs.load(PolicyTrainConfig, ["data=/d", "run=/r", word])
+    with pytest.raises(PipelineError) as error:
+        check_train_config(config)
+    assert str(error.value).startswith(told) and "\n" not in str(error.value)
+
+
+def test_linear_falls_from_lr_in_the_first_step_to_min_lr_in_the_last() -> None:
+    found = rates(11, schedule="linear", lr=1.0, min_lr=0.0)
+    np.testing.assert_allclose(found, np.linspace(1, 0, 11), atol=1e-12)
+    assert rates(1, schedule="linear", lr=1.0, min_lr=0.1).tolist() == [1.0]
+
+
+def test_warmup_rises_over_a_tenth_of_the_steps_and_then_falls_as_linear_does() -> None:
+    found = rates(100, schedule="linear_w_warmup", lr=1.0, min_lr=0.1)
+    np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10)
+    assert found[10] == 1.0 and found[-1] == pytest.approx(0.1)
+    np.testing.assert_allclose(np.diff(found[10:]), -0.9 / 89)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "linear_w_warmup"])
+def test_every_rate_of_any_length_lies_between_nothing_and_lr(schedule: str) -> None:
+    for steps in range(1, 40):
+        found = rates(steps, schedule=schedule, lr=5e-4, min_lr=1e-5)
+        assert (found > 0).all() and (found <= 5e-4 * (1 + 1e-12)).all(), steps
+        if schedule == "constant":
+            assert (found == 5e-4).all()
