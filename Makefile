@@ -37,6 +37,9 @@ bench: $(STAMP) ## every benchmark; see docs/benchmarks.md
 	$(BIN)/python benchmarks/canvas_greedy.py
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/labels.py
+	$(BIN)/python benchmarks/tiling.py --frames 64
 	$(BIN)/python benchmarks/memory.py
 
 clean: ## remove what the targets made

@@ -4,8 +4,8 @@
     python benchmarks/labels.py --checkpoint FOLDER --corpus DIR --clips 8
 
 Every label has the same number of tokens in every frame. Error is the reconstructor's own, of each frame alone, mean
-over the frames after their last token. The naive search rebuilds the frame from scratch for each patch that it tries; as
-it is slow, it is timed on some rounds of the exact label, whose choices it must repeat. CPU seconds, one thread.
+over the frames after their last token. The naive search rebuilds the frame from scratch for each patch that it tries;
+as it is slow, it is timed on some rounds of the exact label, whose choices it must repeat. CPU seconds, one thread.
 """
 
 import argparse

@@ -13,7 +13,6 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -26,16 +25,9 @@ from jobs.threads import one_torch_thread
 from pipelines import shards, store
 from pipelines.errors import PipelineError
 from pipelines.evaluate import METHODS, Curve, Point, measure, sample_clips
-from pipelines.preprocess_config import DEVICES
+from pipelines.gazers import DEVICES, device_of
+from pipelines.reconstructor import TeachersConfig
 from pipelines.shards import Dataset
-
-
-@dataclass
-class TeachersConfig:
-    """Where the models of a learned reconstructor's feature losses are."""
-
-    dinov2_reg: str = field(default="", metadata={"help": "folder or hub id, for a checkpoint trained with it"})
-    siglip2: str = field(default="", metadata={"help": "folder or hub id, for a checkpoint trained with it"})
 
 
 @dataclass
@@ -67,7 +59,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
     settings = dict(dataset.about.get("config") or {})
     if settings.get("frames") == "none":
         raise PipelineError(f"{dataset.url}: stores no frames to measure an error on; preprocess with frames=jpeg")
-    device = _device(config.device)
+    device = device_of(config.device)
     reconstructor = _load(config, dataset, device)
     output = store.normalise(config.output or dataset.url.rsplit("/", 1)[-1] + "-evaluate")
     rows = sample_clips(dataset, config.clips, config.seed)
@@ -121,28 +113,18 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
         raise PipelineError(f"device={config.device}: must be one of {', '.join(DEVICES)}")
     if config.device == "mps" and config.reconstructor == "canvas":
         raise PipelineError("device=mps: canvas counts in float64, which mps has not; use device=cpu")
-    if config.reconstructor == "canvas" and config.teachers != TeachersConfig():
+    if config.reconstructor == "canvas" and config.teachers.given():
         raise PipelineError("teachers.* is set, but canvas has none; leave it out")
     return ratios, methods
 
 
 def _load(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructor:
-    teachers = {name: place for name, place in asdict(config.teachers).items() if place}
     try:
         return reconstruction.load(
-            config.reconstructor, vocabulary_of(dataset.about), teachers=teachers or None, device=device
+            config.reconstructor, vocabulary_of(dataset.about), teachers=config.teachers.given() or None, device=device
         )
     except ValueError as error:
         raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
-
-
-def _device(name: str) -> str:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if there["cuda"] else "cpu"
-    if not there[name]:
-        raise PipelineError(f"device={name}: torch finds none on this machine; use device=cpu")
-    return name
 
 
 def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstructor) -> float | None:

@@ -32,7 +32,7 @@ from pipelines.errors import PipelineError
 from pipelines.gazers import Gazer, GazeSettings
 from pipelines.plan import ClipConfig, check_clip_config, clip_starts
 from pipelines.policy import PolicyConfig
-from pipelines.reconstructor import LabelsConfig, ReconstructorConfig
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TeachersConfig
 
 FRAMES_AT_ONCE = 512  # decoded frames held in memory, 150 KB each; fewer where they are larger
 
@@ -49,6 +49,7 @@ class GazeConfig:
     )
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reconstructor: ReconstructorConfig = field(default_factory=ReconstructorConfig)
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     threshold: float | None = field(
         default=None,
@@ -123,7 +124,13 @@ def check_config(config: GazeConfig) -> None:
 
 def _settings(config: GazeConfig) -> GazeSettings:
     return GazeSettings(
-        config.gaze, config.policy, config.reconstructor, config.labels, config.threshold, config.max_ratio
+        config.gaze,
+        config.policy,
+        config.reconstructor,
+        config.teachers,
+        config.labels,
+        config.threshold,
+        config.max_ratio,
     )
 
 
@@ -207,7 +214,7 @@ def _gaze_video(
             (scratch / LABELS).open("w", encoding="utf-8") as sink,
             _progress(console, len(numbers)) as advance,
         ):
-            writer = Labels(sink, _label_key(config.video))
+            writer = Labels(sink, store.normalise(config.video))
             for clip_number, frames in _decode(decoder, source, clips, view.native):
                 shown = clips[clip_number]
                 if isinstance(frames, VideoError):
@@ -261,11 +268,6 @@ def _decode(
             if isinstance(frames, VideoError) and frames.reason.startswith("decoder_"):
                 lost = frames
             yield begin + place, frames
-
-
-def _label_key(video: str) -> str:
-    """The reference's key of a video: the last three parts of its path."""
-    return "/".join(store.normalise(video).split("/")[-3:]).lstrip("/")
 
 
 @contextmanager

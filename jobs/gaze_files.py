@@ -18,22 +18,22 @@ from PIL import Image
 
 from pipelines import store
 from pipelines.errors import PipelineError
+from pipelines.labels import clip_key, video_key
 
 OVERLAY, SHEET, LABELS = "overlay.mp4", "contact_sheet.png", "gaze.json"
 
 
 class Labels:
-    """Writes gaze.json clip by clip. A clip from frame 0 has the video's own key, so that the reference, which knows
-    one clip per video, reads the file as it is; later clips, and failed ones, append #<first frame>; tiles append
-    their name."""
+    """Writes gaze.json clip by clip, with the keys of every label file (pipelines/labels.py)."""
 
-    def __init__(self, sink: TextIO, key: str) -> None:
-        self.sink, self.key, self.before = sink, key, "{\n"
+    def __init__(self, sink: TextIO, video: str) -> None:
+        self.sink, self.video, self.before = sink, video, "{\n"
 
     def add(self, start: int, label: dict[str, Any], tile: str = "") -> None:
         """The label of the clip that begins at frame `start`, or of one of its tiles."""
-        plain = start == 0 and "failed" not in label and not tile
-        key = self.key if plain else f"{self.key}#{start}" + (f"-{tile}" if tile else "")
+        key = clip_key(self.video, start, tile)
+        if key == video_key(self.video) and "failed" in label:
+            key += f"#{start}"  # the reference, which reads the video's own key, would look for its gaze in vain
         # Names that are not UTF-8 hold lone surrogates, which JSON writes as escapes.
         self.sink.write(f"{self.before}{json.dumps(key)}: {json.dumps(label)}")
         self.before = ",\n"

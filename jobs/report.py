@@ -29,7 +29,6 @@ from jobs.survey import (
     Survey,
     index_row,
     read_gaze,
-    read_members,
     read_runs,
     representative,
     sample_gazes,
@@ -39,7 +38,7 @@ from jobs.threads import one_torch_thread
 from pipelines import shards, store
 from pipelines.errors import PipelineError
 from pipelines.frames import decode_frames
-from pipelines.shards import Dataset
+from pipelines.shards import Dataset, read_members
 
 GALLERY_FRAMES = 8  # shown of each clip
 

@@ -7,7 +7,6 @@ in memory. Nothing here knows how it is shown.
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,8 +19,7 @@ from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from pipelines import shards, store
 from pipelines.decode import REASONS
-from pipelines.errors import PipelineError
-from pipelines.shards import Dataset
+from pipelines.shards import Dataset, read_members
 
 SAMPLED_CLIPS = 512  # opened to count tokens by frame position and scale
 LISTED_VIDEOS = 25  # named for each reason
@@ -191,13 +189,6 @@ def sample_gazes(dataset: Dataset, survey: Survey, vocabulary: PatchVocabulary) 
         level, _, _ = vocabulary.locate(gaze.tokens.numpy())
         np.add.at(counts, (frame, level), 1)
     return Sample(len(places), survey.ok, counts / max(len(places), 1))
-
-
-def read_members(dataset: Dataset, row: dict[str, Any]) -> dict[str, bytes]:
-    try:
-        return dataset.read_clip(row)
-    except (FileNotFoundError, tarfile.TarError, ValueError) as error:
-        raise PipelineError(f"{row['clip']}: cannot be read ({error}); run: autogaze verify {dataset.url}") from error
 
 
 def read_gaze(members: dict[str, bytes], vocabulary: PatchVocabulary) -> Gaze:

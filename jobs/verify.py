@@ -32,7 +32,9 @@ def run(config: VerifyConfig, console: Console) -> int:
     for problem in verdict.problems:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"{verdict.shards} shards, {verdict.clips} clips ({verdict.ok} ok, {verdict.failed} failed), "
+        f"{verdict.shards} shards, {verdict.clips} clips ({verdict.ok} ok, "
+        + (f"{verdict.filtered} filtered, " if verdict.filtered else "")
+        + f"{verdict.failed} failed), "
         f"{verdict.bytes / 1e6:.1f} MB read: "
         + (f"{len(verdict.problems)} problems" if verdict.problems else "all good"),
         highlight=False,

@@ -27,6 +27,7 @@ from pipelines.policy import UNITS, PolicyConfig, check_policy_config, load_poli
 from pipelines.reconstructor import (
     LabelsConfig,
     ReconstructorConfig,
+    TeachersConfig,
     check_labels_config,
     check_reconstructor_config,
     load_reconstructor,
@@ -41,12 +42,13 @@ CANVAS_THRESHOLD, CANVAS_MAX_RATIO = 0.05, 0.75
 class GazeSettings:
     """What the user says of the gaze, in preprocess and gaze alike.
 
-    targets: how many frames of each clip the teachers of `reconstructor` are wanted for.
+    teachers: of `reconstructor`; targets: how many frames of each clip they are wanted for.
     """
 
     gaze: str
     policy: PolicyConfig
     reconstructor: ReconstructorConfig
+    teachers: TeachersConfig
     labels: LabelsConfig
     threshold: float | None
     max_ratio: float | None
@@ -149,6 +151,7 @@ def check(settings: GazeSettings, device: str) -> None:
     else:
         wanted = "gaze=videomae and targets.frames"
         _require_unset("reconstructor", settings.reconstructor, ReconstructorConfig(), wanted, gaze)
+        _require_unset("teachers", settings.teachers, TeachersConfig(), wanted, gaze)
     if gaze == "canvas":  # where to try every patch costs nothing
         lengths = LabelsConfig(lengths=labels.lengths, seed=labels.seed)
         _require_unset("labels", labels, lengths, "gaze=videomae", gaze)
@@ -217,7 +220,7 @@ def start(settled: Settled, device: str) -> Gazer:
 
 def load(settings: GazeSettings, device: str) -> Gazer:
     """The gaze of settings that `check` has seen, ready on a device: cpu, cuda or mps. Raises as `settle` does."""
-    learned = load_reconstructor(settings.reconstructor, device) if settings.learned else None
+    learned = load_reconstructor(settings.reconstructor, settings.teachers, device) if settings.learned else None
     if settings.gaze == "policy":
         gazer = _policy(settings, device)
     elif settings.gaze == "canvas":

@@ -12,26 +12,27 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
-from pipelines import shards, store, tables
+from pipelines import shards, store
 from pipelines.errors import PipelineError
-from pipelines.labels import Labels, clip_key, read_members
-from pipelines.shards import Dataset, Outcome
+from pipelines.labels import Labels, clip_key
+from pipelines.shards import Dataset, Outcome, read_members
 
-NO_LABEL = "no_label"
 UNKNOWN_UNITS = "as in the labels, which do not say"
 
 
 def describe(dataset: Dataset, labels: Labels, threshold: float) -> dict[str, Any]:
-    """dataset.json of the new dataset: that of the one whose frames it has, but for what tells of the gaze."""
+    """dataset.json of the new dataset: that of the one whose frames it has, but for what tells of the gaze.
+
+    Stored targets are of the frames, so what they are made with stays true.
+    """
+    models = {name: facts for name, facts in (dataset.about.get("models") or {}).items() if name == "targets"}
     config = dict(dataset.about.get("config") or {}) | {"gaze": "labels", "threshold": threshold, "max_ratio": None}
     return dataset.about | {
         "config": config,
-        "models": {"labels": labels.files},
+        "models": models | {"labels": labels.files},
         "units": labels.units or UNKNOWN_UNITS,
     }
 
@@ -106,7 +107,8 @@ def _make_shard(
     made = []
     for row in shards.read_index(dataset.url, shard).to_pylist():
         if row["outcome"] != "ok":
-            made.append(Outcome(reason=row["reason"], detail=row["detail"]))
+            filtered = row["outcome"] == "filtered"
+            made.append(Outcome(reason=row["reason"], detail=row["detail"], filtered=filtered))
         elif row["clip"] in labels.gazes:
             # All that is stored of the clip but its description and its gaze, which are written anew.
             members = read_members(dataset, row)
@@ -114,10 +116,7 @@ def _make_shard(
             made.append(Outcome(gaze=Gaze.from_npz(labels.gazes[row["clip"]], vocabulary), members=kept))
         else:
             key = clip_key(row["video"], row["start"], row["tile"])
-            made.append(Outcome(reason=NO_LABEL, detail=f"the labels have no {key}"))
+            made.append(Outcome(reason="no_label", detail=f"the labels have no {key}", filtered=True))
     tar, index = shards.build_shard(planned.reset_index(drop=True), made, threshold)
-    # Clips without a label are left out on purpose: filtered, not failed.
-    frame = pq.ParquetFile(pa.BufferReader(index)).read(use_threads=False).to_pandas()
-    frame.loc[frame["reason"] == NO_LABEL, "outcome"] = "filtered"
-    shards.commit_shard(output, shard, tar, tables.to_bytes(frame, shards.INDEX_SCHEMA))
-    return Counter(frame["outcome"].tolist())
+    shards.commit_shard(output, shard, tar, index)
+    return Counter(outcome.name for outcome in made)

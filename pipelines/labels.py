@@ -16,15 +16,12 @@ import itertools
 import json
 import math
 import os
-import tarfile
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -33,7 +30,7 @@ from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from pipelines import store
 from pipelines.errors import PipelineError
-from pipelines.shards import Dataset, read_index
+from pipelines.shards import Dataset, read_index, read_members
 
 _CHUNK = 1 << 20
 _SHARDS_AT_ONCE = 4
@@ -84,7 +81,7 @@ def export_labels(
     """
     clip_keys(dataset.plan)
     units, shards, done = dataset.about.get("units"), dataset.committed(), Exported()
-    with _published(url) as out, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    with store.publishing(url) as out, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
         before = "{\n"
         for begin in range(0, len(shards), _SHARDS_AT_ONCE):
             part = shards[begin : begin + _SHARDS_AT_ONCE]
@@ -127,38 +124,6 @@ def _labels_of(dataset: Dataset, shard: int, vocabulary: PatchVocabulary) -> lis
         label |= {"scales": list(vocabulary.scales), "patch_size": vocabulary.patch_size}
         labels.append((key, label))
     return labels
-
-
-def read_members(dataset: Dataset, row: dict[str, Any]) -> dict[str, bytes]:
-    """dataset.read_clip, whose failures are told in one line."""
-    try:
-        return dataset.read_clip(row)
-    except (FileNotFoundError, tarfile.TarError, ValueError) as error:
-        raise PipelineError(f"{row['clip']}: cannot be read ({error}); run: autogaze verify {dataset.url}") from error
-
-
-@contextmanager
-def _published(url: str) -> Iterator[IO[bytes]]:
-    """A file to write, however large, that appears at `url` complete; after an error nothing of it is left."""
-    local = store.is_local(url)
-    folder = os.path.dirname(url) if local else os.environ.get("TMPDIR", "/tmp")  # noqa: S108 (a fresh name, opened "x")
-    temporary = os.path.join(folder, f"{store.TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with open(temporary, "xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        if local:
-            os.replace(temporary, url)
-        else:
-            fs = store.filesystem(url)
-            store.retrying(lambda: fs.put_file(temporary, fs._strip_protocol(url)), url)
-    except OSError as error:
-        raise PipelineError(f"{url}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 # -- in ----------------------------------------------------------------------------------------------------------

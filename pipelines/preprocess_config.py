@@ -11,7 +11,7 @@ from pipelines.errors import PipelineError
 from pipelines.gazers import DEVICES, GazeSettings
 from pipelines.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
 from pipelines.policy import PolicyConfig
-from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig, TeachersConfig
 from pipelines.shards import ShardConfig
 
 
@@ -41,6 +41,7 @@ class PreprocessConfig:
     )
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reconstructor: ReconstructorConfig = field(default_factory=ReconstructorConfig)
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     threshold: float | None = field(
@@ -73,9 +74,10 @@ class PreprocessConfig:
     retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
 
 
-# Fields that change no byte of the dataset, and so may differ from one run to the next. What of `policy` and of
-# `reconstructor` changes bytes is recorded under "models", from the networks themselves (pipelines/gazers.py).
-_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s", "policy", "reconstructor")
+# Fields that change no byte of the dataset, and so may differ from one run to the next. What of the networks changes
+# bytes is recorded under "models", from the networks themselves (pipelines/gazers.py).
+_NETWORKS = ("policy", "reconstructor", "teachers")
+_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s", *_NETWORKS)
 
 
 def gaze_settings(config: PreprocessConfig) -> GazeSettings:
@@ -84,6 +86,7 @@ def gaze_settings(config: PreprocessConfig) -> GazeSettings:
         config.gaze,
         config.policy,
         config.reconstructor,
+        config.teachers,
         config.labels,
         config.threshold,
         config.max_ratio,

@@ -200,7 +200,7 @@ class Reading(AbstractContextManager["Reading"]):
         if self.config.bad_samples == "fail":
             raise PipelineError(
                 f"{skipped.shard}: {skipped.clip} (sample {skipped.id}): {reason}; run: autogaze verify {url}, or go "
-                "on without such samples: bad_samples=skip"
+                "on without such samples: loader.bad_samples=skip"
             )
         return skipped
 

@@ -1,11 +1,11 @@
-"""The learned reconstructor as a part of the pipeline: its settings, those of labels and targets, and its loading.
+"""The learned reconstructor as a part of the pipeline: settings (teachers, labels and targets too), and its loading.
 
 torch is imported by load_reconstructor only, as with a policy.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from pipelines.errors import PipelineError
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from autogaze.reconstruction.videomae import VideoMAE
 
 LENGTHS = ("threshold", "paper")
-_TEACHERS = {"dino": "dinov2_reg", "siglip": "siglip2"}  # our keys, and the names that checkpoints have for them
 
 
 @dataclass
@@ -23,13 +22,21 @@ class ReconstructorConfig:
     """The learned reconstructor: what gaze=videomae searches with, and whose teachers targets are of."""
 
     checkpoint: str = field(default="", metadata={"help": "its folder, or .safetensors or .pt file"})
-    dino: str = field(
-        default="", metadata={"help": "folder or hub id of its dinov2_reg teacher, if it was trained with one"}
-    )
-    siglip: str = field(
-        default="", metadata={"help": "folder or hub id of its siglip2 teacher, if it was trained with one"}
-    )
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16"})
+
+
+@dataclass
+class TeachersConfig:
+    """Where the models of a learned reconstructor's feature losses are; by the names that checkpoints have for them."""
+
+    dinov2_reg: str = field(
+        default="", metadata={"help": "DINOv2 with registers: folder or hub id ('' = the loss does without)"}
+    )
+    siglip2: str = field(default="", metadata={"help": "SigLIP 2: folder or hub id ('' = the loss does without)"})
+
+    def given(self) -> dict[str, str]:
+        """Those that are set."""
+        return {name: place for name, place in asdict(self).items() if place}
 
 
 @dataclass
@@ -78,7 +85,7 @@ def check_labels_config(config: LabelsConfig) -> None:
         raise PipelineError(f"labels.step={config.step}: takes more than the labels.candidates={config.candidates}")
 
 
-def load_reconstructor(config: ReconstructorConfig, device: str) -> VideoMAE:
+def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, device: str) -> VideoMAE:
     """The learned reconstructor on a device ("cpu", "cuda", "mps"), its teachers with it.
 
     Raises PipelineError, in one line, when the checkpoint or a teacher does not load, is missing or is not one.
@@ -88,16 +95,12 @@ def load_reconstructor(config: ReconstructorConfig, device: str) -> VideoMAE:
     from autogaze import reconstruction
     from autogaze.reconstruction.videomae import VideoMAE
 
-    teachers = {name: getattr(config, key) for key, name in _TEACHERS.items() if getattr(config, key)}
     try:
         found = reconstruction.load(
-            config.checkpoint, teachers=teachers, device=device, dtype=getattr(torch, config.dtype)
+            config.checkpoint, teachers=teachers.given(), device=device, dtype=getattr(torch, config.dtype)
         )
     except ValueError as error:
-        told = str(error)
-        for key, name in _TEACHERS.items():
-            told = told.replace(f"teachers.{name}", f"reconstructor.{key}")
-        raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: {told}") from error
+        raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: {error}") from error
     if not isinstance(found, VideoMAE):
         raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is not learned; use gaze=canvas for canvas")
     return found

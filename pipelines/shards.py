@@ -62,12 +62,21 @@ class ShardConfig:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one planned clip: a gaze with what is stored beside it, or a reason."""
+    """What became of one planned clip: a gaze with what is stored beside it, or a reason.
+
+    filtered: whether a clip without a gaze was left out on purpose, and did not fail.
+    """
 
     gaze: Gaze | None = None
     members: Sequence[tuple[str, bytes]] = ()  # encoded frames, and targets if there are any: (suffix, bytes)
     reason: str | None = None
     detail: str | None = None
+    filtered: bool = False
+
+    @property
+    def name(self) -> str:
+        """One of OUTCOMES."""
+        return "ok" if self.gaze is not None else "filtered" if self.filtered else "failed"
 
 
 def tar_url(dataset: str, shard: int) -> str:
@@ -91,14 +100,13 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
     carried = ("clip", "shard", "position", "video", "start", "stride", "frames", "padded", "tile")
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for row, outcome in zip(rows.to_dict("records"), outcomes, strict=True):
-            record: dict[str, Any] = {name: row[name] for name in carried}
+            record: dict[str, Any] = {name: row[name] for name in carried} | {"outcome": outcome.name}
             records.append(record)
             if outcome.gaze is None:
-                record.update(outcome="failed", reason=outcome.reason, detail=outcome.detail)
+                record.update(reason=outcome.reason, detail=outcome.detail)
                 continue
             gaze, begin = outcome.gaze, sink.tell()
             record.update(
-                outcome="ok",
                 tokens=int(gaze.counts()[0]),
                 ratio=float(gaze.ratio()[0]),
                 loss=float(gaze.final().mean()),
@@ -168,6 +176,14 @@ class Dataset:
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
             raise PipelineError(f"{row['clip']}: bytes differ from the index; run: autogaze verify {self.url}")
         return split_members(data, str(row["clip"]))
+
+
+def read_members(dataset: Dataset, row: dict[str, Any]) -> dict[str, bytes]:
+    """dataset.read_clip, whose every failure is told in one line. Raises PipelineError."""
+    try:
+        return dataset.read_clip(row)
+    except (FileNotFoundError, tarfile.TarError, ValueError) as error:
+        raise PipelineError(f"{row['clip']}: cannot be read ({error}); run: autogaze verify {dataset.url}") from error
 
 
 def split_members(data: bytes, clip: str) -> dict[str, bytes]:

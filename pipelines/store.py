@@ -11,9 +11,11 @@ import errno
 import os
 import random
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -277,6 +279,32 @@ def _publish_local(data: bytes, path: Path) -> None:
                 raise
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def publishing(url: str) -> Iterator[IO[bytes]]:
+    """A file to write, however large, that appears at `url` as publish() has it; after an error nothing of it is left.
+
+    What goes to an object store lies in the temporary folder ($TMPDIR) until it is complete.
+    """
+    folder = Path(url).parent if is_local(url) else Path(tempfile.gettempdir())
+    temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        if is_local(url):
+            temporary.replace(url)
+            _sync_folder(folder)
+        else:
+            fs = filesystem(url)
+            retrying(lambda: fs.put_file(str(temporary), fs._strip_protocol(url)), url)
+    except OSError as error:
+        raise StoreError(_explain(error, url)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

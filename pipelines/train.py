@@ -42,7 +42,7 @@ from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, 
 from pipelines.train_task import Key, Task
 
 # What may differ when a run goes on: where it runs, and how often it looks and saves.
-_FREE = ("run", "data", "scale", "every", "micro_batch", "val_clips")  # of data, the content must be the same
+_FREE = ("run", "data", "teachers", "scale", "every", "micro_batch", "val_clips")  # of data and teachers, the content is compared
 _FREE_LOADER = ("workers", "cache_mb", "bad_samples")
 
 

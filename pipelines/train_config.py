@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from pipelines.errors import PipelineError
+from pipelines.reconstructor import TeachersConfig
 
 SCHEDULES = ("constant", "linear", "linear_w_warmup")
 DTYPES = ("float32", "bfloat16")
@@ -119,8 +120,7 @@ class ReconstructorTrainConfig(TrainConfig):
     min_ratio: float = field(default=0.01, metadata={"help": "least share of patches in random gaze"})
     max_ratio: float = field(default=0.5, metadata={"help": "largest share of patches in random gaze"})
     stored_gaze: float = field(default=0.25, metadata={"help": "share of clips that show their stored gaze instead"})
-    dino: str = field(default="", metadata={"help": "dinov2_reg teacher: folder or hub id ('' = none)"})
-    siglip: str = field(default="", metadata={"help": "siglip2 teacher: folder or hub id ('' = none)"})
+    teachers: TeachersConfig = field(default_factory=TeachersConfig)
 
 
 def check_train_config(config: TrainConfig) -> None:

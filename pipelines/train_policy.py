@@ -37,7 +37,7 @@ class PolicyTask:
     def totals(self, gaze: Gaze) -> list[float]:
         """What is summed over the whole batch of a step before any part of it is computed: its slots in use."""
         if gaze.losses is None:
-            raise PipelineError("the gaze of this dataset carries no losses, which a policy learns to predict; label it")
+            raise PipelineError("the gaze of this dataset has no losses, which a policy learns to predict; label it")
         return [float(gaze.counts().sum())]
 
     def losses(self, model: nn.Module, frames: Tensor, gaze: Gaze, key: Key, totals: list[float]) -> dict[str, Tensor]:

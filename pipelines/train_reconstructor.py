@@ -68,7 +68,7 @@ class ReconstructorTask:
 
     def load(self, files: Mapping[str, bytes]) -> None:
         with unpacked(files, "reconstructor") as folder:
-            self.model.load_state_dict(VideoMAE.from_pretrained(folder, self._teachers()).state_dict())
+            self.model.load_state_dict(VideoMAE.from_pretrained(folder, self.config.teachers.given()).state_dict())
 
     def about(self) -> dict[str, Any]:
         return {"model": self.model.config.to_json(), "loss": self.model.frame_loss.fingerprint}
@@ -85,17 +85,17 @@ class ReconstructorTask:
         return Gaze.from_lists([[random.permutation(vocabulary.size)[:count].tolist() for count in counts]])
 
     def _model(self) -> VideoMAE:
-        config = self.config
+        config, teachers = self.config, self.config.teachers.given()
         if not 0 < config.min_ratio <= config.max_ratio <= 1:
             raise PipelineError(
                 f"min_ratio={config.min_ratio}, max_ratio={config.max_ratio}: wanted 0 < min <= max <= 1"
             )
         try:
             if config.init:
-                return VideoMAE.from_pretrained(config.init, self._teachers(), device=self.device)
+                return VideoMAE.from_pretrained(config.init, teachers, device=self.device)
             sizes = config.model
-            names = ["l1", *self._teachers()]
-            weights = ["1", *("0.3" for _ in self._teachers())]
+            names = ["l1", *teachers]
+            weights = ["1", *("0.3" for _ in teachers)]
             shape = VideoMAEConfig(
                 hidden_size=sizes.hidden_size,
                 num_layers=sizes.num_layers,
@@ -108,15 +108,11 @@ class ReconstructorTask:
                 loss_type="+".join(names),
                 loss_weights="+".join(weights),
             )
-            loss = FrameLoss.from_config(shape.loss_type, shape.loss_weights, self._teachers(), device=self.device)
+            loss = FrameLoss.from_config(shape.loss_type, shape.loss_weights, teachers, device=self.device)
         except (ReconstructorError, TeacherError) as error:
             raise PipelineError(str(error)) from error
         torch.manual_seed(config.loader.seed)
         return VideoMAE(shape, loss).to(self.device)
-
-    def _teachers(self) -> dict[str, str]:
-        found = {"dinov2_reg": self.config.dino, "siglip2": self.config.siglip}
-        return {name: place for name, place in found.items() if place}
 
 
 class ReconstructorLosses(nn.Module):

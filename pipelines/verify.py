@@ -18,7 +18,7 @@ from autogaze.reconstruction.targets import Targets, target_frames
 from pipelines import shards, store
 from pipelines.errors import PipelineError
 from pipelines.frames import decode_frames
-from pipelines.shards import TARGETS, Dataset
+from pipelines.shards import OUTCOMES, TARGETS, Dataset
 
 _CARRIED = ("clip", "position", "video", "start", "stride", "frames", "padded", "tile")
 
@@ -30,6 +30,7 @@ class Verdict:
     shards: int = 0
     clips: int = 0
     ok: int = 0
+    filtered: int = 0
     failed: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
@@ -59,7 +60,7 @@ def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | No
     with ThreadPoolExecutor(threads) as pool:
         todo = sorted(committed & planned.keys())
         for number, part in enumerate(pool.map(lambda shard: _check_shard(dataset, shard, planned[shard]), todo)):
-            for name in ("shards", "clips", "ok", "failed", "bytes", "problems"):
+            for name in ("shards", "clips", "ok", "filtered", "failed", "bytes", "problems"):
                 setattr(verdict, name, getattr(verdict, name) + getattr(part, name))
             if on_shard is not None:
                 on_shard(number + 1, len(todo))
@@ -92,7 +93,10 @@ def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict
     end = 0
     for row in index.to_dict("records"):
         if row["outcome"] != "ok":
-            verdict.failed += 1
+            verdict.filtered += row["outcome"] == "filtered"
+            verdict.failed += row["outcome"] == "failed"
+            if row["outcome"] not in OUTCOMES:
+                wrong(f"{row['clip']}: outcome {row['outcome']}, which is none of {', '.join(OUTCOMES)}")
             if not isinstance(row["reason"], str):  # null reads as NaN
                 wrong(f"{row['clip']}: {row['outcome']} without a reason")
             continue

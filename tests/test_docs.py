@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+from jobs import config
+from jobs.cli import _JOBS
 from pipelines import manifest, plan, shards
 from pipelines.decode import REASONS
 
@@ -32,14 +35,7 @@ def test_links_between_the_documents_lead_somewhere() -> None:
                 assert (file.parent / target).exists(), f"{file.name} links to {target}"
 
 
-@pytest.mark.parametrize(
-    "job", ["scan", "preprocess", "verify", "gaze", "report", "evaluate", "export-labels", "import-labels"]
-)
+@pytest.mark.parametrize("job", _JOBS)
 def test_the_packaged_yaml_is_what_print_config_prints(job: str) -> None:
-    import importlib
-
-    from jobs import config
-    from jobs.cli import _JOBS
-
     schema = getattr(importlib.import_module(_JOBS[job].module), _JOBS[job].schema)
-    assert (ROOT / "jobs" / f"{job}.yaml").read_text() == config.to_yaml(schema())
+    assert (ROOT / "jobs" / f"{job.replace(' ', '-')}.yaml").read_text() == config.to_yaml(schema())

@@ -33,6 +33,7 @@ REASONS: dict[str, str] = {
     "decoder_crashed": "the decoder died twice in a row on this video",
     "decoder_timeout": "the decoder finished no clip within the time limit, twice in a row",
     "decoder_out_of_memory": "decoding needs more memory than the decoder may take",
+    "no_label": "the label files that the gaze was imported from say nothing of the clip (filtered, not failed)",
 }
 
 DECODERS = ("pyav", "decord", "torchcodec")

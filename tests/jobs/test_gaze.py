@@ -18,6 +18,7 @@ from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from autogaze.tiling import TileGrid
 from jobs import gaze, gaze_views, render
+from jobs.gaze_files import Labels
 from pipelines.decode import DecodeConfig, Source, decode_clips
 from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig
@@ -67,6 +68,16 @@ def gazed(
 
 def test_three_files_and_nothing_else(gazed: tuple[Path, dict[str, Any], str]) -> None:
     assert sorted(path.name for path in gazed[0].iterdir()) == FILES
+
+
+def test_labels_are_keyed_as_everywhere_but_a_failed_clip_never_has_the_videos_own_key() -> None:
+    sink = io.StringIO()
+    labels = Labels(sink, "/a/b/c/v.mp4")
+    for start, label, tile in ((0, {}, ""), (0, {"failed": "truncated"}, ""), (8, {"failed": "truncated"}, "")):
+        labels.add(start, label, tile)
+    labels.add(0, {}, "r00c01")
+    labels.close()
+    assert list(json.loads(sink.getvalue())) == ["b/c/v.mp4", "b/c/v.mp4#0", "b/c/v.mp4#8", "b/c/v.mp4#0-r00c01"]
 
 
 def test_every_clip_has_a_label_the_reference_schema_reads(gazed: tuple[Path, dict[str, Any], str]) -> None:

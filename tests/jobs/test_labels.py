@@ -16,8 +16,10 @@ from rich.console import Console
 from autogaze.gaze import Gaze
 from jobs import cli
 from jobs import labels as job
+from jobs import verify as verify_job
 from jobs.labels import ExportConfig, ImportConfig
 from jobs.threads import one_torch_thread
+from jobs.verify import VerifyConfig
 from pipelines import label_import, labels, shards, store
 from pipelines.errors import PipelineError
 from pipelines.verify import verify
@@ -125,9 +127,25 @@ def test_clips_without_a_label_are_filtered_and_the_rest_is_sound(dataset: str, 
     assert set(left["reason"]) == {"no_label"} and "corpus/train/v1.mp4#3" in " ".join(left["detail"])
     assert index[index["outcome"] == "ok"]["loss"].tolist() == pytest.approx([0.2 / 3, 0.2 / 3])
     verdict = verify(str(tmp_path / "new"))
-    assert verdict.problems == [] and verdict.ok == 2
+    assert (verdict.problems, verdict.ok, verdict.filtered, verdict.failed) == ([], 2, 5, 1)
     assert "2 clips ok, 5 clips filtered, 1 clips failed" in printed
     assert "not used: 1 labels" in printed and "do not say their units" in printed
+    # What was filtered stays so in a dataset that is made from this one, and verify says how many are.
+    bring_in(str(tmp_path / "new"), files, tmp_path / "again")
+    assert shards.open_dataset(str(tmp_path / "again")).index().equals(index)
+    told = Console(file=io.StringIO(), width=200)
+    assert verify_job.run(VerifyConfig(str(tmp_path / "again")), told) == 0
+    assert "(2 ok, 5 filtered, 1 failed)" in told.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_import_says_what_it_is_made_of_and_keeps_what_its_targets_are_of(dataset: str) -> None:
+    there = shards.open_dataset(dataset)
+    facts = {"fingerprint": "f", "teachers": ["siglip2"]}
+    there.about["models"] = {"videomae": {"fingerprint": "v"}, "targets": facts}
+    about = label_import.describe(there, labels.Labels(files={"labels.json": "abc"}, units="u"), 0.1)
+    assert about["models"] == {"targets": facts, "labels": {"labels.json": "abc"}} and about["units"] == "u"
+    kept = there.about["config"] | {"gaze": "labels", "threshold": 0.1, "max_ratio": None}
+    assert about["config"] == kept and about["plan"] == there.about["plan"]
 
 
 def test_an_import_that_was_cut_short_is_finished_by_the_same_command(

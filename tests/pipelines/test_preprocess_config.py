@@ -10,7 +10,7 @@ from pipelines.errors import PipelineError
 from pipelines.plan import ClipConfig
 from pipelines.policy import PolicyConfig
 from pipelines.preprocess import PreprocessConfig, WorkersConfig, check_config, share_workers
-from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig, TeachersConfig
 from pipelines.shards import ShardConfig
 
 POLICY: dict[str, Any] = {"gaze": "policy", "policy": PolicyConfig("weights")}
@@ -54,6 +54,7 @@ PAPER: dict[str, Any] = {"labels": LabelsConfig("paper")}
         ({"labels": LabelsConfig(candidates=5)}, "labels.candidates=5: is for gaze=videomae, and gaze=canvas"),
         (POLICY | PAPER, "labels.lengths=paper: is for gaze=canvas and gaze=videomae, and gaze=policy"),
         ({"reconstructor": ReconstructorConfig("w")}, "reconstructor.checkpoint=w: is for gaze=videomae and targets"),
+        ({"teachers": TeachersConfig(siglip2="t")}, "teachers.siglip2=t: is for gaze=videomae and targets.frames"),
         ({"targets": TargetsConfig(2)}, "reconstructor.checkpoint= is missing"),
         ({"targets": TargetsConfig(17)}, "targets.frames=17: must be between 0 and the 16 of clip.frames"),
         ({"device": "mps"}, "device=mps: canvas"),

@@ -23,7 +23,7 @@ from autogaze.lengths import paper_lengths
 from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.targets import target_frames
 from autogaze.reconstruction.videomae import VideoMAE
-from jobs import report
+from jobs import cli, report
 from jobs.threads import one_torch_thread
 from pipelines import gazers
 from pipelines.decode import DecodeConfig
@@ -33,7 +33,7 @@ from pipelines.frames import decode_frames
 from pipelines.gaze_stage import GazeStage, settle
 from pipelines.plan import ClipConfig
 from pipelines.preprocess import PreprocessConfig, resume
-from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig
+from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig, TeachersConfig
 from pipelines.shards import Dataset, Outcome, ShardConfig, build_shard, commit_shard, open_dataset
 from pipelines.targets import read_targets
 from pipelines.verify import verify
@@ -46,6 +46,7 @@ RATIO, THRESHOLD, CANDIDATES = 0.008, 0.5, 12  # two patches a frame, of few: to
 
 
 SMALL = ["clip.frames=2", "shard.clips=1", "device=cpu"]
+TEACHERS = ("dinov2_reg", "siglip2")
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,16 @@ class Made:
 
     def settings(self, output: Path, checkpoint: str = "checkpoint") -> list[str]:
         named = {"input": "videos", "reconstructor.checkpoint": checkpoint}
-        named |= {"reconstructor.dino": "dino", "reconstructor.siglip": "siglip"}
+        named |= {f"teachers.{name}": name for name in TEACHERS}
         limits = [f"threshold={THRESHOLD}", f"max_ratio={RATIO}", f"labels.candidates={CANDIDATES}"]
         places = [f"{name}={self.folder / place}" for name, place in named.items()]
         return [*places, f"output={output}", "gaze=videomae", *limits, "targets.frames=1", *SMALL]
 
     def reconstructor(self, **changes: str) -> ReconstructorConfig:
-        places = {name: str(self.folder / name) for name in ("checkpoint", "dino", "siglip")}
-        return ReconstructorConfig(**(places | changes))
+        return ReconstructorConfig(**({"checkpoint": str(self.folder / "checkpoint")} | changes))
+
+    def teachers(self, **changes: str) -> TeachersConfig:
+        return TeachersConfig(**({name: str(self.folder / name) for name in TEACHERS} | changes))
 
     def config(self, **changes: Any) -> PreprocessConfig:
         """The config that made the dataset, but for changes."""
@@ -77,6 +80,7 @@ class Made:
             output=str(self.output),
             gaze="videomae",
             reconstructor=self.reconstructor(),
+            teachers=self.teachers(),
             labels=LabelsConfig(candidates=CANDIDATES),
             targets=TargetsConfig(1),
             threshold=THRESHOLD,
@@ -94,13 +98,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Pat
     make_video(folder / "videos" / "a.mp4", frames=3)
     torch.manual_seed(20260)
     dino = transformers.Dinov2WithRegistersConfig(**TINY)
-    transformers.Dinov2WithRegistersModel(dino).save_pretrained(folder / "dino")
-    (folder / "dino" / "preprocessor_config.json").write_text(json.dumps({"crop_size": {"height": 32, "width": 32}}))
+    transformers.Dinov2WithRegistersModel(dino).save_pretrained(folder / "dinov2_reg")
+    (folder / "dinov2_reg" / "preprocessor_config.json").write_text(
+        json.dumps({"crop_size": {"height": 32, "width": 32}})
+    )
     siglip = transformers.SiglipVisionConfig(**TINY, intermediate_size=16)
-    transformers.SiglipVisionModel(siglip).save_pretrained(folder / "siglip")
+    transformers.SiglipVisionModel(siglip).save_pretrained(folder / "siglip2")
     trained_with(folder / "checkpoint", "l1+dinov2_reg+siglip2", "1+0.3+0.3")
     made = Made(folder, {})
-    done = runs.autogaze("preprocess", *made.settings(made.output), *joins)
+    done = runs.autogaze("preprocess", *made.settings(made.output), joins[0], "workers.decode=1", "workers.gaze=2")
     assert done.returncode == 0, done.stderr + done.stdout
     assert "videomae in float32, the 12 patches best on canvas tried, targets of 1 frames" in " ".join(
         done.stdout.split()
@@ -127,8 +133,7 @@ def changed_weights(source: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reconstructor(made: Made) -> VideoMAE:
-    teachers = {"dinov2_reg": str(made.folder / "dino"), "siglip2": str(made.folder / "siglip")}
-    found = reconstruction.load(made.folder / "checkpoint", teachers=teachers)
+    found = reconstruction.load(made.folder / "checkpoint", teachers=made.teachers().given())
     assert isinstance(found, VideoMAE)
     return found
 
@@ -184,7 +189,7 @@ def test_targets_are_what_a_job_would_compute_from_the_shard(
 def test_targets_of_other_teachers_are_refused(made: Made, reconstructor: VideoMAE) -> None:
     dataset = open_dataset(str(made.output))
     row = rows_of(dataset)[0]
-    one = FrameLoss.from_config("l1+siglip2", "1+0.3", {"siglip2": str(made.folder / "siglip")})
+    one = FrameLoss.from_config("l1+siglip2", "1+0.3", {"siglip2": str(made.folder / "siglip2")})
     with pytest.raises(PipelineError, match="these targets are of dinov2_reg, siglip2") as error:
         read_targets(dataset, row, one)
     assert row["clip"] in str(error.value) and "\n" not in str(error.value)
@@ -220,19 +225,16 @@ def test_the_dataset_says_what_labelled_it_and_the_report_in_which_units(made: M
     assert reconstructor.units in page and reconstructor.fingerprint in page and "of 2 frames" in page
 
 
-def test_more_workers_and_a_checkpoint_that_moved_finish_with_the_same_bytes(
-    made: Made, joins: list[str], tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(made.output, tmp_path / "gaze"))
-    for path in (output / "index").iterdir():
-        path.unlink()
-    moved = Path(shutil.copytree(made.folder / "checkpoint", tmp_path / "moved"))
-    done = runs.autogaze(
-        "preprocess", *made.settings(output, str(moved)), joins[0], "workers.decode=1", "workers.gaze=2"
-    )
-    assert done.returncode == 0 and runs.tree(output) == made.files, done.stderr
-    job = resume(made.config(output=str(output)))
-    assert job is not None and job.missing == []
+def test_one_worker_and_a_checkpoint_that_moved_make_the_bytes_of_two_workers(made: Made, tmp_path: Path) -> None:
+    moved = made.reconstructor(checkpoint=str(shutil.copytree(made.folder / "checkpoint", tmp_path / "moved")))
+    output = tmp_path / "gaze"
+    config = made.config(output=str(output), reconstructor=moved)
+    labelled(made, config, output)
+    here = runs.tree(output)
+    assert here == made.files
+    (output / "index" / "000001.parquet").unlink()
+    job = resume(config)
+    assert job is not None and job.missing == [1]
 
 
 def refused(config: PreprocessConfig) -> str:
@@ -247,8 +249,8 @@ def test_other_weights_teachers_and_options_are_refused_by_name(made: Made, tmp_
     other = made.reconstructor(checkpoint=str(changed_weights(made.folder / "checkpoint", tmp_path / "other")))
     told = refused(made.config(reconstructor=other))
     assert "models.videomae.fingerprint is" in told and "models.targets" not in told
-    teacher = made.reconstructor(dino=str(changed_weights(made.folder / "dino", tmp_path / "dino")))
-    assert "models.targets.fingerprint is" in refused(made.config(reconstructor=teacher))
+    teachers = made.teachers(dinov2_reg=str(changed_weights(made.folder / "dinov2_reg", tmp_path / "dino")))
+    assert "models.targets.fingerprint is" in refused(made.config(teachers=teachers))
     assert "models.videomae.dtype is" in refused(made.config(reconstructor=made.reconstructor(dtype="bfloat16")))
     assert "labels.candidates is 12 there, 9 here" in refused(made.config(labels=LabelsConfig(candidates=9)))
     assert "targets.frames is 1 there, 2 here" in refused(made.config(targets=TargetsConfig(2)))
@@ -265,31 +267,32 @@ def test_weights_that_change_under_a_running_job_stop_it(made: Made, tmp_path: P
         gazers.start(replace(settled, settings=replace(settled.settings, reconstructor=other)), "cpu")
 
 
-def test_what_cannot_work_is_one_line_before_any_work(made: Made, tmp_path: Path) -> None:
+def test_what_cannot_work_is_one_line_before_any_work(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     new, reconstructor = {"output": str(tmp_path / "out")}, made.reconstructor
     nowhere = reconstructor(checkpoint=str(tmp_path / "nowhere"))
     assert "neither canvas nor a checkpoint that is there" in refused(made.config(**new, reconstructor=nowhere))
     assert "use gaze=canvas" in refused(made.config(**new, reconstructor=ReconstructorConfig("canvas")))
-    told = refused(made.config(**new, reconstructor=reconstructor(dino="")))
-    assert "teacher dinov2_reg is not given" in told and "as reconstructor.dino=facebook/dinov2-with-reg" in told
+    told = refused(made.config(**new, teachers=made.teachers(dinov2_reg="")))
+    assert "teacher dinov2_reg is not given" in told and "as teachers.dinov2_reg=facebook/dinov2-with-reg" in told
     plain = ReconstructorConfig(str(PLAIN))
-    told = refused(made.config(**new, reconstructor=plain))
+    told = refused(made.config(**new, reconstructor=plain, teachers=TeachersConfig()))
     assert "targets.frames=1" in told and "trained without teachers (l1), so there is nothing to store" in told
-    told = refused(made.config(**new, reconstructor=reconstructor(checkpoint=str(PLAIN))))
-    assert "leave reconstructor.dino out" in told
+    assert "leave teachers.dinov2_reg out" in refused(made.config(**new, reconstructor=plain))
     told = refused(made.config(**new, clip=ClipConfig(frames=17)))
     assert "clip.frames=17: this reconstructor takes 16 frames at most" in told
     broken = Path(shutil.copytree(PLAIN, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
-    done = runs.autogaze("preprocess", *made.settings(tmp_path / "out", str(broken)))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert cli.main(["preprocess", *made.settings(tmp_path / "out", str(broken))]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def labelled(made: Made, config: PreprocessConfig, output: Path) -> dict[str, dict[str, bytes]]:
     """The members of each clip, made by the two stages called as Ray calls them."""
     output.mkdir()
-    for name in ("plan.parquet", "dataset.json"):
+    for name in ("manifest.parquet", "plan.parquet", "dataset.json"):
         shutil.copy(made.output / name, output)
     decode = DecodeStage(str(output), DecodeConfig(), config.frames, 90)
     dataset = open_dataset(str(output))
@@ -302,7 +305,7 @@ def labelled(made: Made, config: PreprocessConfig, output: Path) -> dict[str, di
 
 
 def test_drawn_lengths_depend_on_the_clips_name_and_the_seed(made: Made, tmp_path: Path) -> None:
-    open_ended = {"threshold": None, "max_ratio": None, "targets": TargetsConfig(0)}
+    open_ended = {"threshold": None, "max_ratio": None, "targets": TargetsConfig(0), "teachers": TeachersConfig()}
     options = {
         "canvas": {"gaze": "canvas", "reconstructor": ReconstructorConfig(), "labels": LabelsConfig("paper", seed=3)},
         "videomae": {

@@ -115,6 +115,16 @@ def test_the_index_has_one_row_per_planned_clip_with_its_outcome_and_statistics(
     assert index[index["outcome"] == "failed"][["tokens", "loss", "offset", "sha256"]].isna().all(axis=None)
 
 
+def test_a_clip_left_out_on_purpose_is_filtered_and_not_failed(dataset: Path) -> None:
+    made = [Outcome(reason="no_label", detail="left out", filtered=True), *outcomes(1)[1:]]
+    commit_shard(str(dataset), 1, *build_shard(plan_rows(1), made, 0.05))
+    index = open_dataset(str(dataset)).index([1])
+    assert index["outcome"].tolist() == [outcome.name for outcome in made] == ["filtered", "failed", "ok"]
+    assert index.iloc[0][["reason", "detail"]].tolist() == ["no_label", "left out"]
+    verdict = verify(str(dataset))
+    assert (verdict.problems, verdict.ok, verdict.filtered, verdict.failed) == ([], 3, 1, 2)
+
+
 def test_a_clip_is_read_by_its_byte_range_alone(dataset: Path) -> None:
     opened = open_dataset(str(dataset))
     for row in opened.index().query("outcome == 'ok'").to_dict("records"):
@@ -190,6 +200,10 @@ def lie_about_loss(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(loss=frame["loss"] / 2)
 
 
+def make_an_outcome_up(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(outcome=frame["outcome"].replace("failed", "lost"))
+
+
 def forget_the_reason(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(reason=None)
 
@@ -217,6 +231,7 @@ def forget_the_reason(frame: pd.DataFrame) -> pd.DataFrame:
         (lambda d: rewrite_index(d / "index" / "000001.parquet", lie_about_tokens), "tokens"),
         (lambda d: rewrite_index(d / "index" / "000001.parquet", lie_about_loss), "mean final error"),
         (lambda d: rewrite_index(d / "index" / "000001.parquet", forget_the_reason), "failed without a reason"),
+        (lambda d: rewrite_index(d / "index" / "000001.parquet", make_an_outcome_up), "outcome lost, which is none of"),
     ],
 )
 def test_verify_says_what_is_wrong(dataset: Path, damage: Callable[[Path], object], told: str) -> None:
