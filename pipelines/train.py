@@ -41,8 +41,9 @@ from pipelines.shards import open_dataset
 from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, learning_rate
 from pipelines.train_task import Key, Task
 
-# What may differ when a run goes on: where it runs, and how often it looks and saves.
-_FREE = ("run", "data", "teachers", "scale", "every", "micro_batch", "val_clips")  # of data and teachers, the content is compared
+# What may differ when a run goes on: where it runs, and how often it looks and saves. Where data and teachers lie may
+# differ too: what they are is compared.
+_FREE = ("run", "data", "teachers", "scale", "every", "micro_batch", "val_clips")
 _FREE_LOADER = ("workers", "cache_mb", "bad_samples")
 
 
