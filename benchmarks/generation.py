@@ -453,10 +453,8 @@ def on_gpu(bench: Bench) -> None:
             for graphs in (True, False):
                 ours, _ = bench.run("gaze", limits, batch, "other", dtype=dtype, graphs=graphs, with_reference=False)
                 line = f"{'gaze ' + limits:16}{dtype:>10}{'on' if graphs else 'off':>8}{1 / ours['wall']:9.1f}"
-                line += (
-                    f"{1 / floor:9.0f}{floor / ours['wall']:8.1%}{equal_share(bench.gaze('ours-other'), exact):8.1%}"
-                )
-                line += f"{ours['peak'] / 1e9:6.1f}"
+                line += f"{1 / floor:9.0f}{floor / ours['wall']:8.1%}"
+                line += as_share(equal_share(bench.gaze("ours-other"), exact)) + f"{ours['peak'] / 1e9:6.1f}"
                 if reference is not None:
                     line += f"  {reference['wall'] / ours['wall']:.1f} times the reference"
                 print(line, flush=True)
