@@ -92,3 +92,29 @@ def ray_session() -> Iterator[str]:
         import ray
 
         yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A bucket on an S3 server of our own; endpoint and credentials come from the environment, as everywhere."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    name = request.module.__name__.rsplit(".", 1)[-1].replace("_", "-")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test-key",
+            "AWS_SECRET_ACCESS_KEY": "test-secret-that-must-not-leak",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(variable, value)
+        # A client of another module's server may be kept: it read its endpoint when it was made.
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
+        yield f"s3://{name}"
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from rich.console import Console
 
@@ -285,24 +284,6 @@ def test_files_are_read_piece_by_piece_whatever_the_pieces(
         monkeypatch.setattr(labels, "_CHUNK", chunk)
         if chunk > 1 or len(text) < 20_000:
             assert dict(labels._entries(str(tmp_path / "l.json"), Nothing())) == expected
-
-
-@pytest.fixture
-def bucket() -> Iterator[str]:
-    """A bucket on a server of our own, which speaks S3."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("labels")
-        yield "s3://labels"
-    server.stop()
 
 
 def test_labels_go_to_s3_and_come_from_there(bucket: str, exported: tuple[Path, str], dataset: str) -> None:

@@ -9,11 +9,10 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -351,26 +350,6 @@ def test_threads_end_with_the_iterator(tmp_path: Path, end: str) -> None:
 def test_it_runs_without_ray() -> None:
     code = "import sys, pipelines.loader; assert not any(name.split('.')[0] == 'ray' for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, check=True)
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test-key",
-            "AWS_SECRET_ACCESS_KEY": "test-secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("loader")
-        yield "s3://loader"
-    server.stop()
 
 
 def test_s3_gives_what_local_gives_by_ranges_and_through_the_cache(bucket: str, dataset: str, tmp_path: Path) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pandas as pd
 import pytest
 import runs
@@ -15,27 +13,6 @@ from conftest import Run
 
 from pipelines import store
 from pipelines.shards import open_dataset
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket on a server of our own; endpoint and credentials come from the environment, as everywhere."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test-key",
-            "AWS_SECRET_ACCESS_KEY": "test-secret-that-must-not-leak",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("corpus")
-        yield "s3://corpus"
-    server.stop()
 
 
 def test_s3_to_s3_makes_what_local_to_local_makes(bucket: str, undisturbed: Run, store_of_videos: Path) -> None:

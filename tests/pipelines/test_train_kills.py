@@ -41,7 +41,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
         )
         done = max(done, attempts(str(run))[-1].start + lines(run) - began)
     assert killed >= 3
-    assert run_ranks(config, 1, tmp_path / "ranks") == ["done"]
+    assert run_ranks(config, 1, tmp_path / "ranks") in (["done"], ["finished"])  # a late kill finds nothing to stop
     assert end_of(run) == end_of(smooth_run)
     require_clean(run)
     # A save may be under way while the run goes on, up to where the next one is due.
