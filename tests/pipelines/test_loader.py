@@ -359,7 +359,9 @@ def test_s3_gives_what_local_gives_by_ranges_and_through_the_cache(bucket: str, 
     for workers, processes, cache_mb in ((0, 0, 0), (2, 2, 0), (2, 0, 1), (0, 2, 64)):
         settings = config(f"{bucket}/gaze", workers=workers, cache_mb=cache_mb, cache_dir=str(tmp_path / "cache"))
         loader = ShardLoader(settings, epochs=1)
-        stream = DataLoader(loader, batch_size=None, num_workers=processes) if processes else loader
+        # Forked children of a process that has spoken to S3 inherit the client's locks, and not its threads.
+        spawned = {"num_workers": processes, "multiprocessing_context": "spawn"}
+        stream = DataLoader(loader, batch_size=None, **spawned) if processes else loader
         assert digest([list(stream)]) == local
     assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir() if path.is_file()) <= 64 << 20
 
