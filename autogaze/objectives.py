@@ -54,5 +54,81 @@ def padded_losses(gaze: Gaze) -> Tensor:
     return losses
 
 
+# -- GRPO ------------------------------------------------------------------------------------------------------------
+
+
+def group_advantages(rewards: Tensor, by_deviation: bool = False) -> Tensor:
+    """How much better than its group each trajectory did, [B, G, F]: the reward less the group's mean.
+
+    rewards: float [B, G, F], of G trajectories of each of B clips, for F frames. by_deviation: also over the group's
+    standard deviation, as GRPO was first published; the reference does not. A group that is all alike gets 0.
+    """
+    advantages = rewards - rewards.mean(dim=1, keepdim=True)
+    if not by_deviation:
+        return advantages
+    deviation = rewards.std(dim=1, keepdim=True, correction=0)
+    return torch.where(deviation > 0, advantages / (deviation + _EPSILON), 0.0)
+
+
+def slot_advantages(advantages: Tensor, at: Tensor, valid: Tensor, slots_per_frame: Tensor, discount: float) -> Tensor:
+    """What each slot gets of the advantages of the frames it helped to rebuild, [R, N].
+
+    A frame's advantage goes to all slots up to the frame's end, times the discount for each valid slot between.
+
+    advantages: float [R, F]. at: int64 [R, F], the frames that were rebuilt. valid: bool [R, N]. slots_per_frame: int64
+    [T], of the padded layout.
+    """
+    ends = slots_per_frame.cumsum(0)[at]  # [R, F], slots up to and including that frame
+    place = torch.arange(valid.shape[1], device=valid.device)
+    reaches = valid[:, None] & (place < ends[..., None])  # [R, F, N]
+    after = reaches.flip(-1).cumsum(-1).flip(-1) - reaches.to(torch.int64)  # valid slots from here to the reward
+    weight = torch.pow(torch.tensor(discount, dtype=advantages.dtype, device=valid.device), after)
+    return (advantages[..., None] * weight * reaches).sum(dim=1)
+
+
+def grpo_loss(
+    log_probs: Tensor,
+    advantages: Tensor,
+    valid: Tensor,
+    behaviour: Tensor | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """Group-relative policy optimisation, [R]: minus the advantages of the slots, times how likely they became.
+
+    log_probs: float [R, N], of the policy that learns, in the distribution that was sampled from. advantages: float
+    [R, N], of each slot. valid: bool [R, N].
+    behaviour: float [R, N], log-probabilities when it was sampled: importance ratios are taken against these. None: as
+        the reference, against `log_probs` themselves, as if the policy had not moved since.
+    clip: with behaviour, ratios count within 1 - clip .. 1 + clip, as in PPO.
+
+    Nothing is divided by the length, as in the reference.
+    """
+    before = log_probs.detach() if behaviour is None else behaviour
+    # What is not valid may hold anything, infinity included.
+    ratio = (log_probs - before).masked_fill(~valid, 0).exp()
+    gained = ratio * advantages
+    if clip is not None:
+        gained = torch.minimum(gained, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return -gained.masked_fill(~valid, 0).sum(dim=1)
+
+
+def kl_loss(log_probs: Tensor, frozen: Tensor, valid: Tensor) -> Tensor:
+    """Estimate of the KL divergence from a frozen policy over a trajectory, [R], never negative (Schulman's k3).
+
+    log_probs, frozen: float [R, N], of the drawn patches, in the policy that learns and in the frozen one.
+    """
+    difference = (frozen - log_probs).masked_fill(~valid, 0)
+    return (difference.exp() - difference - 1).sum(dim=1)
+
+
+def last_slots(valid: Tensor, slots_per_frame: Tensor) -> Tensor:
+    """The last valid slot of each frame, bool [R, N]: the one after which a rebuilt frame's loss is known."""
+    frame = torch.repeat_interleave(torch.arange(len(slots_per_frame), device=valid.device), slots_per_frame)
+    place = torch.arange(1, valid.shape[1] + 1, device=valid.device) * valid
+    last = torch.zeros(len(valid), len(slots_per_frame), dtype=torch.int64, device=valid.device)
+    last = last.scatter_reduce(1, frame.expand(valid.shape), place, "amax")
+    return valid & (place == last[:, frame])
+
+
 def _mean_slots(weight: Tensor, slots: Tensor | float | None) -> Tensor | float:
     return weight.sum() / len(weight) if slots is None else slots

@@ -2,8 +2,8 @@
 
 from autogaze.model.checkpoint import CheckpointError
 from autogaze.model.config import AutoGazeConfig
-from autogaze.model.policy import AutoGaze, Stream
+from autogaze.model.policy import AutoGaze, Encoded, Rollout, Stream
 from autogaze.model.sampling import Sampling
 from autogaze.model.scoring import Scores
 
-__all__ = ["AutoGaze", "AutoGazeConfig", "CheckpointError", "Sampling", "Scores", "Stream"]
+__all__ = ["AutoGaze", "AutoGazeConfig", "CheckpointError", "Encoded", "Rollout", "Sampling", "Scores", "Stream"]

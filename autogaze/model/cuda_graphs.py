@@ -13,6 +13,9 @@ from autogaze.model.cache import PaddedCache
 from autogaze.model.decoder import Decoder
 from autogaze.model.sampling import Sampling, choose
 
+Block = tuple[Tensor, Tensor, Tensor | None]
+"""Of the next block: ids int64 [A, K], predicted losses [A, K], and log-probabilities [A, K] where they are sampled."""
+
 
 class GraphedSteps:
     """The decode steps of one cache: read a block of K patches in every row, choose the next K."""
@@ -27,13 +30,11 @@ class GraphedSteps:
         self._taken = torch.zeros(rows, decoder.config.vocab_size, dtype=torch.bool, device=device)
         self._seeds = torch.zeros(rows, dtype=torch.int64, device=device)
         self._wanted = torch.full((rows, 1), block - 1, device=device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Block]] = {}
         self._memory = cache.keys.data_ptr()
 
-    def step(
-        self, counts: list[int], ids: Tensor, taken: Tensor, seeds: Tensor | None, starts: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        """As `Generation._step`: the next ids int64 [B, K], which become part of `taken`, and predictions [B, K]."""
+    def step(self, counts: list[int], ids: Tensor, taken: Tensor, seeds: Tensor | None, starts: list[int]) -> Block:
+        """As `Generation._step`: the next block of every row, whose ids become part of `taken`."""
         if self.cache.keys.data_ptr() != self._memory:  # it has grown, and what was captured knows its old place
             self._graphs.clear()
             self._memory = self.cache.keys.data_ptr()
@@ -49,23 +50,23 @@ class GraphedSteps:
             self._taken.copy_(taken)
             self._graphs[end] = self._capture(end)
         self._taken.copy_(taken)
-        graph, next_ids, before = self._graphs[end]
+        graph, (next_ids, before, log_probs) = self._graphs[end]
         graph.replay()
         self.cache.end(range(len(counts)), counts)
         taken.copy_(self._taken)
-        return next_ids.clone(), before.clone()
+        return next_ids.clone(), before.clone(), None if log_probs is None else log_probs.clone()
 
-    def run(self, end: int) -> tuple[Tensor, Tensor]:
+    def run(self, end: int) -> Block:
         """The step itself, on the fixed inputs."""
         self.cache.set_places(self._places, self._wanted, end)
         x = self.decoder.embed(self._ids)
         hidden = self.decoder(x, self._positions, self.cache.attend, self._wanted)[:, -1]
         seeds = None if self.sampling is None else self._seeds
-        ids = choose(self.decoder.scores(hidden), self._taken, self.sampling, seeds)
+        ids, log_probs = choose(self.decoder.scores(hidden), self._taken, self.sampling, seeds)
         self._taken.scatter_(1, ids, True)
-        return ids, self.decoder.losses(hidden)
+        return ids, self.decoder.losses(hidden), log_probs
 
-    def _capture(self, end: int) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+    def _capture(self, end: int) -> tuple[torch.cuda.CUDAGraph, Block]:
         # Kernels load and libraries set themselves up on first use, which a capture does not allow. The run writes to
         # the cache what the replay will write there again.
         stream = torch.cuda.Stream()
@@ -75,5 +76,5 @@ class GraphedSteps:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            ids, before = self.run(end)
-        return graph, ids, before
+            block = self.run(end)
+        return graph, block

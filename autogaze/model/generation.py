@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from autogaze.model.cache import Cache
-from autogaze.model.cuda_graphs import GraphedSteps
+from autogaze.model.cuda_graphs import Block, GraphedSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.sampling import Sampling, block_seeds, choose, mixed
 
@@ -26,11 +26,15 @@ class FrameGaze:
 
     ids: int64 [B, S], the end-of-frame id in unused slots. slots: list of B, how many of the S the row's blocks took.
     before: float32 [B, S + 1], the loss predicted before each slot, and after the last one a row took.
+    drawn, log_probs: int64 and float32 [B, S], of a sample: what was drawn for each slot, also where the threshold then
+        left it unused (end-of-frame in slots never drawn for), and the log-probability it had; or None.
     """
 
     ids: Tensor
     slots: list[int]
     before: Tensor
+    drawn: Tensor | None = None
+    log_probs: Tensor | None = None
 
 
 class Generation:
@@ -83,15 +87,20 @@ class Generation:
         gaze = FrameGaze(
             torch.full((self.rows, width), self.eos), [0] * self.rows, torch.full((self.rows, width + 1), torch.inf)
         )
+        if seeds is not None:
+            gaze.drawn, gaze.log_probs = torch.full_like(gaze.ids, self.eos), torch.zeros(self.rows, width)
         rows = list(range(self.rows))  # those still gazing at this frame; what the steps below hold is theirs
         self.carry = [[] for _ in rows]
-        ids, before = self._choose(hidden, taken, seeds, 0)
+        ids, before, log_probs = self._choose(hidden, taken, seeds, 0)
         stale = [length - self.block for length in self.cache.lengths]
         for slot in range(0, width, self.block):
             end = slot + self.block
             new, predicted = ids.cpu(), before.cpu()
             if not self.cache.drops_rows and len(rows) < self.rows:
                 new, predicted = new[rows], predicted[rows]
+            if gaze.drawn is not None and gaze.log_probs is not None and log_probs is not None:
+                gaze.drawn[rows, slot:end] = new
+                gaze.log_probs[rows, slot:end] = log_probs.cpu() if self.cache.drops_rows else log_probs.cpu()[rows]
             hit = torch.zeros(new.shape, dtype=torch.bool)
             if threshold is not None:
                 hit = predicted <= threshold[rows, None]
@@ -116,8 +125,10 @@ class Generation:
                 if self.cache.drops_rows:
                     taken, ids = taken[going], ids[going]
                     seeds = None if seeds is None else seeds[going]
-            ids, before = self._step(rows, ids, taken, seeds, stale, end)
+            ids, before, log_probs = self._step(rows, ids, taken, seeds, stale, end)
         gaze.ids, gaze.before = gaze.ids[:, :cap], gaze.before[:, : cap + 1]
+        if gaze.drawn is not None and gaze.log_probs is not None:
+            gaze.drawn, gaze.log_probs = gaze.drawn[:, :cap], gaze.log_probs[:, :cap]
         return gaze
 
     def _read_late(self, rows: list[int], going: list[int], kept: Tensor, stale: list[int]) -> None:
@@ -188,8 +199,8 @@ class Generation:
 
     def _step(
         self, rows: list[int], ids: Tensor, taken: Tensor, seeds: Tensor | None, stale: list[int], slot: int
-    ) -> tuple[Tensor, Tensor]:
-        """Read the last block of the rows still gazing, and choose their next: ids int64, predictions float32 [A, K].
+    ) -> Block:
+        """Read the last block of the rows still gazing, and choose their next.
 
         The reference gives every such block the positions of the last K vision tokens (spec 6.4).
         """
@@ -215,11 +226,11 @@ class Generation:
         self.cache.end(rows, counts)
         return hidden
 
-    def _choose(self, hidden: Tensor, taken: Tensor, seeds: Tensor | None, slot: int) -> tuple[Tensor, Tensor]:
-        """The block after hidden states [A, hidden], which becomes part of `taken`, and the losses predicted in it."""
-        ids = choose(self.decoder.scores(hidden), taken, self.sampling, block_seeds(seeds, slot))
+    def _choose(self, hidden: Tensor, taken: Tensor, seeds: Tensor | None, slot: int) -> Block:
+        """The block after hidden states [A, hidden], whose ids become part of `taken`."""
+        ids, log_probs = choose(self.decoder.scores(hidden), taken, self.sampling, block_seeds(seeds, slot))
         taken.scatter_(1, ids, True)
-        return ids, self.decoder.losses(hidden)
+        return ids, self.decoder.losses(hidden), log_probs
 
     # -- small parts ---------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,33 @@ from autogaze.model.scoring import Scores, score
 from autogaze.patches import PatchVocabulary
 
 _ENCODED_AT_ONCE = 64  # frames; as floats they take 0.6 MB each, and a wide batch of clips need not be there at once
+
+
+class Encoded(NamedTuple):
+    """Clips as the encoder left them, to gaze at or score many times.
+
+    tokens: vision tokens [B, T, P, hidden], on the policy's device.
+    """
+
+    tokens: Tensor
+
+    def repeat(self, times: int) -> Encoded:
+        """Each clip so many times, one after the other: [B * times, T, P, hidden]."""
+        return Encoded(self.tokens.repeat_interleave(times, dim=0))
+
+
+class Rollout(NamedTuple):
+    """A sampled gaze, and how likely each patch of it was. Both tensors in the layout of `gaze.padded()`.
+
+    drawn: int64 [B, N], what was drawn for each slot, also where the threshold then left the slot unused; the
+        end-of-frame id where nothing was drawn.
+    log_probs: float32 [B, N], log-probabilities of what was drawn, in the distribution it was drawn from: with
+        temperature, top-k, and without the patches the frame already had.
+    """
+
+    gaze: Gaze
+    drawn: Tensor
+    log_probs: Tensor
 
 
 class GazingModel(nn.Module):
@@ -167,20 +194,66 @@ class AutoGaze(nn.Module):
         """Gaze at frames as they come; limits as in `gaze`, the same for every frame."""
         return Stream(self, max_ratio, loss_threshold, sample, batch)
 
-    def score(self, frames: Tensor | np.ndarray, gaze: Gaze) -> Scores:
+    def rollout(
+        self,
+        frames: Tensor | np.ndarray | Encoded,
+        sample: Sampling,
+        max_ratio: float | Sequence[float] | None = None,
+        loss_threshold: Any = None,
+        slots: Sequence[int] | None = None,
+    ) -> Rollout:
+        """Sample a gaze as `gaze` does, and say how likely it was.
+
+        slots: patches of each frame, instead of max_ratio. Raises ValueError, one line, for what makes no sense.
+        """
+        encoded = self.encode(frames)
+        rows, length = encoded.tokens.shape[:2]
+        if slots is None:
+            caps, thresholds = self._limits(max_ratio, loss_threshold, rows, length)
+        elif max_ratio is not None or len(slots) != length or not all(0 < n <= self.vocabulary.size for n in slots):
+            raise ValueError(
+                f"slots {list(slots)}: {length} numbers from 1 to {self.vocabulary.size}, and no max_ratio"
+            )
+        else:
+            caps, thresholds = list(slots), frame_thresholds(loss_threshold, rows, length)
+        gazed = self._gaze_frames(encoded, caps, thresholds, sample)
+        drawn, log_probs = [], []
+        for frame in gazed:
+            assert frame.drawn is not None and frame.log_probs is not None
+            width = max(frame.slots)
+            drawn.append(frame.drawn[:, :width].clone())
+            log_probs.append(frame.log_probs[:, :width].clone())
+        return Rollout(as_gaze(gazed, self.vocabulary), torch.cat(drawn, dim=1), torch.cat(log_probs, dim=1))
+
+    def score(
+        self,
+        frames: Tensor | np.ndarray | Encoded,
+        gaze: Gaze,
+        sample: Sampling | None = None,
+        drawn: Tensor | None = None,
+    ) -> Scores:
         """Log-probabilities and loss predictions of a gaze, with gradients where they are on (spec 7).
+
+        sample: how the gaze was sampled; log-probabilities are then of what was drawn, in the distribution that it was
+            drawn from, as a `Rollout` has them (seeds do not matter). None: over all ids at temperature 1, as the
+            reference has them.
+        drawn: of the Rollout; None: what the gaze holds, which is the same unless a threshold left slots unused.
 
         Raises ValueError if the gaze is not one of these frames.
         """
-        clips = check_frames(frames)
-        if tuple(clips.shape[:2]) != tuple(gaze.lengths.shape):
+        encoded = self.encode(frames)
+        if tuple(encoded.tokens.shape[:2]) != tuple(gaze.lengths.shape):
+            clips, length = encoded.tokens.shape[:2]
             raise ValueError(
-                f"frames {list(clips.shape)} hold {clips.shape[0]} clips of {clips.shape[1]} frames,"
-                f" the gaze {gaze.clips} of {gaze.num_frames}"
+                f"the frames are {clips} clips of {length} frames, the gaze is of {gaze.clips} of {gaze.num_frames}"
             )
         if gaze.vocabulary != self.vocabulary:
             raise ValueError(f"the gaze is of {gaze.vocabulary}, the policy of {self.vocabulary}")
-        return score(self.gazing_model.gaze_decoder, self._encode(clips), gaze)
+        return score(self.gazing_model.gaze_decoder, encoded.tokens, gaze, sample, drawn)
+
+    def encode(self, frames: Tensor | np.ndarray | Encoded) -> Encoded:
+        """Encode clips once, for any number of calls that take `frames`. With gradients where they are on."""
+        return frames if isinstance(frames, Encoded) else Encoded(self._encode(check_frames(frames)))
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -193,16 +266,28 @@ class AutoGaze(nn.Module):
         batches: list[int] | None = None,
     ) -> Gaze:
         with torch.inference_mode():
-            vision = self._encode(clips)
-            room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
-            generation = self._generation(len(clips), room, sample, batches)
-            gazed: list[FrameGaze] = []
-            for t, cap in enumerate(caps):
-                threshold = None if thresholds is None else thresholds[:, t]
-                gazed.append(generation.frame(vision[:, t], cap, threshold, gazed[-1] if gazed else None))
-            generation.settle(gazed[-1])
+            gazed = self._gaze_frames(self.encode(clips), caps, thresholds, sample, batches)
         # Out here, so that what users get are ordinary tensors.
         return as_gaze(gazed, self.vocabulary)
+
+    @torch.inference_mode()
+    def _gaze_frames(
+        self,
+        encoded: Encoded,
+        caps: list[int],
+        thresholds: Tensor | None,
+        sample: Sampling | None,
+        batches: list[int] | None = None,
+    ) -> list[FrameGaze]:
+        vision = encoded.tokens
+        room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
+        generation = self._generation(len(vision), room, sample, batches)
+        gazed: list[FrameGaze] = []
+        for t, cap in enumerate(caps):
+            threshold = None if thresholds is None else thresholds[:, t]
+            gazed.append(generation.frame(vision[:, t], cap, threshold, gazed[-1] if gazed else None))
+        generation.settle(gazed[-1])
+        return gazed
 
     def _adapted(
         self,

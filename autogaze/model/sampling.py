@@ -17,7 +17,7 @@ class Sampling:
     """How to sample a gaze (spec 6.5): scores over `temperature`, of each head the best `top_k` (None: all).
 
     Earlier patches of the frame are left out before the best are taken, those of the same block after it; a head whose
-    best were all taken by the heads before it goes on to the next best.
+    best were all taken by the heads before it draws among the others.
 
     seeds: one number for each clip, or one number that stands for as many different ones. A clip's gaze is a function
     of its frames, its limits and its seed: not of the rest of the batch, nor of the device but for rounding.
@@ -64,24 +64,48 @@ def block_seeds(seeds: Tensor | None, slot: int) -> Tensor | None:
     return None if seeds is None else mixed(seeds + slot)
 
 
-def choose(scores: Tensor, taken: Tensor, sampling: Sampling | None, seeds: Tensor | None) -> Tensor:
-    """The K patches of a block: int64 [A, K], none of them taken, none twice.
+def choose(
+    scores: Tensor, taken: Tensor, sampling: Sampling | None, seeds: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The K patches of a block: int64 [A, K], none of them taken, none twice; and where they are a sample, the
+    log-probabilities they had: float32 [A, K].
 
     scores: float32 [A, K, V + 1], changed in place. taken: bool [A, V + 1]. seeds: int64 [A], of this very block.
     """
     rows, block, ids = scores.shape
-    scores.masked_fill_(taken[:, None], -math.inf)
+    scores = scores.masked_fill_(taken[:, None], -math.inf) if sampling is None else tempered(scores, taken, sampling)
+    wanted = scores
     if sampling is not None:
         assert seeds is not None
-        scores /= sampling.temperature
         # The greatest of the scores plus Gumbel noise is a sample of their softmax, also when some are left out later.
-        noisy = scores - torch.log(-torch.log(uniform(seeds, block * ids).view(rows, block, ids)))
-        if sampling.top_k is not None and sampling.top_k < ids:
-            least = scores.topk(sampling.top_k, dim=-1).values[..., -1:]
-            noisy = torch.where(scores < least, scores + _LOWERED, noisy)
-        scores = noisy
+        wanted = scores - torch.log(-torch.log(uniform(seeds, block * ids).view(rows, block, ids)))
     chosen = []
     for head in range(block):
-        chosen.append(scores[:, head].argmax(dim=-1))
-        scores.scatter_(2, chosen[-1][:, None, None].expand(rows, block, 1), -math.inf)
-    return torch.stack(chosen, dim=1)
+        chosen.append(wanted[:, head].argmax(dim=-1))
+        wanted.scatter_(2, chosen[-1][:, None, None].expand(rows, block, 1), -math.inf)
+    found = torch.stack(chosen, dim=1)
+    if sampling is None:
+        return found, None
+    return found, of_block(scores, found).gather(2, found[..., None]).squeeze(2)
+
+
+def tempered(scores: Tensor, taken: Tensor, sampling: Sampling) -> Tensor:
+    """The scores whose softmax a head samples from, when no head of its block was before it: [A, K, V + 1].
+
+    scores: [A, K, V + 1] as the network has them. taken: bool [A, V + 1], or [A, K, V + 1].
+    """
+    scores = scores.masked_fill(taken if taken.dim() == 3 else taken[:, None], -math.inf) / sampling.temperature
+    if sampling.top_k is None or sampling.top_k >= scores.shape[-1]:
+        return scores
+    least = scores.detach().topk(sampling.top_k, dim=-1).values[..., -1:]
+    return torch.where(scores < least, scores + _LOWERED, scores)
+
+
+def of_block(scores: Tensor, chosen: Tensor) -> Tensor:
+    """Log-probabilities [A, K, V + 1] of each head, given what the heads before it chose.
+
+    scores: [A, K, V + 1] as `tempered` gives them. chosen: int64 [A, K].
+    """
+    ones = torch.zeros_like(scores, dtype=torch.int8).scatter_(2, chosen[..., None], 1)
+    before = ones.cumsum(dim=1, dtype=torch.int8) - ones
+    return scores.masked_fill(before > 0, -math.inf).log_softmax(dim=-1)

@@ -17,21 +17,30 @@ from torch import Tensor
 
 from autogaze.gaze import Gaze
 from autogaze.model.decoder import Decoder
+from autogaze.model.sampling import Sampling, of_block, tempered
 
 
 class Scores(NamedTuple):
     """What the network says of each slot of `gaze.padded()`. In an unused slot, of the end of the frame there.
 
-    log_probs: float32 [B, N], log(p + 1e-8) of the id, over all ids at temperature 1, as the reference.
+    log_probs: float32 [B, N], log(p + 1e-8) of the id, over all ids at temperature 1, as the reference; or of what was
+        drawn, in the distribution it was drawn from.
     loss_predictions: float32 [B, N], the predicted loss of the frame after the slot.
+    entropies: float32 [B, N], nats, of the distribution that each slot was drawn from, without gradients; or None.
     """
 
     log_probs: Tensor
     loss_predictions: Tensor
+    entropies: Tensor | None = None
 
 
-def score(decoder: Decoder, vision: Tensor, gaze: Gaze) -> Scores:
-    """Score a gaze of B clips of T frames. vision: tokens [B, T, P, hidden] on the decoder's device."""
+def score(
+    decoder: Decoder, vision: Tensor, gaze: Gaze, sample: Sampling | None = None, drawn: Tensor | None = None
+) -> Scores:
+    """Score a gaze of B clips of T frames. vision: tokens [B, T, P, hidden] on the decoder's device.
+
+    sample, drawn: see `AutoGaze.score`.
+    """
     layout = _Layout(gaze, vision.shape[2], decoder.config.block_size)
     device = vision.device
     tokens = decoder.embed(gaze.tokens.to(device))
@@ -44,12 +53,42 @@ def score(decoder: Decoder, vision: Tensor, gaze: Gaze) -> Scores:
     attend = _Attention(length, beside, layout.states_see.to(device))
     hidden = decoder(torch.cat((x, end_of_frame), dim=1), positions, attend, layout.states.to(device))
 
-    of_block, slot, ids = layout.state_of_block.to(device), layout.slot.to(device), layout.ids.to(device)
-    probabilities = decoder.scores(hidden[:, of_block]).softmax(dim=-1).flatten(1, 2)
-    chosen = probabilities[torch.arange(rows, device=device)[:, None], layout.slot_of_block.to(device), ids]
+    ids, slot_of_block = layout.ids.to(device), layout.slot_of_block.to(device)
+    scores = decoder.scores(hidden[:, layout.state_of_block.to(device)])  # [B, blocks, K, V + 1]
     # Head k predicts the loss before slot k of the block behind its state: the loss after slot o is what head o + 1
     # predicts, and after the last slot, head 0 of the next state.
-    return Scores(torch.log(chosen + 1e-8), decoder.losses(hidden).flatten(1)[:, slot + 1])
+    losses = decoder.losses(hidden).flatten(1)[:, layout.slot.to(device) + 1]
+    row = torch.arange(rows, device=device)[:, None]
+    if sample is None:
+        chosen = scores.softmax(dim=-1).flatten(1, 2)[row, slot_of_block, ids]
+        return Scores(torch.log(chosen + 1e-8), losses)
+    ids = ids if drawn is None else drawn.to(device)
+    every = _as_sampled(scores, ids, layout, sample).flatten(1, 2)[:, slot_of_block]
+    with torch.no_grad():
+        entropies = -(every.exp() * every.masked_fill(every.isinf(), 0)).sum(dim=-1)
+    return Scores(every.gather(2, ids[..., None]).squeeze(2), losses, entropies)
+
+
+def _as_sampled(scores: Tensor, ids: Tensor, layout: _Layout, sample: Sampling) -> Tensor:
+    """Log-probabilities [B, blocks, K, V + 1] of the distributions that slots were drawn from.
+
+    scores: the network's, [B, blocks, K, V + 1]. ids: int64 [B, N], what was drawn.
+    """
+    rows, blocks, block, size = scores.shape
+    eos = size - 1
+    drawn = ids.new_full((rows, blocks * block), eos)
+    drawn[:, layout.slot_of_block.to(ids.device)] = ids
+    drawn = drawn.view(rows, blocks, block)
+    held = torch.zeros(rows, blocks, size, dtype=torch.int16, device=ids.device).scatter_(2, drawn, 1)
+    earlier = held.cumsum(dim=1, dtype=torch.int16) - held  # by earlier blocks, those of earlier frames too
+    taken = earlier > earlier[:, layout.first_of_block.to(ids.device)]
+    taken[..., eos] = True
+    scores = tempered(scores.flatten(0, 1), taken.flatten(0, 1), sample)
+    # An unused slot holds the end-of-frame id, which cannot be drawn: it is no choice, and its log-probability nothing.
+    drawn = drawn.flatten(0, 1)
+    every = of_block(scores, drawn)
+    every = every.masked_fill((drawn == eos)[..., None], 0.0)
+    return every.view(rows, blocks, block, size)
 
 
 class _Layout:
@@ -61,7 +100,7 @@ class _Layout:
     sequence: int64 [B, L], which token of [vision; gaze; none] is at each place.
     beside: int64 [B, E], positions of the end-of-frame tokens beside the sequence.
     states: int64 [B, M], place of each state in [sequence; beside]; states_see: int64 [B, M], the last place it sees.
-    state_of_block: int64 [blocks], the state before each block of slots.
+    state_of_block: int64 [blocks], the state before each block of slots; first_of_block: the first of its frame.
     slot, slot_of_block: int64 [N], each slot counted in K per state, and in K per block.
     ids: int64 [B, N], what each slot holds.
     """
@@ -110,6 +149,7 @@ class _Layout:
         first_block = blocks.cumsum(0) - blocks
         of_block = torch.repeat_interleave(torch.arange(frames), blocks)
         self.state_of_block = first_state[of_block] + torch.arange(len(of_block)) - first_block[of_block]
+        self.first_of_block = first_block[of_block]
         self.slot = first_state[frame_of_slot] * block + place
         self.slot_of_block = first_block[frame_of_slot] * block + place
 

@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from autogaze.model import AutoGaze
+from autogaze.model import policy as policies
+from autogaze.model.cache import PaddedCache
+from autogaze.model.cuda_graphs import GraphedSteps
 
 HERE = Path(__file__).parent
 GOLDEN = HERE.parent.parent / "golden"
@@ -155,3 +158,35 @@ def write_small_checkpoint(folder: Path, seed: int, block: int) -> None:
     save_file(
         {f"gazing_model.{key}": value.contiguous() for key, value in weights.items()}, folder / "model.safetensors"
     )
+
+
+class Replayed:
+    """Stands in for a captured graph: a replay runs the step again and writes where the capture wrote."""
+
+    def __init__(self, steps: GraphedSteps, end: int) -> None:
+        self.steps, self.end = steps, end
+        self.block = steps.run(end)
+
+    def replay(self) -> None:
+        for kept, new in zip(self.block, self.steps.run(self.end), strict=True):
+            if kept is not None:
+                kept.copy_(new)
+
+
+@pytest.fixture
+def take_the_gpus_path(monkeypatch):
+    """Makes policies gaze as on a GPU, with or without graphs. Keys are read in buckets that change within a frame."""
+
+    def take(graphs: bool) -> None:
+        monkeypatch.setattr(PaddedCache, "bucket", 8)
+        monkeypatch.setattr(policies, "RaggedCache", PaddedCache)
+        if graphs:
+
+            def capture(steps: GraphedSteps, end: int):
+                graph = Replayed(steps, end)
+                return graph, graph.block
+
+            monkeypatch.setattr(GraphedSteps, "_capture", capture)
+            monkeypatch.setattr(policies.AutoGaze, "cuda_graphs", True)
+
+    return take

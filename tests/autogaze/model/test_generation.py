@@ -331,7 +331,7 @@ def test_bfloat16_runs_and_stays_close(policy, small, clips, video):
     whole, half = policy("k10"), AutoGaze.from_pretrained(GOLDEN / "autogaze_small_k10", dtype=torch.bfloat16)
     gaze = whole.gaze(video, max_ratio=0.1)
     with torch.no_grad():
-        for one, other in zip(whole.score(video, gaze), half.score(video, gaze), strict=True):
+        for one, other in zip(whole.score(video, gaze)[:2], half.score(video, gaze)[:2], strict=True):
             assert (one - other.float()).abs().mean() < 0.05 * one.abs().mean()
     first = half.gaze(video, max_ratio=0.1)
     assert [clip[0][0] for clip in alone(first)] == [clip[0][0] for clip in alone(gaze)]

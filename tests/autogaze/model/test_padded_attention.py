@@ -5,8 +5,6 @@ import torch
 
 from autogaze.model import Sampling
 from autogaze.model import policy as policies
-from autogaze.model.cache import PaddedCache
-from autogaze.model.cuda_graphs import GraphedSteps
 from autogaze.patches import PatchVocabulary
 
 CASES = [
@@ -18,40 +16,13 @@ CASES = [
 ]
 
 
-class Replayed:
-    """Stands in for a captured graph: a replay runs the step again and writes where the capture wrote."""
-
-    def __init__(self, steps: GraphedSteps, end: int) -> None:
-        self.steps, self.end = steps, end
-        self.ids, self.before = steps.run(end)
-
-    def replay(self) -> None:
-        ids, before = self.steps.run(self.end)
-        self.ids.copy_(ids)
-        self.before.copy_(before)
-
-
-def take_the_gpus_path(monkeypatch: pytest.MonkeyPatch, graphs: bool) -> None:
-    """Keys are read in buckets so small that they change within a frame."""
-    monkeypatch.setattr(PaddedCache, "bucket", 8)
-    monkeypatch.setattr(policies, "RaggedCache", PaddedCache)
-    if graphs:
-
-        def capture(steps: GraphedSteps, end: int):
-            graph = Replayed(steps, end)
-            return graph, graph.ids, graph.before
-
-        monkeypatch.setattr(GraphedSteps, "_capture", capture)
-        monkeypatch.setattr(policies.AutoGaze, "cuda_graphs", True)
-
-
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("positions", ["reference", "consistent"])
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_gaze_equals_the_ragged_one(small, clips, monkeypatch, positions, case, graphs):
+def test_gaze_equals_the_ragged_one(small, clips, take_the_gpus_path, positions, case, graphs):
     model, frames = policies.AutoGaze.from_pretrained(small(2, 3)[0], positions), clips(3, 3, 4)
     wanted = model.gaze(frames, **CASES[case])
-    take_the_gpus_path(monkeypatch, graphs)
+    take_the_gpus_path(graphs)
     for _ in range(2):  # again on the memory of the first call
         found = model.gaze(frames, **CASES[case])
         assert torch.equal(found.tokens, wanted.tokens)
@@ -59,10 +30,10 @@ def test_gaze_equals_the_ragged_one(small, clips, monkeypatch, positions, case, 
         assert torch.allclose(found.losses, wanted.losses, atol=1e-5)
 
 
-def test_streams_and_forks_equal_the_ragged_ones(small_policy, clips, monkeypatch):
+def test_streams_and_forks_equal_the_ragged_ones(small_policy, clips, take_the_gpus_path):
     model, frames = small_policy(2, 3), clips(2, 3, 4)
     wanted = model.gaze(frames, loss_threshold=0.6)
-    take_the_gpus_path(monkeypatch, graphs=False)
+    take_the_gpus_path(graphs=False)
     stream = model.stream(loss_threshold=0.6, batch=2)
     found = [stream.push(frames[:, 0])]
     other = stream.fork()
@@ -71,8 +42,8 @@ def test_streams_and_forks_equal_the_ragged_ones(small_policy, clips, monkeypatc
     assert [[part.frames(b)[0] for part in found] for b in range(2)] == [wanted.frames(b) for b in range(2)]
 
 
-def test_other_resolutions_equal_the_ragged_ones(policy, inputs, monkeypatch):
+def test_other_resolutions_equal_the_ragged_ones(policy, inputs, take_the_gpus_path):
     model, vocabulary = policy("k10"), PatchVocabulary((48, 96, 160, 320), 16)
     wanted = model.gaze(inputs["raw_320_uint8"][None], 0.3, 0.7, vocabulary=vocabulary)
-    take_the_gpus_path(monkeypatch, graphs=False)
+    take_the_gpus_path(graphs=False)
     assert torch.equal(model.gaze(inputs["raw_320_uint8"][None], 0.3, 0.7, vocabulary=vocabulary).tokens, wanted.tokens)
