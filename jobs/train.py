@@ -37,13 +37,18 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
 
             with running(config.ray):
                 status = train_on_ray(_without_ray(config), stopping)
+    say(status, config.run, console)
+    return 0
+
+
+def say(status: str, run: str, console: Console) -> None:
+    """What came of a run."""
     if status == "stopped":
         console.print("stopped after a checkpoint; the same command again goes on", highlight=False)
     elif status == "finished":
-        console.print(f"nothing to do: {config.run} is finished", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"nothing to do: {run} is finished", highlight=False, markup=False, soft_wrap=True)
     else:
-        console.print(f"done: {config.run}", highlight=False, markup=False, soft_wrap=True)
-    return 0
+        console.print(f"done: {run}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _without_ray(config: TrainPolicy | TrainReconstructor) -> TrainConfig:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,8 @@ from pipelines.order import Source, batches, epoch_order, epoch_samples, rank_pa
 SCHEMA = pa.schema(
     [("step", pa.int64()), ("epoch", pa.int32()), ("id", pa.int64()), ("repeat", pa.bool_()), ("skipped", pa.bool_())]
 )
+GROUPS = pa.schema([*SCHEMA, ("version", pa.int64()), ("group", pa.int64())])
+"""Of an RL run: also the version of the policy that sampled each group, and a hash of the group (0: skipped)."""
 _FLUSH_ROWS = 1 << 18
 _NONE = np.zeros(0, np.int64)
 _SEGMENT = re.compile(r"r(\d+)-s(\d+)\.parquet")
@@ -38,7 +40,7 @@ class Attempt:
     """What one start of a run is: its number (from 1), the step it began at, its ranks, and what fixes the order.
 
     counts: usable samples of each shard, for each dataset. datasets: fingerprints of what is read. ids: hash of the
-    numbers of all samples, ascending ("" = not told).
+    numbers of all samples, ascending ("" = not told). lag: of an RL run; None: no groups are recorded.
     """
 
     number: int
@@ -51,6 +53,7 @@ class Attempt:
     weights: list[float]
     datasets: list[str]
     ids: str = ""
+    lag: int | None = None
 
 
 class Ledger:
@@ -62,7 +65,7 @@ class Ledger:
     Args:
         attempt: its number: one more than there are `attempts`; decided by one rank for all.
         start_step: steps done when it begins.
-        world, global_batch, seed, window, counts, weights, datasets: see Attempt; the same on all ranks.
+        world, global_batch, seed, window, counts, weights, datasets, lag: see Attempt; the same on all ranks.
         ids: int64 [n], numbers of all the samples that the run is to use, ascending: the audit then knows a stranger.
     Raises:
         PipelineError: the run has an attempt of this number: another job is at work on it.
@@ -83,11 +86,12 @@ class Ledger:
         weights: Sequence[float],
         datasets: Sequence[str],
         ids: np.ndarray | None = None,
+        lag: int | None = None,
     ) -> None:
         self._url, self._rank = store.join(store.normalise(run_url), "ledger"), rank
         self._folder, self._next = store.join(self._url, f"{attempt:06d}"), start_step
         self._steps: list[pa.Table] = []
-        self._rows = 0
+        self._rows, self._schema = 0, SCHEMA if lag is None else GROUPS
         if rank == 0:
             numbers = [[int(count) for count in shards] for shards in counts]
             told = (world, global_batch, seed, window, numbers, [float(w) for w in weights], list(datasets))
@@ -95,9 +99,18 @@ class Ledger:
             url = store.join(self._url, f"attempt-{attempt:06d}.json")
             if store.exists(url):
                 raise PipelineError(f"{url}: is there already; another job is at work on this run, stop one of them")
-            store.publish(json.dumps(asdict(Attempt(attempt, start_step, *told, hashed))).encode() + b"\n", url)
+            store.publish(json.dumps(asdict(Attempt(attempt, start_step, *told, hashed, lag))).encode() + b"\n", url)
 
-    def add(self, step: int, epoch: int, ids: np.ndarray, repeat: np.ndarray, skipped: Sequence[int] = ()) -> None:
+    def add(
+        self,
+        step: int,
+        epoch: int,
+        ids: np.ndarray,
+        repeat: np.ndarray,
+        skipped: Sequence[int] = (),
+        versions: Sequence[int] = (),
+        groups: Sequence[int] = (),
+    ) -> None:
         """Record a step of this rank.
 
         Args:
@@ -105,6 +118,7 @@ class Ledger:
             ids: int64 [b], numbers of the samples, in order.
             repeat: bool [b], which of them this epoch had before: they complete its last batch, or stand for skipped.
             skipped: numbers of the samples that were due here and could not be read.
+            versions, groups: b numbers each, of an RL run.
         """
         if step != self._next:
             raise ValueError(f"step {step} recorded after step {self._next - 1}")
@@ -116,7 +130,10 @@ class Ledger:
             "repeat": np.concatenate([np.asarray(repeat, bool), np.zeros(len(skipped), bool)]),
             "skipped": np.arange(count) >= len(ids),
         }
-        self._steps.append(pa.table(columns, SCHEMA))
+        if self._schema is GROUPS:
+            columns["version"] = np.concatenate([np.asarray(versions, np.int64), np.full(len(skipped), -1, np.int64)])
+            columns["group"] = np.concatenate([np.asarray(groups, np.int64), np.zeros(len(skipped), np.int64)])
+        self._steps.append(pa.table(columns, self._schema))
         self._next, self._rows = step + 1, self._rows + count
         if self._rows >= _FLUSH_ROWS:
             self.flush()
@@ -126,7 +143,7 @@ class Ledger:
         if not self._steps:
             return
         sink = io.BytesIO()
-        encoding = dict.fromkeys(("step", "id"), "DELTA_BINARY_PACKED")
+        encoding = dict.fromkeys({"step", "id", "version"} & {*self._schema.names}, "DELTA_BINARY_PACKED")
         table = pa.concat_tables(self._steps)
         pq.write_table(table, sink, compression="zstd", use_dictionary=["epoch"], column_encoding=encoding)
         name = f"r{self._rank:04d}-s{self._next - len(self._steps):09d}.parquet"
@@ -185,7 +202,8 @@ class Audit:
 def audit(run_url: str) -> Audit:
     """Prove from the ledger that the run consumed what it should have: every step whole; in each epoch every sample
     once, and again only what completes its last batch or stands for a sample that was skipped; all in the order that
-    pipelines.order gives, however many ranks there were.
+    pipelines.order gives, however many ranks there were. Of an RL run also: every group is there, sampled by exactly
+    the version that the lag names for its step.
 
     Raises PipelineError when there is no ledger, or a part of it is damaged.
     """
@@ -194,7 +212,7 @@ def audit(run_url: str) -> Audit:
     if not begun:
         raise PipelineError(f"{url}: no run is here (it has no ledger); give the run= of a training job")
     found, segments, first = Audit(begun), _segments(store.join(url, "ledger")), begun[0]
-    for name in ("global_batch", "seed", "window", "counts", "weights", "datasets", "ids"):
+    for name in ("global_batch", "seed", "window", "counts", "weights", "datasets", "ids", "lag"):
         for attempt in begun[1:]:
             if getattr(attempt, name) != getattr(first, name):
                 found.wrong(f"attempt {attempt.number}: has other {name} than attempt {first.number}")
@@ -232,9 +250,9 @@ def _segments(url: str) -> dict[int, dict[int, dict[int, str]]]:
     return found
 
 
-def _read(url: str) -> dict[str, np.ndarray]:
-    table = tables.read(url, SCHEMA, "a segment of a ledger")
-    return {name: table[name].to_numpy() for name in SCHEMA.names}
+def _read(url: str, schema: pa.Schema) -> dict[str, np.ndarray]:
+    table = tables.read(url, schema, "a segment of a ledger")
+    return {name: table[name].to_numpy() for name in schema.names}
 
 
 class _Check:
@@ -247,7 +265,9 @@ class _Check:
 
     def __init__(self, found: Audit, run: Attempt) -> None:
         self.found, self.run = found, run
-        self.read = lru_cache(maxsize=16)(_read)  # short epochs come back to the same segments
+        self.schema = SCHEMA if run.lag is None else GROUPS
+        # Short epochs come back to the same segments.
+        self.read = lru_cache(maxsize=16)(partial(_read, schema=self.schema))
         self.sources = [Source(np.array(c, np.int64), w) for c, w in zip(run.counts, run.weights, strict=True)]
         self.per_epoch = -(-epoch_samples(self.sources) // run.global_batch)
         sizes = np.array([int(source.counts.sum()) for source in self.sources])
@@ -301,13 +321,23 @@ class _Check:
             for begin, following in zip(begins, [*begins, stop + 1][1:], strict=True)
             if begin < stop and following > start
         ]
-        steps, epochs, ids, again, skipped = (
-            np.concatenate([part[name] for part in parts]) if parts else _NONE for name in SCHEMA.names
+        steps, epochs, ids, again, skipped, *grouped = (
+            np.concatenate([part[name] for part in parts]) if parts else _NONE for name in self.schema.names
         )
         inside = (steps >= start) & (steps < stop)
         for step in np.unique(steps[inside & (epochs != self.epoch.number)]):
             self.found.wrong(f"{where} {step}: recorded as of another epoch by rank {rank}")
         lost = inside & skipped.astype(bool)
+        if self.run.lag is not None:
+            versions, groups = grouped
+            due = np.maximum(steps - self.run.lag, 0)
+            for row in np.flatnonzero(inside & ~lost & (versions != due)):
+                self.found.wrong(
+                    f"{where} {steps[row]}: the group of sample {ids[row]} is of version {versions[row]}, "
+                    f"lag {self.run.lag} has {due[row]} there"
+                )
+            for row in np.flatnonzero(inside & ~lost & (groups == 0)):
+                self.found.wrong(f"{where} {steps[row]}: no group of sample {ids[row]} is recorded")
         self.skipped.append(ids[lost])
         np.add.at(self.skips, steps[lost] - first, 1)
         inside &= ~lost

@@ -95,10 +95,34 @@ class ShardLoader(IterableDataset[Batch]):
         self.samples = epoch_samples(self.sources)
         self.steps_per_epoch = -(-self.samples // config.global_batch)
         self.fingerprint = self._fingerprint(split)
+        self._reading: Reading | None = None
 
     def ids(self) -> np.ndarray:
         """Numbers of the samples of the split, ascending: int64 [n]. Each epoch at weight 1 uses each of them once."""
         return np.concatenate([usable + first for usable, first in zip(self._usable, self._first_ids, strict=False)])
+
+    def read(self, ids: Sequence[int], epoch: int = 0) -> Batch:
+        """The samples of these numbers, whatever the order has; step -1. Its reader stays open until `close`.
+
+        Raises PipelineError, naming the sample, for one that cannot be read.
+        """
+        if self._reading is None:
+            self._reading = Reading(self.config, self.datasets, self._first_ids)
+        step = Step(-1, epoch, np.asarray(ids, np.int64), np.arange(len(ids)), np.zeros(len(ids), bool))
+        [fetched] = self._reading.fetch([step])
+        return self._reading.finish(self._reading.decode(fetched))
+
+    def close(self) -> None:
+        """End what `read` left open."""
+        if self._reading is not None:
+            self._reading.__exit__()
+            self._reading = None
+
+    def steps(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """What each batch is going to hold, without reading it: its step, its epoch, and ids int64 [b] of the rank's
+        samples. Samples that stand in for bad ones are not foreseen."""
+        for step in self._steps():
+            yield step.step, step.epoch, step.order[step.places]
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()

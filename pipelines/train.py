@@ -37,6 +37,7 @@ from pipelines.errors import PipelineError
 from pipelines.ledger import Ledger, attempts
 from pipelines.loader import Batch, LoaderConfig, ShardLoader
 from pipelines.metrics import Events, measure_peak
+from pipelines.rl_config import RLConfig
 from pipelines.shards import open_dataset
 from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, learning_rate
 from pipelines.train_task import Key, Task
@@ -44,6 +45,7 @@ from pipelines.train_task import Key, Task
 # What may differ when a run goes on: where it runs, and how often it looks and saves. Where data and teachers lie may
 # differ too: what they are is compared.
 _FREE = ("run", "data", "teachers", "scale", "every", "micro_batch", "val_clips")
+_FREE_ROLLOUTS = ("actors", "gpus", "timeout_s", "dump")
 _FREE_LOADER = ("workers", "cache_mb", "bad_samples")
 
 
@@ -103,6 +105,7 @@ def train(
         weights=[source.weight for source in loader.sources],
         datasets=[loader.fingerprint],
         ids=loader.ids(),
+        lag=task.lag,
     )
     peak = measure_peak(device, torch.bfloat16 if config.scale.dtype == "bfloat16" else torch.float32)
     events = Events(config.run, rank, world, console, peak=peak)
@@ -118,8 +121,9 @@ def train(
 
     status, step = "done", done
     try:
+        task.begin(loader, done, steps)
         for batch, waited in _timed(iter(loader)):
-            began = time.perf_counter()
+            began, loaded = time.perf_counter(), waited
             if batch.step != step:
                 raise RuntimeError(f"the loader gave step {batch.step}, the run is at {step}")
             totals = task.totals(batch.gaze)
@@ -127,26 +131,33 @@ def train(
             if stop:
                 status = "stopped"
                 break
+            recorded = task.prepare(batch)
+            waited += time.perf_counter() - began
             per_sample = [total / config.global_batch for total in totals]
             losses = _gradients(config, task, model, batch, per_sample, device)
             rate = learning_rate(config.optimizer, step, steps)
             norm = _step(config, optimizer, rate)
             _require_numbers(norm, losses, batch, step, world)
             step += 1
-            ledger.add(step - 1, batch.epoch, batch.ids, batch.repeat, [skipped.id for skipped in batch.skipped])
+            ledger.add(
+                step - 1, batch.epoch, batch.ids, batch.repeat, [skipped.id for skipped in batch.skipped], **recorded
+            )
+            more = task.stepped(step)
             events.step(
                 step,
                 batch.epoch,
                 len(batch.ids),
                 {name: float(value.mean()) for name, value in losses.items()}
-                | {"lr": rate, "grad_norm": norm, "skipped": float(len(batch.skipped))},
-                seconds=waited + time.perf_counter() - began,
+                | {"lr": rate, "grad_norm": norm, "skipped": float(len(batch.skipped))}
+                | more,
+                seconds=loaded + time.perf_counter() - began,
                 waited=waited,
                 flops=task.flops(batch.gaze),
                 steps=steps,
             )
             if step == steps or (config.every.validate and step % config.every.validate == 0):
                 events.log("validation", step=step, **validate(config, task, rank, world, device))
+                task.note(events, step)
             if config.every.checkpoint and step % config.every.checkpoint == 0 and step < steps:
                 save(step, wait=False)
             if step == steps:
@@ -154,6 +165,7 @@ def train(
         save(step, wait=True)
         events.log(status, step=step)
     finally:
+        task.close()
         events.close()
         checkpoints.close()
         ledger.flush()
@@ -193,10 +205,14 @@ def validate(config: TrainConfig, task: Task, rank: int, world: int, device: tor
 def make_task(config: TrainConfig, device: torch.device) -> Task:
     """What a config trains."""
     if isinstance(config, PolicyTrainConfig):
+        threshold = open_dataset(_urls(config)[0]).about["config"].get("threshold")
+        if isinstance(config, RLConfig):
+            from pipelines.rl import RLTask
+
+            return RLTask(config, threshold, device)
         from pipelines.train_policy import PolicyTask
 
-        about = open_dataset(_urls(config)[0]).about
-        return PolicyTask(config, about["config"].get("threshold"), device)
+        return PolicyTask(config, threshold, device)
     assert isinstance(config, ReconstructorTrainConfig)
     from pipelines.train_reconstructor import ReconstructorTask
 
@@ -364,7 +380,9 @@ def _document(config: TrainConfig, task: Task) -> dict[str, Any]:
 
 def _kept(document: dict[str, Any]) -> dict[str, Any]:
     config = {name: value for name, value in document["config"].items() if name not in _FREE}
-    config["loader"] = {name: value for name, value in config["loader"].items() if name not in _FREE_LOADER}
+    for part, free in (("loader", _FREE_LOADER), ("rollouts", _FREE_ROLLOUTS)):
+        if part in config:
+            config[part] = {name: value for name, value in config[part].items() if name not in free}
     return document | {"config": config}
 
 

@@ -15,10 +15,10 @@ from autogaze.model import AutoGaze, AutoGazeConfig, CheckpointError
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
 from pipelines.errors import PipelineError
 from pipelines.train_config import PolicyTrainConfig
-from pipelines.train_task import Key, folder_files, unpacked
+from pipelines.train_task import Key, Task, folder_files, unpacked
 
 
-class PolicyTask:
+class PolicyTask(Task):
     """What the training loop asks of whatever is trained (pipelines/train_task.py), for the policy.
 
     threshold: at which the labels' greedy search stopped, in the units of its reconstructor.
@@ -30,9 +30,13 @@ class PolicyTask:
         self.policy = self._policy().to(device).train()
         self.module: nn.Module = PolicyLosses(self.policy, config.loss_prediction)
         try:
-            self.reconstructor = reconstruction.load(config.reconstructor, device=device)
+            self.reconstructor = reconstruction.load(config.reconstructor, teachers=self.teachers(), device=device)
         except ValueError as error:
             raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
+
+    def teachers(self) -> dict[str, str]:
+        """Where the models of the reconstructor's feature losses are."""
+        return {}
 
     def totals(self, gaze: Gaze) -> list[float]:
         """What is summed over the whole batch of a step before any part of it is computed: its slots in use."""
@@ -53,9 +57,13 @@ class PolicyTask:
         # Per slot, so that clips with much gaze count for more, as in training.
         weight = float(gaze.counts().sum())
         sums = {f"val_{name}": value / gaze.clips * weight for name, value in found.items()} | {"slots": weight}
+        return sums | {"clips": float(gaze.clips)} | self.greedy_sums(frames)
+
+    def greedy_sums(self, frames: Tensor) -> dict[str, float]:
+        """Sums over clips of what a greedy gaze comes to."""
         greedy = self.policy.gaze(frames, max_ratio=self.config.max_ratio, loss_threshold=self.threshold)
         error = self.reconstructor.reconstruct(frames, greedy).error
-        sums |= {"clips": float(gaze.clips), "ratio": float(greedy.ratio().sum())}
+        sums = {"ratio": float(greedy.ratio().sum())}
         sums |= {"error": float(error.mean(dim=1).sum()), "predicted_error": float(greedy.final().mean(dim=1).sum())}
         if self.threshold is not None:
             sums["met"] = float((error <= self.threshold).float().mean(dim=1).sum())

@@ -21,10 +21,10 @@ from autogaze.reconstruction.videomae import VideoMAE
 from autogaze.reconstruction.videomae_config import ReconstructorError, VideoMAEConfig
 from pipelines.errors import PipelineError
 from pipelines.train_config import ReconstructorTrainConfig
-from pipelines.train_task import Key, folder_files, unpacked
+from pipelines.train_task import Key, Task, folder_files, unpacked
 
 
-class ReconstructorTask:
+class ReconstructorTask(Task):
     """What the training loop asks of whatever is trained (pipelines/train_task.py), for the reconstructor."""
 
     def __init__(self, config: ReconstructorTrainConfig, device: torch.device) -> None:

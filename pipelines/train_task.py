@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
+
+if TYPE_CHECKING:
+    from pipelines.loader import Batch, ShardLoader
+    from pipelines.metrics import Events
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,34 @@ class Key:
 
 
 class Task(Protocol):
-    """What is trained. `module` is what the optimizer and DistributedDataParallel see."""
+    """What is trained. `module` is what the optimizer and DistributedDataParallel see.
+
+    begin, prepare, stepped, close: for what goes on around the steps; most tasks have nothing to do there.
+    """
 
     module: nn.Module
+    lag: int | None = None
+    """Of a run whose samples are made by an older version of what is trained: how much older (for the ledger)."""
+
+    def begin(self, loader: ShardLoader, step: int, steps: int) -> None:
+        """Before the first step of an attempt, which begins at `step` of `steps`. loader: of its batches."""
+        return None
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """Before a batch is learned from; what the ledger is to record with it. May wait: it counts as data-wait."""
+        return {}
+
+    def stepped(self, step: int) -> dict[str, float]:
+        """After a step was taken, `step` of them by now; numbers for the step's event."""
+        return {}
+
+    def note(self, events: Events, step: int) -> None:
+        """Wherever a validation is due, and at the end: say what is worth saying."""
+        return None
+
+    def close(self) -> None:
+        """At the end, however it came."""
+        return None
 
     def totals(self, gaze: Gaze) -> list[float]:
         """Sums over a part of a batch that the loss needs of the whole batch first; they come back per sample."""

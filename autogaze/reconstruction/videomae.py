@@ -211,8 +211,16 @@ class VideoMAE(nn.Module):
         return f"videomae-{digest.hexdigest()}"
 
     @torch.no_grad()
-    def reconstruct(self, frames: Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None = None) -> Reconstruction:
+    def reconstruct(
+        self,
+        frames: Tensor | np.ndarray,
+        gaze: Gaze,
+        at: Sequence[int] | None = None,
+        targets: Sequence[Tensor] | None = None,
+    ) -> Reconstruction:
         """Rebuild frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to it.
+
+        targets: what `frame_loss.targets` gives for frames `at`, where all B clips are the same one; None: computed.
 
         As in the reference, a frame that is rebuilt is also seen by later frames that are rebuilt with it: errors for
         several frames at once differ a little from those of each frame alone, which greedy labels hold.
@@ -224,7 +232,7 @@ class VideoMAE(nn.Module):
         for b in range(len(clips)):  # one by one, so that a clip's numbers never depend on its batch
             video = self.normalised(clips[b : b + 1])
             rebuilt = self(video, gaze[b], at)
-            errors.append(self.frame_loss(rebuilt[0].float(), video[0, at].float()))
+            errors.append(self.frame_loss(rebuilt[0].float(), video[0, at].float(), targets))
             pixels.append(to_pixels(rebuilt[0]))
         return Reconstruction(torch.stack(pixels), torch.stack(errors).cpu())
 

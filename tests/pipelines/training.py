@@ -24,6 +24,7 @@ from pipelines import store
 from pipelines.frames import encode_frames
 from pipelines.ledger import audit
 from pipelines.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.rl_config import RLConfig
 from pipelines.shards import Outcome, build_shard, commit_shard
 from pipelines.train import train
 from pipelines.train_config import PolicyTrainConfig, TrainConfig
@@ -35,6 +36,8 @@ SMALL = ["policy.hidden_size=16", "policy.num_layers=1", "policy.num_heads=2", "
 SMALL += ["policy.block_size=4", "max_ratio=0.03", "global_batch=4", "micro_batch=4", "epochs=3"]
 SMALL += ["loader.workers=0", "loader.window=2", "loader.val_fraction=0.25", f"every.checkpoint={CHECKPOINT_EVERY}"]
 SMALL += ["every.validate=0", "val_clips=0"]
+
+RL = ["epochs=2", "micro_batch=1", "sample.group=3", "optimizer.schedule=linear", "sample.min_temperature=0.3"]
 
 # Processes are forked from one that has imported all this: they start at once, and share nothing with the test's own.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -107,6 +110,10 @@ def settings(data: str, run: Path, *changed: str) -> list[str]:
 
 def policy_config(data: str, run: Path, *changed: str) -> PolicyTrainConfig:
     return load(PolicyTrainConfig, settings(data, run, *changed))
+
+
+def rl_config(data: str, run: Path, *changed: str) -> RLConfig:
+    return load(RLConfig, settings(data, run, *RL, *changed))
 
 
 def newest(run: Path) -> Path:

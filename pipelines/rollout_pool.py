@@ -1,0 +1,305 @@
+"""Who makes the groups: the learner itself, Ray actors that may die, or a recording. All give the same ones.
+
+    rollouts.publish(version, weights)      # from now on groups of this version can be made
+    rollouts.ask(asks)                      # of a step; begins at once where there are actors
+    groups = rollouts.take(step)            # in the order they were asked for; waits
+
+A group is a function of what is asked, so the pool needs no bookkeeping to be exact: whatever an actor was at when it
+died is asked of another. Weights travel with every request, as a reference to the one object of their version.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines import store
+from pipelines.errors import PipelineError
+from pipelines.rollouts import Ask, Group, RolloutMaker
+
+_AT_ONCE = 2  # requests an actor holds: one it works on, and one so that it never waits
+_KILLS = 3  # actors that one group may take with it
+_LOOK_S = 0.2
+
+Make = Callable[[], RolloutMaker]
+"""What makes a maker, in the process that is to run it."""
+
+
+class Rollouts(Protocol):
+    """See the module."""
+
+    def publish(self, version: int, weights: bytes) -> None: ...
+
+    def ask(self, asks: Sequence[Ask]) -> None: ...
+
+    def take(self, step: int) -> list[Group]: ...
+
+    def close(self) -> None: ...
+
+
+class OwnRollouts:
+    """Made by the learner, when they are taken."""
+
+    def __init__(self, make: Make) -> None:
+        self.maker = make()
+        self._weights: dict[int, bytes] = {}
+        self._asked: dict[int, list[Ask]] = {}
+
+    def publish(self, version: int, weights: bytes) -> None:
+        self._weights[version] = weights
+
+    def ask(self, asks: Sequence[Ask]) -> None:
+        self._asked[asks[0].step] = list(asks)
+
+    def take(self, step: int) -> list[Group]:
+        asks = self._asked.pop(step)
+        for old in [version for version in self._weights if version < asks[0].version]:
+            del self._weights[old]
+        groups = []
+        for ask in asks:
+            self.maker.load(ask.version, self._weights[ask.version])
+            groups.append(self.maker.make(ask))
+        return groups
+
+    def close(self) -> None:
+        self.maker.close()
+
+
+class Recording:
+    """Read from where another run recorded them. Nothing is sampled, so versions are those of that run."""
+
+    def __init__(self, url: str) -> None:
+        self.url = store.normalise(url)
+        self._asked: dict[int, list[Ask]] = {}
+
+    def publish(self, version: int, weights: bytes) -> None:
+        pass
+
+    def ask(self, asks: Sequence[Ask]) -> None:
+        self._asked[asks[0].step] = list(asks)
+
+    def take(self, step: int) -> list[Group]:
+        return [self._read(ask) for ask in self._asked.pop(step)]
+
+    def close(self) -> None:
+        pass
+
+    def _read(self, ask: Ask) -> Group:
+        url = recorded_url(self.url, ask)
+        try:
+            group = Group.from_npz(store.read(url))
+        except FileNotFoundError as error:
+            raise PipelineError(
+                f"{url}: is not there; rollouts.replay= needs what rollouts.dump= recorded of a run of the same data, "
+                "seed, batch, lag and steps"
+            ) from error
+        except ValueError as error:
+            raise PipelineError(f"{url}: damaged: {error}") from error
+        if group.ask != ask:
+            raise PipelineError(
+                f"{url}: is of {group.ask}, this run wants {ask}; replay a run with the same lag and steps"
+            )
+        return group
+
+
+def record(url: str, groups: Sequence[Group]) -> None:
+    """Write groups where `Recording` reads them."""
+    for group in groups:
+        store.publish(group.to_npz(), recorded_url(url, group.ask))
+
+
+def recorded_url(url: str, ask: Ask) -> str:
+    return store.join(store.normalise(url), f"step-{ask.step:06d}", f"{ask.epoch:04d}-{ask.id:09d}.npz")
+
+
+# -- Ray actors ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    held: deque[tuple[Any, Ask, int]] = field(default_factory=deque)  # reference, what was asked, its place
+    since: float = 0.0  # when it began what it works on
+
+    def drop(self, ref: Any) -> tuple[Ask, int]:
+        [found] = [entry for entry in self.held if entry[0] == ref]
+        self.held.remove(found)
+        self.since = time.monotonic()
+        return found[1], found[2]
+
+
+class ActorRollouts:
+    """Made by `actors` Ray actors, which a thread keeps busy and replaces when they die. Needs a running Ray.
+
+    Args:
+        make: makes the maker, in each actor.
+        actors: how many. cpus, gpus: of each.
+        timeout_s: an actor that takes longer over one group is taken for hung, and replaced.
+    """
+
+    def __init__(self, make: Make, actors: int, cpus: float, gpus: float, timeout_s: float) -> None:
+        self._make, self._options, self._timeout = make, {"num_cpus": cpus, "num_gpus": gpus}, timeout_s
+        self._lock = threading.Condition()
+        self._weights: dict[int, Any] = {}
+        self._queue: deque[tuple[Ask, int]] = deque()
+        self._groups: dict[int, dict[int, Group]] = {}
+        self._sizes: dict[int, int] = {}
+        self._kills: dict[Ask, int] = {}
+        self._failed: PipelineError | None = None
+        self._over = False
+        self.deaths = 0
+        self._actors = [self._start() for _ in range(actors)]
+        self._thread = threading.Thread(target=self._run, name="rollouts", daemon=True)
+        self._thread.start()
+
+    def publish(self, version: int, weights: bytes) -> None:
+        import ray
+
+        reference = ray.put(np.frombuffer(weights, np.uint8))  # one object; actors of a node map the same memory
+        with self._lock:
+            self._weights[version] = reference
+
+    def ask(self, asks: Sequence[Ask]) -> None:
+        with self._lock:
+            self._queue.extend((ask, place) for place, ask in enumerate(asks))
+            self._groups[asks[0].step], self._sizes[asks[0].step] = {}, len(asks)
+            self._lock.notify_all()
+
+    def take(self, step: int) -> list[Group]:
+        """Raises PipelineError: what a maker raised, or a group that took too many actors with it."""
+        with self._lock:
+            while len(self._groups[step]) < self._sizes[step]:
+                if self._failed is not None:
+                    raise self._failed
+                if not self._thread.is_alive():
+                    raise PipelineError("the rollout pool stopped; run the same command again to go on")
+                self._lock.wait(1.0)
+            made = self._groups.pop(step)
+            groups = [made[place] for place in range(self._sizes.pop(step))]
+            # Steps are taken in order, so what is older than this step's version is not asked for again.
+            for old in [version for version in self._weights if version < groups[0].ask.version]:
+                del self._weights[old]
+        return groups
+
+    def close(self) -> None:
+        import ray
+
+        with self._lock:
+            self._over = True
+            self._lock.notify_all()
+        self._thread.join()
+        for actor in self._actors:
+            ray.kill(actor.handle)
+
+    def _start(self) -> _Actor:
+        import ray
+
+        # Not in the placement group of a learner that Ray Train started, which has room for learners only.
+        kind = ray.remote(_Maker).options(scheduling_strategy="DEFAULT", max_concurrency=1, **self._options)
+        return _Actor(kind.remote(self._make))
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        except PipelineError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001 (it is raised where groups are taken)
+            self._fail(PipelineError(f"the rollout pool: {type(error).__name__}: {error}"))
+
+    def _fail(self, error: PipelineError) -> None:
+        with self._lock:
+            self._failed = error
+            self._lock.notify_all()
+
+    def _turn(self) -> bool:
+        """Hand out, wait a little, take in; False when it is over."""
+        import ray
+
+        with self._lock:
+            if self._over:
+                return False
+            self._hand_out()
+            refs = [ref for actor in self._actors for ref, _, _ in actor.held]
+            if not refs:
+                self._lock.wait(_LOOK_S)
+                return True
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.02)
+        if not ready:
+            ready, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_S)
+        for ref in ready:
+            # What a dead actor held is ready too, as an error; it was handed on when the first of it came up.
+            owner = next((a for a in self._actors if any(held == ref for held, _, _ in a.held)), None)
+            if owner is not None:
+                self._take_in(owner, ref)
+        for actor in list(self._actors):
+            if actor.held and time.monotonic() - actor.since > self._timeout:
+                ray.kill(actor.handle)
+                self._replace(actor)
+        return True
+
+    def _hand_out(self) -> None:
+        while self._queue:
+            actor = min(self._actors, key=lambda actor: len(actor.held))
+            if len(actor.held) >= _AT_ONCE:
+                return
+            ask, place = self._queue.popleft()
+            if not actor.held:
+                actor.since = time.monotonic()
+            actor.held.append((actor.handle.make.remote(ask, self._weights[ask.version]), ask, place))
+
+    def _take_in(self, actor: _Actor, ref: Any) -> None:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            group = ray.get(ref)
+        except RayActorError:
+            self._replace(actor)
+            return
+        except RayTaskError as error:
+            if isinstance(error.cause, PipelineError):
+                raise PipelineError(str(error.cause)) from error
+            raise PipelineError(f"a rollout actor: {str(error).strip().splitlines()[-1]}") from error
+        except Exception:  # noqa: BLE001 (an object lost with its node, say: whatever it is, the group can be made again)
+            with self._lock:
+                self._queue.appendleft(actor.drop(ref))
+            return
+        with self._lock:
+            ask, place = actor.drop(ref)
+            self._groups[ask.step][place] = group
+            self._lock.notify_all()
+
+    def _replace(self, dead: _Actor) -> None:
+        """Another actor for a dead one, and what it held to the front of the queue, in order."""
+        with self._lock:
+            self.deaths += 1
+            working = dead.held[0][1] if dead.held else None
+            self._queue.extendleft((ask, place) for _, ask, place in reversed(dead.held))
+            self._actors[self._actors.index(dead)] = self._start()
+        if working is not None:
+            self._kills[working] = self._kills.get(working, 0) + 1
+            if self._kills[working] >= _KILLS:
+                raise PipelineError(
+                    f"sample {working.id} (step {working.step}): {_KILLS} rollout actors died or hung over it; look at "
+                    "memory and at the logs of Ray, or raise rollouts.timeout_s"
+                )
+
+
+class _Maker:
+    """An actor: makes groups by the weights that come with each request."""
+
+    def __init__(self, make: Make) -> None:
+        self.maker = make()
+
+    def make(self, ask: Ask, weights: np.ndarray) -> Group:
+        self.maker.load(ask.version, weights)
+        return self.maker.make(ask)
