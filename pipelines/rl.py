@@ -239,10 +239,10 @@ class GroupLosses(nn.Module):
         objective, device, members = self.config.objective, clip.device, len(group.seeds)
         gaze = group.gaze(self.policy.vocabulary)
         drawn = torch.from_numpy(group.drawn.astype(np.int64)).to(device)
-        valid, slots = torch.from_numpy(group.used).to(device), torch.from_numpy(group.slots).to(device)
-        behaviour = torch.from_numpy(group.log_probs).to(device)
-        at = torch.from_numpy(group.at).to(device).expand(members, -1)
-        errors = torch.from_numpy(group.errors).to(device)  # [G, F]
+        valid, slots = torch.tensor(group.used).to(device), torch.tensor(group.slots).to(device)
+        behaviour = torch.tensor(group.log_probs).to(device)
+        at = torch.tensor(group.at).to(device).expand(members, -1)
+        errors = torch.tensor(group.errors).to(device)  # [G, F]
         sample = None
         if objective.log_probs == "sampled":
             sample = Sampling(group.temperature, self.config.sample.top_k or None)
@@ -286,7 +286,7 @@ class GroupLosses(nn.Module):
         }
         if entropies is not None:
             found["entropy"] = entropies.masked_fill(~valid, 0).sum() / used
-            # What is no longer among the best top_k has no probability; -20 stands for that, so that means say something.
+            # What is no longer among the best top_k has no probability: -20 stands for that, or a mean says nothing.
             moved = (log_probs - behaviour).clamp(min=-20).masked_fill(~valid, 0)
             found["kl_behaviour"] = ((moved.exp() - 1 - moved).sum() / used).clamp(min=0)
             weights = moved.sum(dim=1).softmax(dim=0)  # of whole trajectories

@@ -124,8 +124,8 @@ def check_rl_config(config: RLConfig) -> None:
         )
     if objective.kl and sample.top_k:
         raise PipelineError(
-            f"objective.kl={objective.kl}: the divergence between policies that leave out different patches is infinite; "
-            "set sample.top_k=0"
+            f"objective.kl={objective.kl}: the divergence between policies that leave out different patches is "
+            "infinite; set sample.top_k=0"
         )
     low, high = sample.min_threshold, sample.max_threshold
     if sample.strategy == "ratio" and (low is not None or high is not None):
@@ -140,7 +140,8 @@ def check_rl_config(config: RLConfig) -> None:
         raise PipelineError(f"max_ratio={config.max_ratio}: must be more than 0, and at most 1")
     if config.loader.bad_samples != "fail":
         raise PipelineError(
-            f"loader.bad_samples={config.loader.bad_samples}: an RL run consumes whole groups in a fixed order; only fail works here"
+            f"loader.bad_samples={config.loader.bad_samples}: an RL run consumes whole groups in a fixed order; "
+            "only fail works here"
         )
     if rollouts.dump and rollouts.replay:
         raise PipelineError("rollouts.dump and rollouts.replay: what is replayed was recorded; leave one of them empty")

@@ -10,6 +10,7 @@ died is asked of another. Weights travel with every request, as a reference to t
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
@@ -125,6 +126,7 @@ def recorded_url(url: str, ask: Ask) -> str:
 class _Actor:
     handle: Any
     held: deque[tuple[Any, Ask, int]] = field(default_factory=deque)  # reference, what was asked, its place
+    up: Any = None  # a reference that is there when it is; None: it is
     since: float = 0.0  # when it began what it works on
 
     def drop(self, ref: Any) -> tuple[Ask, int]:
@@ -149,7 +151,7 @@ class ActorRollouts:
         self._weights: dict[int, Any] = {}
         self._queue: deque[tuple[Ask, int]] = deque()
         self._groups: dict[int, dict[int, Group]] = {}
-        self._sizes: dict[int, int] = {}
+        self._asked: dict[int, list[Ask]] = {}
         self._kills: dict[Ask, int] = {}
         self._failed: PipelineError | None = None
         self._over = False
@@ -168,22 +170,22 @@ class ActorRollouts:
     def ask(self, asks: Sequence[Ask]) -> None:
         with self._lock:
             self._queue.extend((ask, place) for place, ask in enumerate(asks))
-            self._groups[asks[0].step], self._sizes[asks[0].step] = {}, len(asks)
+            self._groups[asks[0].step], self._asked[asks[0].step] = {}, list(asks)
             self._lock.notify_all()
 
     def take(self, step: int) -> list[Group]:
         """Raises PipelineError: what a maker raised, or a group that took too many actors with it."""
         with self._lock:
-            while len(self._groups[step]) < self._sizes[step]:
+            while len(self._groups[step]) < len(self._asked[step]):
                 if self._failed is not None:
                     raise self._failed
                 if not self._thread.is_alive():
                     raise PipelineError("the rollout pool stopped; run the same command again to go on")
                 self._lock.wait(1.0)
-            made = self._groups.pop(step)
-            groups = [made[place] for place in range(self._sizes.pop(step))]
+            made, asks = self._groups.pop(step), self._asked.pop(step)
+            groups = [made[place] for place in range(len(asks))]
             # Steps are taken in order, so what is older than this step's version is not asked for again.
-            for old in [version for version in self._weights if version < groups[0].ask.version]:
+            for old in [version for version in self._weights if version < asks[0].version]:
                 del self._weights[old]
         return groups
 
@@ -202,7 +204,8 @@ class ActorRollouts:
 
         # Not in the placement group of a learner that Ray Train started, which has room for learners only.
         kind = ray.remote(_Maker).options(scheduling_strategy="DEFAULT", max_concurrency=1, **self._options)
-        return _Actor(kind.remote(self._make))
+        handle: Any = kind.remote(self._make)
+        return _Actor(handle, up=handle.up.remote())
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -241,9 +244,11 @@ class ActorRollouts:
             if owner is not None:
                 self._take_in(owner, ref)
         for actor in list(self._actors):
-            if actor.held and time.monotonic() - actor.since > self._timeout:
+            if actor.up is not None and ray.wait([actor.up], timeout=0)[0]:
+                actor.up, actor.since = None, time.monotonic()
+            if actor.up is None and actor.held and time.monotonic() - actor.since > self._timeout:
                 ray.kill(actor.handle)
-                self._replace(actor)
+                self._replace(actor, f"took longer than {self._timeout:g} s")
         return True
 
     def _hand_out(self) -> None:
@@ -262,8 +267,8 @@ class ActorRollouts:
 
         try:
             group = ray.get(ref)
-        except RayActorError:
-            self._replace(actor)
+        except RayActorError as error:
+            self._replace(actor, _why(error))
             return
         except RayTaskError as error:
             if isinstance(error.cause, PipelineError):
@@ -278,7 +283,7 @@ class ActorRollouts:
             self._groups[ask.step][place] = group
             self._lock.notify_all()
 
-    def _replace(self, dead: _Actor) -> None:
+    def _replace(self, dead: _Actor, why: str) -> None:
         """Another actor for a dead one, and what it held to the front of the queue, in order."""
         with self._lock:
             self.deaths += 1
@@ -289,8 +294,8 @@ class ActorRollouts:
             self._kills[working] = self._kills.get(working, 0) + 1
             if self._kills[working] >= _KILLS:
                 raise PipelineError(
-                    f"sample {working.id} (step {working.step}): {_KILLS} rollout actors died or hung over it; look at "
-                    "memory and at the logs of Ray, or raise rollouts.timeout_s"
+                    f"sample {working.id} (step {working.step}): {_KILLS} rollout actors died over it ({why}); "
+                    "look at memory and at the logs of Ray, or raise rollouts.timeout_s"
                 )
 
 
@@ -300,6 +305,18 @@ class _Maker:
     def __init__(self, make: Make) -> None:
         self.maker = make()
 
+    def up(self) -> None:
+        """Answers when it has begun."""
+
     def make(self, ask: Ask, weights: np.ndarray) -> Group:
         self.maker.load(ask.version, weights)
         return self.maker.make(ask)
+
+
+def _why(error: Exception) -> str:
+    """What Ray says of a dead actor, in few words."""
+    lines = str(error).strip().splitlines()
+    if "creation task" in lines[0]:
+        return lines[-1].strip()
+    kind = re.search(r"exit type: (\w+)", str(error))
+    return f"its process ended: {kind.group(1)}" if kind else lines[0]

@@ -65,10 +65,10 @@ class Group:
 
     def gaze(self, vocabulary: PatchVocabulary) -> Gaze:
         """The gaze of its G trajectories at T' frames."""
-        slots = torch.from_numpy(self.slots)
+        slots = torch.tensor(self.slots)  # copies: arrays out of the object store are read-only
         frame = torch.repeat_interleave(torch.arange(len(slots)), slots)
         ids = torch.from_numpy(self.drawn.astype(np.int64)) + frame * vocabulary.size
-        return Gaze.from_padded(ids, torch.from_numpy(~self.used), slots, vocabulary)
+        return Gaze.from_padded(ids, torch.tensor(~self.used), slots, vocabulary)
 
     def digest(self) -> int:
         """A number that changes with anything that was sampled or measured; never 0."""
