@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -41,6 +41,10 @@ bench: $(STAMP) ## every benchmark; see docs/benchmarks.md
 	$(BIN)/python benchmarks/labels.py
 	$(BIN)/python benchmarks/tiling.py --frames 64
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/rl.py --scaling
+
+chaos: $(STAMP) ## random kills, outages and full disks under preprocess, train and rl; CHAOS_ARGS="--seed 1 --faults 20"
+	$(BIN)/python tests/chaos/chaos.py $(CHAOS_ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     # Ray otherwise prints one line per dataset and a banner per connection; a job has its own progress and summary.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address:
+        require_listening(config.address, "ray.address")
         try:
             with _no_banner():
                 ray.init(address=config.address, **quiet)
@@ -82,6 +84,20 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
         yield ClusterSize(nodes, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def require_listening(address: str, key: str = "address") -> None:
+    """Raise ClusterError when nobody listens at host:port: Ray itself would try for minutes before it says so."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return  # 'auto', which Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(
+            f"{key}={address}: no Ray cluster answers ({error.strerror or error}); "
+            f"start one with `ray start --head`, or leave {key} empty to run on this machine"
+        ) from error
 
 
 @contextmanager

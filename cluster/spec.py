@@ -108,6 +108,18 @@ class ClusterSpec:
         return {role: group for role, group in groups.items() if group.nodes or group.max_nodes}
 
 
+def storage_variables(spec: ClusterSpec) -> dict[str, str]:
+    """What the job's processes find in their environment to reach object storage. Never a secret."""
+    storage = spec.storage
+    values = {
+        "AWS_ENDPOINT_URL": storage.endpoint_url,
+        "AWS_REGION": storage.region,
+        "AWS_DEFAULT_REGION": storage.region,
+        "AWS_PROFILE": storage.profile,
+    }
+    return {name: value for name, value in values.items() if value}
+
+
 def check_spec(spec: ClusterSpec) -> None:
     """Raise ClusterError, in one line, for the first value that cannot work."""
     if spec.backend not in BACKENDS:
@@ -138,6 +150,8 @@ def check_spec(spec: ClusterSpec) -> None:
     if spec.backend != "kuberay" and (spec.environment.image or spec.storage.secret):
         name = "environment.image" if spec.environment.image else "storage.secret"
         raise ClusterError(f"{name}: is for backend kuberay, this spec is for {spec.backend}")
+    if spec.backend == "kuberay" and spec.environment.setup:
+        raise ClusterError("environment.setup: pods have no shell of yours; put it into environment.image")
     if (
         spec.slurm.array < 0
         or spec.slurm.array_parallel < 0

@@ -106,15 +106,15 @@ def _from_file(file: str, known: dict[str, Key]) -> dict[str, Any]:
         with open(file, encoding="utf-8") as stream:
             tree = yaml.safe_load(stream) or {}
     except OSError as error:
-        raise PipelineError(f"--config {file}: {error.strerror}") from error
+        raise PipelineError(f"{file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(f"--config {file}: not YAML: {' '.join(str(error).split())}") from error
+        raise PipelineError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise PipelineError(f"--config {file}: expected keys and values")
+        raise PipelineError(f"{file}: expected keys and values")
     values: dict[str, Any] = {}
     for name, value in _leaves(tree, known):
         if name not in known:
-            raise PipelineError(f"--config {file}: {name}: no such key{_nearest(name, known)}")
+            raise PipelineError(f"{file}: {name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], "" if value is None else str(value))
     return values
 

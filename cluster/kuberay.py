@@ -1,0 +1,185 @@
+"""A job as a RayJob manifest of KubeRay, and the few `kubectl` calls around it.
+
+KubeRay makes a Ray cluster of pods, runs the job's command on its head, and takes the cluster down afterwards. A job
+that fails gets a new cluster and the same command, which goes on where it stopped. The manifest holds no secret:
+credentials come from a Kubernetes secret by name, and Ray's token is made by the operator.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from cluster import ClusterError
+from cluster.spec import ClusterSpec, NodeGroup, storage_variables
+
+KUBERAY_VERSION = "1.6.2"
+"""The KubeRay whose field reference the manifest is checked against (tests/cluster/data). It needs 1.6 or later."""
+
+_GPU = "nvidia.com/gpu"
+_GPU_KIND = "nvidia.com/gpu.product"  # the label that NVIDIA's feature discovery puts on nodes
+_HEAD = "ray-head"
+# Each may be stopped by Ray before its own pod is: leave a few seconds of the pod's for Ray itself.
+_RAY_ITSELF_S = 5
+
+
+def render(spec: ClusterSpec, command: Sequence[str], *, joins_ray: bool = True) -> dict[str, Any]:
+    """The RayJob that runs `command`: a pure function of its arguments and of the version of Ray installed here.
+
+    joins_ray: whether the command takes ray.address=; without, it works on the head alone.
+    Raises ClusterError: the spec asks for what this command cannot have.
+    """
+    groups = {role: group for role, group in spec.groups().items() if role != "head"}
+    if groups and not joins_ray:
+        raise ClusterError(f"{', '.join(groups)}: this job runs on one node, the head; take out the others")
+    scales = any(group.max_nodes > group.nodes for group in groups.values())
+    cluster: dict[str, Any] = {
+        "rayVersion": importlib.metadata.version("ray"),
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": {
+            "serviceType": "ClusterIP",
+            "rayStartParams": {},
+            "template": _pod(spec, spec.head, _HEAD),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": role,
+                "replicas": group.nodes,
+                "minReplicas": group.nodes,
+                "maxReplicas": max(group.max_nodes, group.nodes),
+                "rayStartParams": {},
+                "template": _pod(spec, group, "ray-worker"),
+            }
+            for role, group in groups.items()
+        ],
+    }
+    if scales:
+        cluster["enableInTreeAutoscaling"] = True
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": spec.name,
+            "namespace": spec.kuberay.namespace,
+            "labels": {"app.kubernetes.io/name": "autogaze"},
+        },
+        "spec": {
+            # The operator hands the entrypoint over as it stands, and one shell reads it. A submitter pod would put it
+            # through `ray job submit`, which quotes words in a way that the second shell it meets does not undo.
+            "submissionMode": "HTTPMode",
+            "entrypoint": shlex.join(command),
+            "backoffLimit": spec.kuberay.backoff_limit,
+            "preRunningDeadlineSeconds": spec.timeouts.ready_s,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": spec.kuberay.ttl_s,
+            "rayClusterSpec": cluster,
+        },
+    }
+
+
+def _pod(spec: ClusterSpec, group: NodeGroup, name: str) -> dict[str, Any]:
+    """The pod template of a group's nodes."""
+    resources: dict[str, Any] = {"cpu": str(group.cpus), "memory": f"{group.memory_gb}G"}
+    if group.gpus:
+        resources[_GPU] = str(group.gpus)
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", **storage_variables(spec)}
+    if name == _HEAD:  # which runs the job's driver; Ray's own three seconds are too few for a checkpoint
+        variables["RAY_JOB_STOP_WAIT_TIME_S"] = str(max(1, spec.timeouts.grace_s - _RAY_ITSELF_S))
+    container: dict[str, Any] = {
+        "name": name,
+        "image": spec.environment.image,
+        # What is asked for is also the limit: Ray counts what the pod may use, and no neighbour takes it away.
+        "resources": {"requests": dict(resources), "limits": resources},
+    }
+    pod: dict[str, Any] = {"terminationGracePeriodSeconds": spec.timeouts.grace_s, "containers": [container]}
+    if spec.environment.tmp != "/tmp":  # noqa: S108
+        variables["TMPDIR"] = spec.environment.tmp
+        container["volumeMounts"] = [{"name": "tmp", "mountPath": spec.environment.tmp}]
+        pod["volumes"] = [{"name": "tmp", "emptyDir": {}}]
+    container["env"] = [{"name": key, "value": value} for key, value in variables.items()]
+    if spec.storage.secret:
+        container["envFrom"] = [{"secretRef": {"name": spec.storage.secret}}]
+    if group.gpus:
+        pod["tolerations"] = [{"key": _GPU, "operator": "Exists", "effect": "NoSchedule"}]
+    if group.gpu_kind:
+        label, equals, value = group.gpu_kind.partition("=")
+        pod["nodeSelector"] = {label: value} if equals else {_GPU_KIND: group.gpu_kind}
+    if spec.kuberay.service_account:
+        pod["serviceAccountName"] = spec.kuberay.service_account
+    return {"spec": pod}
+
+
+def to_yaml(manifest: dict[str, Any]) -> str:
+    """The manifest as a file for `kubectl create -f`."""
+    head = f"# A RayJob for KubeRay, checked against its version {KUBERAY_VERSION}.\n"
+    return head + yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def submit(spec: ClusterSpec, manifest: dict[str, Any]) -> str:
+    """Create the RayJob; its name. A job of that name that is there already is left alone.
+
+    Raises ClusterError: kubectl is missing or was refused.
+    """
+    _kubectl(spec, "create", "-f", "-", given=to_yaml(manifest))
+    return spec.name
+
+
+def status(spec: ClusterSpec, job: str = "") -> str:
+    """A line about the job, and the operator's message if it has one. Raises ClusterError."""
+    told = _get(spec, job)
+    words = [told.get("jobDeploymentStatus") or "New"]
+    if told.get("jobStatus"):
+        words.append(f"job {told['jobStatus']}")
+    if told.get("failed"):
+        words.append(f"{told['failed']} attempt(s) failed")
+    if told.get("rayClusterName"):
+        words.append(f"cluster {told['rayClusterName']}")
+    line = f"{job or spec.name}: {', '.join(words)}"
+    return f"{line}\n{told['message']}" if told.get("message") else line
+
+
+def logs(spec: ClusterSpec, job: str = "") -> str:
+    """What the job has printed so far, asked of the head pod while that is there. Raises ClusterError."""
+    told = _get(spec, job)
+    cluster, submission = told.get("rayClusterName"), told.get("jobId")
+    if not cluster or not submission:
+        raise ClusterError(f"{job or spec.name}: not running yet; `autogaze cluster status` says how far it is")
+    labels = f"ray.io/cluster={cluster},ray.io/node-type=head"
+    pod = _kubectl(spec, "get", "pod", "-l", labels, "-o", "name").strip()
+    if not pod:
+        raise ClusterError(f"{job or spec.name}: its head pod is gone, and the job's output with it; see kuberay.ttl_s")
+    asked = ("ray", "job", "logs", "--address", "http://127.0.0.1:8265", submission)
+    return _kubectl(spec, "exec", pod, "-c", _HEAD, "--", *asked)
+
+
+def cancel(spec: ClusterSpec, job: str = "") -> None:
+    """Delete the RayJob, and with it its cluster. Raises ClusterError."""
+    _kubectl(spec, "delete", "rayjob", job or spec.name)
+
+
+def _get(spec: ClusterSpec, job: str) -> dict[str, Any]:
+    return dict(json.loads(_kubectl(spec, "get", "rayjob", job or spec.name, "-o", "json")).get("status") or {})
+
+
+def _kubectl(spec: ClusterSpec, *words: str, given: str | None = None) -> str:
+    if shutil.which("kubectl") is None:
+        raise ClusterError("kubectl is not installed here: run this where it is")
+    limit = () if words[0] == "exec" else ("--request-timeout", "60s")  # a long log may take its time
+    command = ["kubectl", "--namespace", spec.kuberay.namespace, *limit, *words]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no reason given"]
+        hint = ""
+        if "AlreadyExists" in done.stderr:
+            hint = "; `autogaze cluster down FILE` removes it, another name= goes beside it"
+        elif "no matches for kind" in done.stderr or "resource type" in done.stderr:
+            hint = f"; this Kubernetes has no KubeRay: install its operator, {KUBERAY_VERSION} or later"
+        raise ClusterError(f"kubectl {words[0]}: {lines[-1]}{hint}")
+    return done.stdout

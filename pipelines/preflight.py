@@ -1,0 +1,102 @@
+"""What every node proves before any work: it can write, read and remove in the output, and decode the input's videos.
+
+These functions run on the nodes; `autogaze cluster preflight` makes rows of what they raise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+from itertools import islice
+
+from pipelines import manifest as manifests
+from pipelines import store
+from pipelines.decode import DecodeConfig, IsolatedDecoder, VideoError
+from pipelines.errors import PipelineError
+
+_TRIED = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A video to decode everywhere: a byte window of an object."""
+
+    uri: str
+    object: str
+    offset: int
+    bytes: int
+
+
+def write_probe(output: str) -> str:
+    """Write an object into `output`, read it back, and leave it for the others; its URL. Raises StoreError."""
+    if store.scheme(output) == "memory":
+        raise store.StoreError(f"{output}: memory:// lives in one process; use a folder or s3://")
+    url = store.join(store.normalise(output), f"{store.TEMPORARY_PREFIX}preflight-{uuid.uuid4().hex}")
+    data = url.encode()
+    try:
+        store.publish(data, url)
+        read_probe(url)
+    except FileNotFoundError as error:
+        raise store.StoreError(f"{output}: no such place; create the folder or bucket first") from error
+    except store.StoreError as error:
+        raise store.StoreError(str(error).replace(url, output)) from error  # the probe's name tells nobody anything
+    return url
+
+
+def read_probe(url: str) -> None:
+    """Read an object that write_probe left, maybe on another node. Raises FileNotFoundError, StoreError."""
+    if store.read(url) != url.encode():
+        raise store.StoreError(f"{url}: other bytes come back than were written; is another program writing there?")
+
+
+def remove_probe(url: str) -> None:
+    """Remove it. Raises StoreError when it is there still."""
+    store.remove(url)
+    if store.exists(url):
+        raise store.StoreError(f"{url}: cannot be removed; check the right to delete")
+
+
+def find_sample(input: str, decoder: str) -> Sample:
+    """One of the smallest videos of a store, or of a manifest, that decodes here.
+
+    Raises PipelineError: there is none, or none of the first few decodes.
+    """
+    failed = []
+    for sample in _smallest(input):
+        try:
+            decode_sample(sample, decoder)
+        except VideoError as error:
+            failed.append(f"{sample.uri} is {error.reason}")
+        else:
+            return sample
+    raise PipelineError(f"input={input}: no video decodes among the {len(failed)} smallest ({', '.join(failed)})")
+
+
+def _smallest(input: str) -> list[Sample]:
+    if input.endswith(".parquet"):
+        rows = manifests.read_manifest(store.normalise(input))
+        good = rows[rows["status"] == "ok"].nsmallest(_TRIED, "bytes")
+        if good.empty:
+            raise PipelineError(f"input={input}: the manifest has no video that is ok")
+        return [Sample(str(r.uri), str(r.object), int(r.offset), int(r.bytes)) for r in good.itertuples()]
+    found = []
+    for entry in sorted(manifests.list_videos(input), key=lambda entry: entry.bytes)[:_TRIED]:
+        if entry.url.lower().endswith(manifests.TAR_SUFFIX):
+            members = islice(manifests.tar_members(entry.url), _TRIED)
+            found += [Sample(f"{entry.url}#{name}", entry.url, offset, size) for name, offset, size in members]
+        else:
+            found.append(Sample(entry.url, entry.url, 0, entry.bytes))
+    return found[:_TRIED]
+
+
+def decode_sample(sample: Sample, decoder: str) -> str:
+    """Decode the first frame in a child process, as a job does; the frame's hash. Raises VideoError, StoreError."""
+    with (
+        manifests.local_copy(sample.object, sample.offset, sample.bytes) as source,
+        IsolatedDecoder(DecodeConfig(decoder=decoder)) as isolated,
+    ):
+        _, frames = next(iter(isolated.decode_clips(source, [[0]])))
+    if isinstance(frames, VideoError):
+        raise frames
+    return hashlib.sha256(frames.tobytes()).hexdigest()
