@@ -26,6 +26,7 @@ from autogaze.model import AutoGazeConfig
 from pipelines import store
 from pipelines.errors import PipelineError
 from pipelines.event_files import LocalFile, Parts, Sink, board_header, board_scalars, board_start
+from pipelines.prometheus import TrainSeries
 
 Reduction = Literal["mean", "sum", "max"]
 
@@ -120,6 +121,7 @@ class Events:
             return
         self._lines, self._board = _files(store.normalise(run_url))
         self._display = _Display(console, every) if console is not None else None
+        self._exported = TrainSeries(run_url)
         if peak is not None:
             self._write({"kind": "peak", "name": peak.name, "flops": peak.flops})
 
@@ -164,6 +166,7 @@ class Events:
         if self._writes:
             self._write({"kind": "step", "step": step, "epoch": epoch, **row})
             self._plot(step, row)
+            self._exported.update({**row, "step": step, "epoch": epoch, **({"steps": steps} if steps else {})})
             if self._display is not None:
                 self._display.step(step, steps, epoch, row, spent / len(self._recent))
         return row
@@ -187,6 +190,7 @@ class Events:
         if self._writes:
             if self._display is not None:
                 self._display.close()
+            self._exported.close()
             self._lines.close()
             self._board.close()
 

@@ -1,0 +1,148 @@
+"""`autogaze status DATASET|RUN`: how far a job is, how fast, and what went wrong, from storage alone.
+
+Exit status: 0 while it runs and when it is done; 1 when it is stalled, was stopped before its end, or no clip came out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.errors import PipelineError
+from pipelines.status import DatasetStatus, RunStatus, Seen, clock, read_status
+
+FORMATS = ("text", "json")
+_COLOURS = {"running": "cyan", "starting": "cyan", "done": "green"}
+_REASONS = 8
+
+
+@dataclass
+class StatusConfig:
+    """Say how far a job is: that of a dataset, or of a training run."""
+
+    place: str = field(default="", metadata={"help": "folder or s3:// prefix of a dataset or of a training run"})
+    watch: float = field(default=0.0, metadata={"help": "look again every so many seconds until it ends (0 = once)"})
+    format: str = field(default="text", metadata={"help": "text, or json (one object a line)"})
+    outcomes: bool = field(
+        default=True, metadata={"help": "read every index for outcomes and reasons (false = only count shards)"}
+    )
+    stall_s: float = field(default=600.0, metadata={"help": "seconds without a sign of life after which it is stalled"})
+
+
+def run(config: StatusConfig, console: Console) -> int:
+    """Print the status, once or until the job ends; the exit status."""
+    if not config.place:
+        raise PipelineError("which dataset or run? autogaze status /data/gaze")
+    if config.format not in FORMATS:
+        raise PipelineError(f"format={config.format}: must be one of {', '.join(FORMATS)}")
+    for name, value in (("watch", config.watch), ("stall_s", config.stall_s)):
+        if not 0 <= value < math.inf:
+            raise PipelineError(f"{name}={value}: must be 0 or more seconds")
+    seen = Seen()
+
+    def look() -> DatasetStatus | RunStatus:
+        return read_status(config.place, stall_s=config.stall_s, outcomes=config.outcomes, seen=seen)
+
+    status = look()
+    if config.format == "json" or not (config.watch and console.is_terminal):
+        _say(status, config, console)
+        while config.watch and status.state in ("starting", "running"):
+            time.sleep(config.watch)
+            status = look()
+            _say(status, config, console)
+    else:
+        with Live(shown(status), console=console, auto_refresh=False) as live:
+            while status.state in ("starting", "running"):
+                time.sleep(config.watch)
+                status = look()
+                live.update(shown(status), refresh=True)
+    return 0 if status.well else 1
+
+
+def _say(status: DatasetStatus | RunStatus, config: StatusConfig, console: Console) -> None:
+    if config.format == "json":
+        document = asdict(status) | {"well": status.well}
+        console.file.write(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False) + "\n")
+        console.file.flush()
+    else:
+        console.print(shown(status))
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no number that is not finite."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def shown(status: DatasetStatus | RunStatus) -> Table:
+    """The status as a table of a name and its value a line."""
+    table = Table(show_header=False, title_justify="left", title=Text(status.url))
+    table.add_row("state", Text(status.state, style=_COLOURS.get(status.state, "red")))
+    for name, value in _dataset_rows(status) if isinstance(status, DatasetStatus) else _run_rows(status):
+        table.add_row(name, Text(value))
+    if status.notice:
+        table.add_row("", Text(status.notice, style="yellow"))
+    return table
+
+
+def _dataset_rows(status: DatasetStatus) -> list[tuple[str, str]]:
+    share = status.clips / status.clips_planned if status.clips_planned else 1.0
+    rows = [
+        ("clips", f"{status.clips:,} of {status.clips_planned:,} ({share:.1%})"),
+        ("shards", f"{status.shards:,} of {status.shards_planned:,} committed"),
+    ]
+    if status.outcomes is not None:
+        rows.append(("outcomes", ", ".join(f"{count:,} {name}" for name, count in status.outcomes.items())))
+        reasons = list((status.reasons or {}).items())
+        rows += [("", f"{count:,} {reason}") for reason, count in reasons[:_REASONS]]
+        if len(reasons) > _REASONS:
+            rows.append(("", f"and {len(reasons) - _REASONS} other reasons"))
+    if status.rate is not None:
+        rows.append(("rate", f"{status.rate:.3g} clips/s over the last commits"))
+    rows += _time_rows(status)
+    if status.stages:
+        busy = ", ".join(f"{name} {share:.0%}" for name, share in sorted(status.stages.items(), key=lambda s: -s[1]))
+        rows.append(("slowest stage", f"{status.slowest_stage} (busy: {busy})"))
+    else:
+        rows.append(("slowest stage", "not said: the job has left no record of a run beside the dataset yet"))
+    return rows
+
+
+def _run_rows(status: RunStatus) -> list[tuple[str, str]]:
+    of = f" of {status.steps:,} ({status.step / status.steps:.1%})" if status.steps else ""
+    rows = [("step", f"{status.step:,}{of}" + ("" if status.epoch is None else f", epoch {status.epoch}"))]
+    if status.loss is not None:
+        rows.append(("loss", f"{status.loss:.4g}"))
+    if status.validation:
+        rows.append(("validation", "  ".join(f"{name} {value:.4g}" for name, value in status.validation.items())))
+    if status.rate is not None:
+        wait = "" if status.wait is None else f"; {status.wait:.1%} of the time waiting for data"
+        rows.append(("rate", f"{status.rate:.3g} clips/s{wait}"))
+    if status.idle:
+        rows.append(("idle", ", ".join(f"{name} {share:.1%}" for name, share in status.idle.items())))
+    if status.bottleneck:
+        rows.append(("bottleneck", status.bottleneck))
+    rows += _time_rows(status)
+    rows.append(("checkpoint", "none yet" if status.checkpoint is None else f"step {status.checkpoint:,}"))
+    ranks = "" if status.world is None else f", the last on {status.world} rank(s)"
+    failed = f"; {status.failures} ended by a kill or an error" if status.failures else ""
+    rows.append(("attempts", f"{status.attempts}{ranks}{failed}"))
+    if status.skipped:
+        rows.append(("skipped", f"{status.skipped:,} samples that could not be read"))
+    return rows
+
+
+def _time_rows(status: DatasetStatus | RunStatus) -> list[tuple[str, str]]:
+    rows = [] if status.left_s is None else [("left", f"about {clock(status.left_s)}")]
+    if status.idle_s is not None:
+        rows.append(("last sign of life", f"{clock(status.idle_s)} ago"))
+    return rows
