@@ -42,6 +42,7 @@ bench: $(STAMP) ## every benchmark; see docs/benchmarks.md
 	$(BIN)/python benchmarks/tiling.py --frames 64
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/rl.py --scaling
+	$(BIN)/python benchmarks/sizing.py
 
 chaos: $(STAMP) ## random kills, outages and full disks under preprocess, train and rl; CHAOS_ARGS="--seed 1 --faults 20"
 	$(BIN)/python tests/chaos/chaos.py $(CHAOS_ARGS)

@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipelines.credentials import refuse_credentials
 from pipelines.errors import PipelineError
 
 T = TypeVar("T")
@@ -76,6 +77,8 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
+    for name, value in values.items():
+        refuse_credentials(str(value), name)
     config = OmegaConf.structured(schema)
     for name, value in values.items():
         try:

@@ -74,6 +74,7 @@ class GazeStage:
         return {
             "shard": shard,
             "clips": len(rows),
+            "bytes": len(tar) + len(index),
             "ok": len(gazes),
             "frames": sum(gaze.num_frames for gaze in gazes),
             "tokens": sum(int(gaze.counts()[0]) for gaze in gazes),

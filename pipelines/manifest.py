@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -69,6 +69,7 @@ SCHEMA = pa.schema(
 )
 _ENDS = 64 << 10
 _OBJECTS_PER_TASK = 16
+_HEADER = 1 << 20  # bytes of the longest name, or set of extended attributes, of a tar's member
 
 
 def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
@@ -188,15 +189,35 @@ def tar_members(url: str) -> Iterator[tuple[str, int, int]]:
     Raises EOFError when a member reaches past the end of the object, tarfile.TarError when it is no tar.
     """
     total = store.size(url)
-    with store.open_read(url) as raw, tarfile.open(fileobj=raw, mode="r:", errors="backslashreplace") as archive:
-        while (member := archive.next()) is not None:
-            # tarfile keeps every header it has seen; a tar of a million members must not cost gigabytes.
-            archive.members = []  # type: ignore[attr-defined]
-            if not member.isreg():
-                continue
-            if member.offset_data + member.size > total:
-                raise EOFError(member.name)
-            yield member.name, member.offset_data, member.size
+    with store.open_read(url) as raw:
+        headers: Any = _Headers(raw)  # tarfile wants no more of a file
+        try:
+            with tarfile.open(fileobj=headers, mode="r:", errors="backslashreplace") as archive:
+                while (member := archive.next()) is not None:
+                    # tarfile keeps every header it has seen; a tar of a million members must not cost gigabytes.
+                    archive.members = []  # type: ignore[attr-defined]
+                    if member.size < 0:
+                        raise tarfile.ReadError(f"a member of {member.size} bytes")
+                    if not member.isreg():
+                        continue
+                    if member.offset_data + member.size > total:
+                        raise EOFError(member.name)
+                    yield member.name, member.offset_data, member.size
+        except (ValueError, OverflowError) as error:  # numbers that no file has
+            raise tarfile.ReadError(str(error)) from error
+
+
+class _Headers:
+    """What tarfile reads of a tar. It would read as much as a header says there is: a hostile one, more than fits in
+    memory."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.raw, self.seek, self.tell = raw, raw.seek, raw.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self.raw.read(size)
 
 
 def _probe_video(uri: str, entry: store.Entry, offset: int, size: int, decoder: IsolatedDecoder) -> dict[str, Any]:

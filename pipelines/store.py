@@ -1,13 +1,16 @@
-"""Where bytes live: local folders, s3:// (s3fs) and any other fsspec URL behind a handful of calls.
+"""Where bytes live: local folders, s3:// (pipelines/store_s3.py) and any other fsspec URL behind a handful of calls.
 
 Reads are whole objects or byte ranges; writes are atomic: a reader sees the old bytes, the new bytes or nothing.
 Local files are written under a temporary name, synced and renamed; an object store's put is atomic by itself.
+Whatever goes over a network is tried again for two minutes, so that a job outlives the restart of its storage.
 Credentials and endpoints come from the standard chain only (environment, profile, instance role).
 """
 
 from __future__ import annotations
 
 import errno
+import io
+import logging
 import os
 import random
 import re
@@ -17,19 +20,27 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
+from pipelines import store_s3
+from pipelines.credentials import refuse_credentials
 from pipelines.errors import PipelineError
 
+_log = logging.getLogger(__name__)
 TEMPORARY_PREFIX = ".tmp-"
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 # Errors of a local or network file system that the next attempt may not meet.
 _TRANSIENT_ERRNO = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EIO, errno.ECONNRESET}
 _RETRY_SECONDS = 120.0
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
+_TELL_SECONDS = 5.0  # an outage is told of when it has lasted this long
+_CHUNK = 8 << 20
 T = TypeVar("T")
 
 
@@ -57,14 +68,22 @@ def scheme(url: str) -> str:
 
 
 def normalise(url: str) -> str:
-    """Absolute local path (file:// removed, ~ expanded), or the URL without a trailing slash."""
+    """Absolute local path (file:// removed, ~ expanded), or the URL without a trailing slash.
+
+    Raises PipelineError for a URL that holds credentials.
+    """
     if scheme(url) != "file":
+        refuse_credentials(url)
         return url.rstrip("/")
     return os.path.abspath(os.path.expanduser(re.sub(r"^file://", "", url, flags=re.IGNORECASE)))
 
 
 def is_local(url: str) -> bool:
     return scheme(url) == "file"
+
+
+def _is_s3(url: str) -> bool:
+    return scheme(url) in ("s3", "s3a")
 
 
 def join(url: str, *names: str) -> str:
@@ -91,61 +110,79 @@ def is_transient(error: BaseException, url: str) -> bool:
         return isinstance(error, TransientStoreError)
     if is_local(url):
         return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
-    # s3fs maps what it knows to OSError subclasses (above) and leaves the rest as OSError, botocore or aiohttp errors.
+    if _is_s3(url):
+        return store_s3.is_transient(error)
+    # Other file systems map what they know to OSError subclasses (above) and leave the rest as OSError or aiohttp's.
     name = f"{type(error).__module__}.{type(error).__name__}"
-    if name.endswith(("CredentialsError", "ParamValidationError", "ProfileNotFound", "NoRegionError")):
-        return False
-    return isinstance(error, OSError | TimeoutError) or name.startswith(("botocore.", "aiohttp.", "asyncio."))
+    return isinstance(error, OSError | TimeoutError) or name.startswith(("aiohttp.", "asyncio."))
 
 
-def retrying(action: Callable[[], T], url: str, seconds: float = _RETRY_SECONDS) -> T:
+def retrying(
+    action: Callable[[], T], url: str, seconds: float = _RETRY_SECONDS, progress: Callable[[], int] = lambda: 0
+) -> T:
     """Run `action`, again with exponential backoff and jitter while its failure is transient, for up to `seconds`.
 
+    The seconds count from its first failure, or the first after `progress` has changed.
     Raises StoreError in one line for what cannot be helped, TransientStoreError when patience runs out.
     FileNotFoundError passes through: callers mean different things by it.
     """
-    deadline, delay = time.monotonic() + seconds, 0.5
+    began, reached, delay, told, renewed = None, progress(), _FIRST_WAIT, False, False
     while True:
         try:
             return action()
         except (FileNotFoundError, StoreError):
             raise
         except Exception as error:
+            s3 = _is_s3(url)
+            if s3 and store_s3.is_missing(error):
+                raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
+            if s3 and store_s3.is_stale(error) and not renewed:  # a profile may hold new credentials by now
+                store_s3.forget_client()
+                renewed = True
+                continue
             if not is_transient(error, url):
                 if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
                     raise StoreError(_explain(error, url)) from error
                 raise
-            if time.monotonic() + delay > deadline:
+            now = time.monotonic()
+            if began is None or progress() != reached:
+                began, reached, delay, told = now, progress(), _FIRST_WAIT, False
+            reason, waited = store_s3.reason(error) if s3 else str(error), now - began
+            if waited + delay > seconds:
                 raise TransientStoreError(
-                    f"{url}: no answer for {seconds:.0f} s ({error}); nothing was recorded, run the command again"
+                    f"{url}: no answer for {seconds:.0f} s ({reason}); nothing was recorded, run the command again"
                 ) from error
+            if waited > _TELL_SECONDS and not told:
+                told = True
+                _log.warning("%s: no answer (%s); trying again for %.0f s", url, reason, seconds - waited)
             time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
-            delay = min(delay * 2, 15.0)
+            delay = min(delay * 2, _LONGEST_WAIT)
 
 
 def _explain(error: BaseException, url: str) -> str:
     code = getattr(error, "errno", None)
     if code == errno.ENOSPC or code == errno.EDQUOT:
         return f"{url}: no space left on the device; free some and run the same command again, it continues"
+    if _is_s3(url):
+        return store_s3.explain(error, url)
     if isinstance(error, PermissionError) or code in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{url}: permission denied; check its owner and mode, or the credentials in use"
     if isinstance(error, NotADirectoryError | FileExistsError):
         return f"{url}: a part of this path is a file, not a folder"
-    if "NoCredentials" in type(error).__name__:
-        return (
-            f"{url}: no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role, "
-            "on every node that runs a worker"
-        )
     return f"{url}: {error}"
 
 
 def list_objects(url: str) -> Iterator[Entry]:
     """Every object under a URL (or the one object it names), sorted by URL; nothing when it does not exist.
 
+    A bucket that does not exist is a StoreError, though: it is a mistake, wherever it comes up.
     Our own temporaries and hidden files are left out. Local symbolic links are followed, loops are not.
     """
     if is_local(url):
         yield from _list_local(url)
+        return
+    if _is_s3(url):
+        yield from _list_s3(url)
         return
     fs = filesystem(url)
 
@@ -162,6 +199,29 @@ def list_objects(url: str) -> Iterator[Entry]:
             continue
         version = str(info.get("ETag") or info.get("LastModified") or info.get("created") or "").strip('"')
         yield Entry(fs.unstrip_protocol(name), int(info["size"] or 0), version)
+
+
+def _list_s3(url: str) -> Iterator[Entry]:
+    found: list[store_s3.Found] = []
+    token = ""
+    while True:
+        some, token = retrying(partial(store_s3.page, url, token), url)
+        found += some
+        if not token:
+            break
+    if not found and (one := retrying(lambda: store_s3.head(url), url)) is not None and one.key:
+        found = [one]
+    bucket = f"{scheme(url)}://{store_s3.split(url)[0]}"
+    for key, size, version in sorted(found):
+        if not key.rsplit("/", 1)[-1].startswith("."):
+            yield Entry(f"{bucket}/{key}", size, version)
+
+
+def glob(pattern: str) -> list[str]:
+    """URLs of the objects of a remote store that a pattern with *, ?, [...] or ** names, sorted."""
+    folder = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
+    fits = re.compile(glob_translate(pattern))
+    return [entry.url for entry in list_objects(folder) if fits.match(entry.url)]
 
 
 def _list_local(url: str) -> Iterator[Entry]:
@@ -196,6 +256,8 @@ def _list_local(url: str) -> Iterator[Entry]:
 def exists(url: str) -> bool:
     if is_local(url):
         return os.path.exists(url)
+    if _is_s3(url):
+        return retrying(lambda: store_s3.head(url), url) is not None
     fs = filesystem(url)
     return bool(retrying(lambda: fs.exists(fs._strip_protocol(url)), url))
 
@@ -205,6 +267,8 @@ def read(url: str, offset: int = 0, length: int | None = None) -> bytes:
 
     Raises FileNotFoundError, StoreError, TransientStoreError.
     """
+    if _is_s3(url):
+        return b"" if length == 0 else retrying(lambda: store_s3.get(url, offset, length), url)
     fs = filesystem(url)
     path = fs._strip_protocol(url) if not is_local(url) else url
     end = None if length is None else offset + length
@@ -214,37 +278,78 @@ def read(url: str, offset: int = 0, length: int | None = None) -> bytes:
 
 
 def open_read(url: str, block_bytes: int = 1 << 20) -> IO[bytes]:
-    """A seekable binary reader over an object; remote ones read ahead in blocks. Errors surface as read() fails."""
+    """A seekable binary reader over an object; remote ones are read in blocks, each as by `read`."""
     if is_local(url):
         return open(url, "rb")
-    fs = filesystem(url)
-    return retrying(lambda: fs.open(fs._strip_protocol(url), "rb", block_size=block_bytes), url)
+    return io.BufferedReader(_Reader(url), block_bytes)
 
 
-def fetch(url: str, path: str, offset: int = 0, length: int | None = None, chunk: int = 8 << 20) -> int:
-    """Copy an object, or a byte range of it, to a local file in chunks, each retried by itself; the bytes written.
+class _Reader(io.RawIOBase):
+    """A remote object as a file. Its size is that of when it was opened."""
 
-    Memory is bounded by one chunk whatever the object's size.
+    def __init__(self, url: str) -> None:
+        self._url, self._size, self._at = url, size(url), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = max(offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence], 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        data = read(self._url, self._at, max(min(len(buffer), self._size - self._at), 0))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        data = read(self._url, self._at, max(self._size - self._at, 0))
+        self._at += len(data)
+        return data
+
+
+def fetch(url: str, path: str, offset: int = 0, length: int | None = None) -> int:
+    """Copy an object, or a byte range of it, to a local file; the bytes written, fewer than `length` only at its end.
+
+    Memory is bounded whatever the object's size. What breaks off goes on where it was; an object that is replaced
+    meanwhile is begun again.
     """
-    total = length if length is not None else size(url) - offset
-    written = 0
     with open(path, "wb") as out:
-        while written < total:
-            data = read(url, offset + written, min(chunk, total - written))
-            if not data:
-                break  # the object is shorter than planned: the caller compares sizes
-            try:
-                out.write(data)
-            except OSError as error:
-                raise StoreError(_explain(error, path)) from error
-            written += len(data)
-    return written
+        if _is_s3(url):
+            download = store_s3.Download(url, out, offset, length)
+            retrying(lambda: _into(path, download.go_on), url, progress=lambda: download.written)
+            return download.written
+        total, written = length if length is not None else size(url) - offset, 0
+        while written < total and (data := read(url, offset + written, min(_CHUNK, total - written))):
+            written += _into(path, partial(out.write, data))
+        return written
+
+
+def _into(path: str, act: Callable[[], T]) -> T:
+    try:
+        return act()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(_explain(error, path)) from error
+        raise
 
 
 def size(url: str) -> int:
     """Bytes of an object. Raises FileNotFoundError."""
     if is_local(url):
         return os.stat(url).st_size
+    if _is_s3(url):
+        found = retrying(lambda: store_s3.head(url), url)
+        if found is None or not found.key:
+            raise FileNotFoundError(errno.ENOENT, "no such object", url)
+        return found.bytes
     fs = filesystem(url)
     return int(retrying(lambda: fs.info(fs._strip_protocol(url))["size"], url))
 
@@ -256,6 +361,9 @@ def publish(data: bytes, url: str) -> None:
     """
     if is_local(url):
         retrying(lambda: _publish_local(data, Path(url)), url)
+        return
+    if _is_s3(url):
+        retrying(lambda: store_s3.put(data, url), url)
         return
     fs = filesystem(url)
     retrying(lambda: fs.pipe_file(fs._strip_protocol(url), data), url)
@@ -298,6 +406,8 @@ def publishing(url: str) -> Iterator[IO[bytes]]:
         if is_local(url):
             temporary.replace(url)
             _sync_folder(folder)
+        elif _is_s3(url):
+            store_s3.put_file(str(temporary), url, lambda action: retrying(action, url))
         else:
             fs = filesystem(url)
             retrying(lambda: fs.put_file(str(temporary), fs._strip_protocol(url)), url)
@@ -319,6 +429,9 @@ def remove(url: str) -> None:
     """Remove an object if it exists."""
     if is_local(url):
         retrying(lambda: Path(url).unlink(missing_ok=True), url)
+        return
+    if _is_s3(url):
+        retrying(lambda: store_s3.delete(url), url)
         return
     fs = filesystem(url)
 

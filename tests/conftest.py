@@ -5,12 +5,19 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `import s3_servers`: tests are no package
+
+import s3_servers
+
+from pipelines import store_s3
 
 # Before anything imports Ray, which reads these at that moment; nothing of it lands in the home folder.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
@@ -97,7 +104,6 @@ def ray_session() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     """A bucket on an S3 server of our own; endpoint and credentials come from the environment, as everywhere."""
-    import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(port=0, verbose=False)
@@ -105,16 +111,31 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     host, port = server.get_host_and_port()
     name = request.module.__name__.rsplit(".", 1)[-1].replace("_", "-")
     with pytest.MonkeyPatch.context() as patch:
-        for variable, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test-key",
-            "AWS_SECRET_ACCESS_KEY": "test-secret-that-must-not-leak",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(variable, value)
-        # A client of another module's server may be kept: it read its endpoint when it was made.
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem(use_listings_cache=False).mkdir(name)
+        s3_servers.use(patch, f"http://{host}:{port}")
+        store_s3.client().create_bucket(Bucket=name)
         yield f"s3://{name}"
     server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
+    store_s3.forget_client()
+
+
+@pytest.fixture
+def s3_server(tmp_path: Path) -> Iterator[s3_servers.Rclone]:
+    """An S3 server that a test may kill, restart and slow down, with one bucket: s3_servers.BUCKET."""
+    if s3_servers.rclone() is None:
+        pytest.skip("rclone with `serve s3` is not installed")
+    server = s3_servers.Rclone(tmp_path / "served")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        s3_servers.use(patch, server.url)
+        yield server
+    server.kill()
+    store_s3.forget_client()
+
+
+@pytest.fixture
+def s3_proxy(s3_server: s3_servers.Rclone, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3_servers.Proxy]:
+    """A proxy in front of s3_server that counts requests and answers them wrongly when told to."""
+    proxy = s3_servers.Proxy(s3_server.url)
+    s3_servers.use(monkeypatch, proxy.url)
+    yield proxy
+    proxy.close()

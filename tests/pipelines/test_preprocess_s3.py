@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 import tarfile
+import threading
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import runs
+import s3_servers
 from conftest import Run
+from s3_servers import Rclone
 
 from pipelines import store
 from pipelines.shards import open_dataset
@@ -66,3 +71,37 @@ def test_missing_credentials_are_one_clear_line_at_once(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     done = runs.autogaze("preprocess", f"input={bucket}/videos", f"output={tmp_path / 'out'}", timeout=60)
     assert done.returncode == 2 and "no credentials found" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_server_that_dies_and_comes_back_changes_not_a_byte(
+    s3_server: Rclone, store_of_videos: Path, tmp_path: Path
+) -> None:
+    """Down for longer than a client's own attempts last, in the middle of reading and of writing, and slow after."""
+    served = s3_server.folder / s3_servers.BUCKET
+    shutil.copytree(store_of_videos, served / "videos")
+    place = f"s3://{s3_servers.BUCKET}"
+    words = runs.command("preprocess", f"input={place}/videos", f"output={place}/gaze", "shard.clips=1", "ray.cpus=2")
+    smooth = subprocess.run(words, env=runs.environment(), capture_output=True, text=True, check=False)
+    assert smooth.returncode == 0, smooth.stderr
+    expected = runs.tree(served / "gaze")
+    s3_server.kill()  # which remembers what its folders hold
+    (served / "gaze").rename(tmp_path / "smooth")
+    s3_server.start()
+
+    def strike() -> None:
+        runs.wait_until(lambda: list(served.glob("gaze/index/*.parquet")))
+        struck.append(len(list(served.glob("gaze/index/*.parquet"))))
+        with s3_server.away(14):
+            pass
+
+    struck: list[int] = []
+    striker = threading.Thread(target=strike)
+    striker.start()
+    done = subprocess.run(words, env=runs.environment(), capture_output=True, text=True, timeout=240, check=False)
+    striker.join()
+    assert done.returncode == 0, done.stderr
+    assert struck and 1 <= struck[0] < len(list(served.glob("gaze/index/*.parquet"))), "it was in the middle"
+    assert runs.tree(served / "gaze") == expected
+    secret = s3_servers.SECRET.encode()
+    assert not any(secret in path.read_bytes() for path in served.rglob("*") if path.is_file())
+    assert s3_servers.SECRET not in done.stdout + done.stderr + smooth.stdout + smooth.stderr

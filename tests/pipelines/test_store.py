@@ -15,10 +15,12 @@ from pipelines import store
 from pipelines.store import StoreError, TransientStoreError
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "local":
         return str(tmp_path / "store")
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/{tmp_path.name}/store"
     fsspec.filesystem("memory").store.clear()
     return "memory://store"
 
@@ -27,9 +29,9 @@ def test_what_is_published_is_listed_and_read(place: str) -> None:
     for name in ("b/two.bin", "a one.bin", "c/ünï#cödé?[x].bin"):
         store.publish(name.encode() * 100, store.join(place, name))
     listed = list(store.list_objects(place))
-    assert [entry.url.split("store/", 1)[1] for entry in listed] == ["a one.bin", "b/two.bin", "c/ünï#cödé?[x].bin"]
+    assert [entry.url.split("/store/", 1)[1] for entry in listed] == ["a one.bin", "b/two.bin", "c/ünï#cödé?[x].bin"]
     for entry in listed:
-        name = entry.url.split("store/", 1)[1].encode()
+        name = entry.url.split("/store/", 1)[1].encode()
         assert entry.bytes == len(name) * 100 == store.size(entry.url)
         assert store.read(entry.url) == name * 100
         assert store.read(entry.url, 3, 5) == (name * 100)[3:8]
@@ -37,14 +39,60 @@ def test_what_is_published_is_listed_and_read(place: str) -> None:
         assert store.read(entry.url, 1, 0) == b""
 
 
-def test_fetch_copies_a_range_in_chunks(place: str, tmp_path: Path) -> None:
-    data = os.urandom(100_000)
+def test_fetch_copies_a_range(place: str, tmp_path: Path) -> None:
+    data = os.urandom(20_000_000)
     store.publish(data, store.join(place, "x"))
-    assert store.fetch(store.join(place, "x"), str(tmp_path / "copy"), 10, 99_000, chunk=4096) == 99_000
-    assert (tmp_path / "copy").read_bytes() == data[10:99_010]
-    assert store.fetch(store.join(place, "x"), str(tmp_path / "copy"), 99_999, 500) == 1, (
+    assert store.fetch(store.join(place, "x"), str(tmp_path / "copy"), 10, 19_999_000) == 19_999_000
+    assert (tmp_path / "copy").read_bytes() == data[10:19_999_010]
+    assert store.fetch(store.join(place, "x"), str(tmp_path / "copy")) == len(data)
+    assert (tmp_path / "copy").read_bytes() == data
+    assert store.fetch(store.join(place, "x"), str(tmp_path / "copy"), len(data) - 1, 500) == 1, (
         "shorter than asked: it says so"
     )
+
+
+def test_what_lies_past_the_end_is_empty(place: str, tmp_path: Path) -> None:
+    store.publish(b"12345", store.join(place, "x"))
+    store.publish(b"", store.join(place, "empty"))
+    assert store.read(store.join(place, "x"), 5, 10) == store.read(store.join(place, "x"), 99, 10) == b""
+    assert store.read(store.join(place, "x"), 3) == b"45"
+    assert store.read(store.join(place, "empty")) == store.read(store.join(place, "empty"), 0, 3) == b""
+    assert store.fetch(store.join(place, "x"), str(tmp_path / "copy"), 7, 3) == 0
+    assert store.fetch(store.join(place, "empty"), str(tmp_path / "copy")) == 0
+
+
+def test_an_object_is_a_file_to_those_who_want_one(place: str) -> None:
+    data = os.urandom(3_000_000)
+    store.publish(data, store.join(place, "x"))
+    with store.open_read(store.join(place, "x"), 1 << 16) as file:
+        assert file.read(10) == data[:10] and file.tell() == 10
+        assert file.seek(-5, os.SEEK_END) == len(data) - 5 and file.read(100) == data[-5:] and file.read(1) == b""
+        assert file.seek(1_000_000) == 1_000_000 and file.read(500_000) == data[1_000_000:1_500_000]
+        assert file.seek(7, os.SEEK_CUR) == 1_500_007 and file.read() == data[1_500_007:]
+    with pytest.raises(FileNotFoundError):
+        store.open_read(store.join(place, "nothing"))
+
+
+def test_publishing_shows_a_file_when_it_is_whole_and_nothing_after_an_error(place: str) -> None:
+    url = store.join(place, "x")
+    with store.publishing(url) as out:
+        out.write(b"some")
+        assert not store.exists(url)
+        out.write(b" more")
+    assert store.read(url) == b"some more"
+    with pytest.raises(RuntimeError), store.publishing(store.join(place, "y")) as out:
+        out.write(b"half")
+        raise RuntimeError
+    assert [entry.url.rsplit("/", 1)[-1] for entry in store.list_objects(place)] == ["x"]
+
+
+def test_a_pattern_names_objects(bucket: str, tmp_path: Path) -> None:
+    place = f"{bucket}/{tmp_path.name}"
+    for name in ("a1.json", "a2.json", "b.json", "a1.txt", "deep/a3.json"):
+        store.publish(b"{}", f"{place}/{name}")
+    assert store.glob(f"{place}/a*.json") == [f"{place}/a1.json", f"{place}/a2.json"]
+    assert store.glob(f"{place}/**/a?.json") == [f"{place}/a1.json", f"{place}/a2.json", f"{place}/deep/a3.json"]
+    assert store.glob(f"{place}/[bc].json") == [f"{place}/b.json"] and store.glob(f"{place}/x*") == []
 
 
 def test_removing_is_idempotent_and_missing_is_missing(place: str) -> None:
@@ -142,8 +190,9 @@ class Flaky:
 
 def test_transient_trouble_is_tried_again_and_the_rest_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
-    flaky = Flaky([ConnectionError("reset"), TimeoutError("slow"), OSError("503 SlowDown")])
-    assert store.retrying(flaky, "s3://bucket/x") == "done" and flaky.calls == 4
+    for url in ("s3://bucket/x", "memory://x"):
+        flaky = Flaky([ConnectionError("reset"), TimeoutError("slow"), ConnectionResetError("again")])
+        assert store.retrying(flaky, url) == "done" and flaky.calls == 4
     local = Flaky([OSError(errno.ESTALE, "stale NFS handle")])
     assert store.retrying(local, "/nfs/x") == "done" and local.calls == 2
     for final in (PermissionError(errno.EACCES, "denied"), OSError(errno.ENOSPC, "full")):
@@ -162,6 +211,21 @@ def test_patience_ends_with_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(TransientStoreError, match="no answer for 60 s"):
         store.retrying(Flaky([ConnectionError("refused")] * 1000), "s3://bucket/x", seconds=60)
     assert 40 <= clock[0] <= 60
+
+
+def test_patience_begins_anew_when_there_was_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, done = [0.0], [0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+
+    def slow_but_sure() -> str:
+        clock[0] += 50  # longer in all than anybody's patience
+        done[0] += 1
+        if done[0] < 10:
+            raise ConnectionError("cut off")
+        return "done"
+
+    assert store.retrying(slow_but_sure, "s3://bucket/x", seconds=60, progress=lambda: done[0]) == "done"
 
 
 @pytest.mark.parametrize(
