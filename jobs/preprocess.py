@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,8 +15,9 @@ from rich.table import Table
 from cluster.local import ClusterSize, RayConfig, running
 from pipelines import preprocess, store
 from pipelines.preprocess import Job, PreprocessConfig, Totals, Workers
+from pipelines.prometheus import PreprocessSeries
 
-_PLAIN_SECONDS = 10.0
+_PLAIN_SECONDS, _RECORD_SECONDS = 10.0, 15.0
 
 
 @dataclass
@@ -33,12 +35,12 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
         job = preprocess.resume(config) if job and config.retry else job
     if job and job.notice:
         console.print(job.notice, style="yellow", highlight=False)
-    if job and (dry_run or not job.missing):
+    if job and (dry_run or not job.missing or config.part == "plan"):
         return _done(job, console, dry_run)
     with running(config.ray) as cluster:
         workers = preprocess.share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
         job = job or preprocess.plan_job(config, write=not dry_run)
-        if dry_run:
+        if dry_run or not job.missing or config.part == "plan":
             return _done(job, console, dry_run)
         return _execute(job, workers, cluster, console)
 
@@ -46,8 +48,14 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
 def _done(job: Job, console: Console, dry_run: bool) -> int:
     if dry_run:
         _show_plan(job, console)
+    elif job.config.part == "plan":
+        console.print(
+            f"planned: {len(job.rows)} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False
+        )
     else:
-        console.print(f"nothing to do: all {job.shards} shards are committed", highlight=False)
+        preprocess.tidy(job)
+        whose = "" if not job.config.part else f" of part {job.config.part}"
+        console.print(f"nothing to do: all {job.shards} shards{whose} are committed", highlight=False)
     return 0
 
 
@@ -66,27 +74,42 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console)
     )
     began, status, totals = time.time(), "failed", Totals()
     latest: list[Totals] = [totals]
+    name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)) + f"-{uuid.uuid4().hex[:6]}.json"
+    exported, told = PreprocessSeries(job.output, planned), [time.monotonic()]
+
+    def record(status: str) -> dict[str, Any]:
+        seconds = time.time() - began
+        return preprocess.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status)
+
+    def publish(record: dict[str, Any]) -> None:
+        store.publish(json.dumps(record, indent=1).encode() + b"\n", store.join(f"{job.output}.runs", name))
+
     try:
         with _Bar(console, planned) as bar:
 
             def on_shard(now: Totals) -> None:
                 latest[0] = now
                 bar.update(now)
+                exported.update(now)
+                if time.monotonic() - told[0] >= _RECORD_SECONDS:  # for autogaze status, elsewhere
+                    told[0] = time.monotonic()
+                    publish(record("running"))
 
             totals = preprocess.execute(job, workers, on_shard)
+        preprocess.tidy(job)
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        seconds = time.time() - began
-        record = preprocess.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status)
-        name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)) + f"-{uuid.uuid4().hex[:6]}.json"
+        exported.close()
+        last = record(status)
         if status != "failed":  # a failure may be a full disk; its own message matters more than a record of it
-            store.publish(json.dumps(record, indent=1).encode() + b"\n", store.join(f"{job.output}.runs", name))
-    _show_summary(job, totals, record, console)
-    # Nothing at all came out of the whole corpus: whatever runs next should not take this for a success.
-    return 1 if totals.ok == 0 and len(job.missing) == job.shards else 0
+            publish(last)
+    _show_summary(job, totals, last, console)
+    # Nothing at all came out of the whole corpus: whatever runs next should not take this for a success. A part may be
+    # one bad shard.
+    return 1 if not job.config.part and totals.ok == 0 and len(job.missing) == job.shards else 0
 
 
 class _Bar:
@@ -135,7 +158,7 @@ class _Bar:
 
 
 def _show_plan(job: Job, console: Console) -> None:
-    plan, config = job.plan, job.config
+    plan, config = job.rows, job.config
     todo = plan[plan["shard"].isin(job.missing) & plan["reason"].isna()]
     frames = int(todo["frames"].sum())
     # Shards of the demo footage hold this many bytes a frame, tar padding and gaze included.

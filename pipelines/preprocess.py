@@ -2,7 +2,8 @@
 
 Ray Data schedules, streams, restarts and applies back-pressure; one row of its dataset is one shard at every stage. A
 shard is a pure function of its rows of the plan, so any worker may make it, twice, or half: a job started again makes
-exactly the shards whose index is missing, and ends with the bytes of an undisturbed run.
+exactly the shards whose index is missing, and ends with the bytes of an undisturbed run. For the same reason the work
+can be cut into parts (part=K/N) that know nothing of each other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -27,7 +28,7 @@ from pipelines.errors import PipelineError
 from pipelines.gaze_stage import GazeStage, settle
 from pipelines.gazers import Settled, how_searched
 from pipelines.plan import clip_bytes, make_plan, plan_bytes
-from pipelines.preprocess_config import PreprocessConfig, WorkersConfig, check_config, dataset_config
+from pipelines.preprocess_config import PreprocessConfig, WorkersConfig, check_config, dataset_config, parse_part
 from pipelines.ray_data import configure_ray_data, pipeline_errors
 
 __all__ = [
@@ -40,10 +41,12 @@ __all__ = [
     "describe",
     "execute",
     "make_ready",
+    "missing_parts",
     "plan_job",
     "resume",
     "run_record",
     "share_workers",
+    "tidy",
 ]
 
 FORMAT = 2
@@ -115,7 +118,16 @@ class Job:
 
     @property
     def shards(self) -> int:
-        return int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
+        """How many the plan has; with part=K/N, how many of them are this part's."""
+        part, parts = parse_part(self.config.part)
+        planned = int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
+        return len(range(part, planned, parts))
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The plan's rows of these shards."""
+        part, parts = parse_part(self.config.part)
+        return self.plan[self.plan["shard"] % parts == part]
 
     @property
     def row_bytes(self) -> int:
@@ -147,12 +159,36 @@ def make_ready(config: PreprocessConfig) -> None:
     """Prove that `output` can be written, clear what killed writers left, and take back what retry= asks for."""
     output = store.normalise(config.output)
     store.require_writable(output)
+    part, parts = parse_part(config.part)
+    if parts == 1:  # what looks left over may be what another part writes just now; tidy() has the last word
+        _remove_temporaries(output)
+    if config.retry == "failed" and config.part != "plan":
+        for shard in shards.committed_shards(output):
+            if shard % parts == part and "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
+                shards.uncommit_shard(output, shard)
+
+
+def _remove_temporaries(output: str) -> None:
     for folder in (output, store.join(output, "shards"), store.join(output, "index")):
         store.remove_temporaries(folder)
-    if config.retry == "failed":
-        for shard in shards.committed_shards(output):
-            if "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
-                shards.uncommit_shard(output, shard)
+
+
+def tidy(job: Job) -> None:
+    """Clear what killed parts left, if with this one the dataset is complete."""
+    _, parts = parse_part(job.config.part)
+    if parts > 1 and len(shards.committed_shards(job.output)) == int(job.plan["shard"].max()) + 1:
+        _remove_temporaries(job.output)
+
+
+def missing_parts(config: PreprocessConfig, parts: int) -> list[int]:
+    """The K of part=K/`parts` that have shards to make; all of them while there is no plan. Needs no Ray.
+
+    Raises PipelineError as resume does.
+    """
+    if parts < 1:
+        raise PipelineError(f"parts={parts}: must be at least 1")
+    job = resume(replace(config, part=""))
+    return list(range(parts)) if job is None else sorted({shard % parts for shard in job.missing})
 
 
 def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
@@ -184,8 +220,9 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
 
 def _job(config: PreprocessConfig, gazer: Settled, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
     done = set(shards.committed_shards(output))
-    planned = sorted(set(plan["shard"].tolist()))
-    return Job(config, gazer, output, plan, [shard for shard in planned if shard not in done], notice)
+    part, parts = parse_part(config.part)
+    mine = [shard for shard in sorted(set(plan["shard"].tolist())) if shard % parts == part]
+    return Job(config, gazer, output, plan, [shard for shard in mine if shard not in done], notice)
 
 
 def describe(config: PreprocessConfig, gazer: Settled) -> dict[str, Any]:
@@ -259,6 +296,7 @@ class Totals:
     """What a run has done so far; one `add` per committed shard."""
 
     clips: int = 0
+    bytes: int = 0  # committed, tars and indexes
     ok: int = 0
     frames: int = 0
     tokens: int = 0
@@ -271,7 +309,7 @@ class Totals:
     ended: float = 0.0
 
     def add(self, row: dict[str, Any]) -> None:
-        for name in ("clips", "ok", "frames", "tokens", "loss", "met", "restarts"):
+        for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts"):
             setattr(self, name, getattr(self, name) + row[name])
         self.failed.update(json.loads(row["failed"]))
         for stage, spent in json.loads(row["seconds"]).items():
@@ -298,7 +336,7 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     if not job.missing:
         return totals
     decode, gaze = min(workers.decode, len(job.missing)), min(workers.gaze, len(job.missing))
-    limit = job.config.max_failed_fraction * len(job.plan)
+    limit = job.config.max_failed_fraction * len(job.rows)
     config = job.config
     configure_ray_data()
     # A few rows in flight per actor. Without a bound, decoders faster than gaze fill the object store.
@@ -331,7 +369,7 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
         on_shard(totals)
         if sum(totals.failed.values()) > limit:
             raise PipelineError(
-                f"stopped: {sum(totals.failed.values())} of {len(job.plan)} clips failed "
+                f"stopped: {sum(totals.failed.values())} of {len(job.rows)} clips failed "
                 f"({_reasons(totals.failed)}), more than max_failed_fraction={config.max_failed_fraction}; "
                 "what is committed stays"
             )
@@ -351,7 +389,7 @@ def run_record(
         cluster: nodes, cpus, gpus.
         began: seconds since the epoch.
         seconds: how long it took, without starting Ray.
-        status: done, or interrupted.
+        status: done, interrupted, or running: then it says how far the run was at `began + seconds`.
     """
     counts = {"decode": workers.decode, "gaze": workers.gaze}
     slowest, light = totals.speed_of_light(counts) if totals.clips else ("", 0.0)

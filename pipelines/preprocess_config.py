@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -72,12 +73,16 @@ class PreprocessConfig:
         default=1.0, metadata={"help": "stop when more than this share of all clips failed"}
     )
     retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
+    part: str = field(
+        default="",
+        metadata={"help": "K/N makes every N-th shard from the K-th (K from 0), plan only plans ('' = everything)"},
+    )
 
 
 # Fields that change no byte of the dataset, and so may differ from one run to the next. What of the networks changes
 # bytes is recorded under "models", from the networks themselves (pipelines/gazers.py).
 _NETWORKS = ("policy", "reconstructor", "teachers")
-_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "decoder_timeout_s", *_NETWORKS)
+_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "part", "decoder_timeout_s", *_NETWORKS)
 
 
 def gaze_settings(config: PreprocessConfig) -> GazeSettings:
@@ -106,6 +111,16 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
     return kept | {"input": store.normalise(config.input)}
 
 
+def parse_part(part: str) -> tuple[int, int]:
+    """(K, N) of part=K/N; of '' and plan, which are no share of the work, (0, 1). Raises PipelineError."""
+    if part in ("", "plan"):
+        return 0, 1
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
+    if not found or int(found[1]) >= int(found[2]):
+        raise PipelineError(f"part={part}: must be plan, or K/N with K from 0 to N-1, such as 0/8")
+    return int(found[1]), int(found[2])
+
+
 def check_config(config: PreprocessConfig) -> None:
     """Raise PipelineError, in one line, for the first value that cannot work."""
     for name in ("input", "output"):
@@ -122,6 +137,7 @@ def check_config(config: PreprocessConfig) -> None:
     for name, least, most in (("max_failed_fraction", 0.0, 1.0), ("jpeg_quality", 1, 95)):
         if not least <= getattr(config, name) <= most:
             raise PipelineError(f"{name}={getattr(config, name)}: must be between {least} and {most}")
+    parse_part(config.part)
     if not 0 <= config.targets.frames <= config.clip.frames:
         raise PipelineError(
             f"targets.frames={config.targets.frames}: must be between 0 and the {config.clip.frames} of clip.frames"
