@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import s3_servers`: tests are no package
+sys.path.insert(0, str(Path(__file__).parent.parent))  # before it, or tests/cluster would be found as `cluster`
 
 import s3_servers
 
