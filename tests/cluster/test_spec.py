@@ -56,6 +56,7 @@ def test_a_spec_printed_as_yaml_reads_back_as_the_same_spec(tmp_path: Path) -> N
         ("{backend: kuberay, environment: {image: i, setup: x}}", "environment.setup: pods have no shell of yours"),
         ("timeouts: {grace_s: 0}", "timeouts.grace_s=0: must be at least 1"),
         ("slurm: {array: -1}", "must be 0 or more"),
+        ("slurm: {time: 24:00:00}", "slurm.time=86400: give days-hours:minutes:seconds, in quotes"),
         ("head: {", "cluster.yaml: not YAML"),
     ],
 )
