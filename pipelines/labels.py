@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -319,8 +318,7 @@ def label_files(pattern: str) -> list[str]:
         if store.is_local(part):
             names = [part] if os.path.isfile(part) else sorted(filter(os.path.isfile, glob.glob(part, recursive=True)))
         elif any(character in part for character in "*?["):
-            fs = store.filesystem(part)
-            names = [fs.unstrip_protocol(name) for name in store.retrying(partial(fs.glob, part), part)]
+            names = store.glob(part)
         else:
             names = [part] if store.exists(part) else []
         if not names:

@@ -28,6 +28,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,27 +182,27 @@ class Chaos:
     def run(self, job: str, faults: int, kinds: Sequence[str], local: bool = False) -> list[str]:
         """Run a job undisturbed, and under so many faults; the faults there were. Raises AssertionError."""
         output, folder = self.places(job, "undisturbed", local)
-        self._to_the_end(job, output, threading.Event())
+        self._to_the_end(job, output)
         wanted = self.result(job, folder)
         assert wanted
         output, folder = self.places(job, "disturbed", local)
-        over, done = threading.Event(), []
+        over = threading.Event()
+        done: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         kinds = [kind for kind in kinds if self._can(kind, local)]
-        thread = threading.Thread(target=self._trouble, args=(kinds, faults, over, done))
-        thread.start()
-        try:
-            starts = self._to_the_end(job, output, over)
-        finally:
-            over.set()
-            thread.join()
+        # The job is watched in a thread, and faults are made here: Ray starts nodes in a main thread only.
+        with ThreadPoolExecutor(1) as pool:
+            going = pool.submit(self._to_the_end, job, output)
+            going.add_done_callback(lambda _: over.set())
+            self._trouble(kinds, faults, over, done)
+            starts = going.result()
         found = self.result(job, folder)
         different = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         assert not different, f"{job}: after {done} these differ: {different[:8]}"
         self.say(f"{job}: the same {len(found)} hashes after {starts} starts and {len(done)} faults: {' '.join(done)}")
         return done
 
-    def _to_the_end(self, job: str, output: str, over: threading.Event) -> int:
+    def _to_the_end(self, job: str, output: str) -> int:
         """Run the same command until it succeeds; how often."""
         log = self.folder / f"{job}.log"
         for number in range(1, _STARTS + 1):
