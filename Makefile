@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test lint format bench chaos clean
+.PHONY: help demo test test-slow lint format bench chaos clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11" if sys.version_info < (3, 10) else 0)'
@@ -23,6 +23,9 @@ demo: $(STAMP) ## the main job on real footage: videos -> gaze shards -> report
 
 test: $(STAMP) ## every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## the tests that take minutes: cancelled and requeued Slurm jobs, a RayJob's entrypoint, chaos
+	$(BIN)/python -m pytest -m slow --timeout=900 $(PYTEST_ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

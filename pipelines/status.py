@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import fsspec
 import pandas as pd
 import yaml
 
@@ -193,7 +194,8 @@ def _modified(url: str) -> dict[str, float]:
     """Time of the last change of every object under a URL (or of the one it names), by its file name."""
     if store.is_local(url):
         return {entry.url.rsplit("/", 1)[-1]: int(entry.version) / 1e9 for entry in store.list_objects(url)}
-    files = store.filesystem(url)
+    # A client of its own: one that fsspec kept may know an endpoint and credentials of before.
+    files = fsspec.filesystem(store.scheme(url), use_listings_cache=False, skip_instance_cache=True)
     try:
         found = store.retrying(lambda: dict(files.find(files._strip_protocol(url), detail=True)), url)
     except FileNotFoundError:

@@ -160,6 +160,7 @@ def test_a_command_that_needs_no_ray_gets_the_head_alone() -> None:
         kuberay.render(spec(decode=NodeGroup(nodes=1)), ["autogaze", "verify", "x"], joins_ray=False)
 
 
+@pytest.mark.slow
 def test_the_command_runs_on_a_ray_with_the_manifests_environment_and_makes_the_bytes_of_a_local_run(
     make_video: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def seen(spec: ClusterSpec, job_id: str) -> dict:
 # -- one Ray over the nodes --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_cancelled_or_off_a_node_goes_on_to_the_bytes_of_a_local_run(
     spec: ClusterSpec, whole: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_job_cancelled_or_off_a_node_goes_on_to_the_bytes_of_a_local_run(
     assert logs(spec, again) == [Path(spec.slurm.logs) / f"test-{again}.log"]
 
 
+@pytest.mark.slow
 def test_nodes_of_different_shapes_join_one_ray_and_see_the_spec(spec: ClusterSpec) -> None:
     spec = replace(
         spec,
@@ -137,6 +139,7 @@ def test_two_jobs_on_one_node_do_not_meet_and_a_failure_is_told(spec: ClusterSpe
         assert (seen(spec, job_id)["nodes"], seen(spec, job_id)["cpus"]) == (1, 1), "each sees a Ray of its own"
 
 
+@pytest.mark.slow
 def test_a_training_job_told_to_stop_saves_goes_back_into_the_queue_and_goes_on(
     spec: ClusterSpec, tmp_path: Path
 ) -> None:

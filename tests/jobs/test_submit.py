@@ -168,6 +168,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield conf
 
 
+@pytest.mark.slow
 def test_on_slurm_only_the_parts_that_have_shards_to_make_are_submitted_again(
     slurm: Path, store_of_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +222,7 @@ def test_on_slurm_a_job_without_ray_is_submitted_watched_and_ended(
     assert "no log yet" in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_preflight_is_a_job_too_and_asks_every_node_that_slurm_gave(
     slurm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,6 +49,7 @@ def test_parts_in_any_order_make_the_bytes_of_one_run(undisturbed: Run, tmp_path
     assert f"all {len(shards[1::3])} shards of part 1/3 are committed" in said
 
 
+@pytest.mark.slow
 def test_parts_that_start_together_without_a_plan(undisturbed: Run, tmp_path: Path, joins: list[str]) -> None:
     output = tmp_path / "gaze"
     jobs = [

@@ -61,7 +61,9 @@ for _ in range(60):
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
     except OSError:
         continue
-    if all(name in text for name in wanted) and "ray_autogaze_preprocess_clips_left{" in text:
+    mine = ("ray_autogaze_train_step{", "ray_autogaze_train_steps{")
+    at = [line.rsplit(" ", 1)[-1] for line in text.splitlines() if line.startswith(mine)]
+    if all(name in text for name in wanted) and len(at) == 2 and at[0] == at[1]:  # the agent is a report behind
         break
 print(json.dumps({"text": text, "ok": totals.ok, "failed": totals.failed, "frames": totals.frames,
                   "tokens": totals.tokens, "seconds": totals.seconds, "shards": job.shards}))

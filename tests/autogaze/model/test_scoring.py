@@ -51,7 +51,7 @@ def test_losses_and_gradients_of_next_token_prediction_equal_the_references(vide
     reference = golden("k10__teacher_forced_ntp")
     model = AutoGaze.from_pretrained(GOLDEN / "autogaze_small_k10").train()
     scores = model.score(video, Gaze.from_padded(*(reference[key] for key in PADDED)))
-    tokens, predictions = next_token_loss(*scores, reference["task_losses"], ~reference["if_padded_gazing"])
+    tokens, predictions = next_token_loss(*scores[:2], reference["task_losses"], ~reference["if_padded_gazing"])
     close(tokens, reference["ntp_loss"])
     close(predictions, reference["task_loss_prediction_loss"])
     loss = (tokens + predictions).mean()
@@ -125,7 +125,7 @@ def test_mates_do_not_change_the_scores_of_a_row(small_policy, clips):
         used = ~gaze.padded()["if_padded_gazing"]
         for b, clip in enumerate(gaze):
             alone, mine = model.score(frames[b : b + 1], clip), ~clip.padded()["if_padded_gazing"][0]
-            for one, other in zip(alone, together, strict=True):
+            for one, other in zip(alone[:2], together[:2], strict=True):
                 torch.testing.assert_close(one[0, mine], other[b, used[b]], atol=1e-5, rtol=0)
 
 
@@ -144,5 +144,5 @@ def test_scoring_without_gradients_gives_the_same(small_policy, clips):
     with torch.no_grad():
         plain = model.score(frames, gaze)
     assert not plain.log_probs.requires_grad
-    for one, other in zip(plain, model.score(frames, gaze), strict=True):
+    for one, other in zip(plain[:2], model.score(frames, gaze)[:2], strict=True):
         torch.testing.assert_close(one, other.detach(), atol=1e-5, rtol=0)
