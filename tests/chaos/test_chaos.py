@@ -24,7 +24,11 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
 
 @pytest.mark.parametrize(
     ("job", "faults", "kinds"),
-    [("preprocess", 2, ("storage", "node")), ("train", 1, ("actor",)), ("rl", 2, ("actor", "driver"))],
+    [
+        pytest.param("preprocess", 2, ("storage", "node"), marks=pytest.mark.slow),
+        pytest.param("train", 1, ("actor",), marks=pytest.mark.slow),
+        ("rl", 2, ("actor", "driver")),
+    ],
 )
 def test_a_job_under_faults_ends_as_if_there_had_been_none(
     chaos: Chaos, job: str, faults: int, kinds: tuple[str, ...]
