@@ -10,8 +10,8 @@
   fetched into a folder on local disk that all processes of the machine share (pipelines.shard_cache).
 - `workers` are threads: reading waits for the network, and decoding JPEGs, which takes most of the time, runs outside
   Python's lock. Where a rank has many cores to keep busy, a torch DataLoader(loader, batch_size=None, num_workers=N)
-  gives it processes; each makes every N-th batch, and the order stays the same. From an object store, add
-  multiprocessing_context="spawn": a forked child inherits the locks of the store's client, and not its threads.
+  gives it processes; each makes every N-th batch, and the order stays the same. From an object store that is not s3://,
+  add multiprocessing_context="spawn": a forked child inherits the locks of the store's client, and not its threads.
 - A sample whose bytes are not those of the index stops the loader, or with bad_samples=skip is named in
   `Batch.skipped`, and its place is filled by the next good sample of the epoch's order, marked as a repeat. That
   depends on the data alone, so every rank keeps its shapes, and any number of ranks trains on the same.

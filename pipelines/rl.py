@@ -61,8 +61,9 @@ class RLTask(PolicyTask):
                 f"{config.sample.strategy} needs one; give threshold=, or use sample.strategy=ratio"
             )
         self.lag: int | None = config.rollouts.lag
-        frozen = None
+        frozen, self.frozen = None, ""
         if config.objective.kl:
+            self.frozen = self.policy.fingerprint
             frozen = AutoGaze(self.policy.config)
             frozen.load_state_dict(self.policy.state_dict())
             frozen = frozen.to(device).requires_grad_(False).eval()
@@ -154,6 +155,10 @@ class RLTask(PolicyTask):
         return 3 * self.config.sample.group * float(np.mean(each)) * gaze.clips
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def about(self) -> dict[str, Any]:
+        """What a run must not change half-way: rewards, and the policy that it is held to."""
+        return super().about() | {"reconstructor": self.reconstructor.fingerprint, "frozen": self.frozen}
 
     def files(self) -> dict[str, bytes]:
         newest = max(self.versions, default=0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from autogaze import greedy
 from autogaze.gaze import Gaze
+from autogaze.model import AutoGaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from autogaze.reconstruction import load
 from autogaze.tiling import TileGrid, VideoGaze, gaze_video
@@ -239,9 +240,8 @@ def test_one_chunk_is_alive_at_a_time_and_taken_only_when_asked_for():
     assert made[0] == 50 and most[0] == 1
 
 
-@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="tests/golden/autogaze_small_k10 is not here")
 def test_a_policys_gaze_of_a_tile_is_that_of_the_tile_alone():
-    model = pytest.importorskip("autogaze.model.policy").AutoGaze.from_pretrained(CHECKPOINT)
+    model = AutoGaze.from_pretrained(CHECKPOINT)
     frames, grid = picture(3, 230, 460), TileGrid(230, 460)
     frames[:, :, :200] //= 3
     (joined,) = gaze_video([frames], lambda tiles: model.gaze(tiles, max_ratio=0.15, loss_threshold=0.7), batch=4)

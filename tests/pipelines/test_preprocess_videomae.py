@@ -24,6 +24,7 @@ from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.targets import target_frames
 from autogaze.reconstruction.videomae import VideoMAE
 from jobs import cli, report
+from jobs.config import load
 from jobs.threads import one_torch_thread
 from pipelines import gazers
 from pipelines.decode import DecodeConfig
@@ -34,8 +35,12 @@ from pipelines.gaze_stage import GazeStage, settle
 from pipelines.plan import ClipConfig
 from pipelines.preprocess import PreprocessConfig, resume
 from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig, TeachersConfig
+from pipelines.rl import RLTask
+from pipelines.rl_config import RLConfig
+from pipelines.rollouts import Ask, Group, RolloutMaker
 from pipelines.shards import Dataset, Outcome, ShardConfig, build_shard, commit_shard, open_dataset
 from pipelines.targets import read_targets
+from pipelines.train import make_task
 from pipelines.verify import verify
 
 transformers = pytest.importorskip("transformers")
@@ -358,3 +363,44 @@ def test_verify_notices_targets_that_are_not_those_promised(made: Made, tmp_path
     planned = dataset.plan[dataset.plan["shard"] == 0].reset_index(drop=True)
     commit_shard(str(lost), 0, *build_shard(planned, [outcome], THRESHOLD))
     assert "no targets stored, those of 1 frames expected" in " ".join(verify(str(lost)).problems)
+
+
+# -- rewards -----------------------------------------------------------------------------------------------------------
+
+
+def rewards(made: Made, *words: str) -> tuple[Group, RolloutMaker]:
+    """A group of the dataset's first clip, rewarded by the learned reconstructor."""
+    teachers = [f"teachers.{name}={place}" for name, place in made.teachers().given().items()]
+    places = [f"data={made.output}", f"reconstructor={made.folder / 'checkpoint'}"]
+    small = ["policy.hidden_size=16", "policy.num_layers=1", "policy.num_heads=2", "policy.intermediate_size=16"]
+    how = ["sample.group=3", "sample.strategy=ratio", "max_ratio=0.02", "loader.val_fraction=0"]
+    config = load(RLConfig, [*places, *teachers, *small, *how, *words])
+    task = make_task(config, torch.device("cpu"))
+    assert isinstance(task, RLTask)
+    maker = RolloutMaker(config, task.policy.config, None, 4, torch.device("cpu"))
+    maker.load(0, task._weights())
+    return maker.make(Ask(0, 0, 0, 0)), maker
+
+
+def test_rl_rewards_are_measured_against_the_stored_targets(made: Made, reconstructor: VideoMAE, monkeypatch) -> None:
+    """Only frames that have targets earn rewards, and no teacher looks at an original again."""
+    monkeypatch.setattr(FrameLoss, "targets", None)
+    group, maker = rewards(made, "objective.frames=2")
+    dataset = open_dataset(str(made.output))
+    stored = read_targets(dataset, next(row for row in rows_of(dataset) if row["clip"] == group.clip))
+    assert stored is not None and group.at.tolist() == stored.at.tolist()
+    clip = maker.reader.read([0]).frames[:, : len(group.slots)]
+    at, gaze = group.at.tolist(), group.gaze(reconstructor.vocabulary)
+    wanted = [reconstructor.reconstruct(clip, one, at, stored.for_frames(at)).error[0] for one in gaze]
+    assert np.array_equal(group.errors, torch.stack(wanted).numpy())
+
+    monkeypatch.undo()  # and they are what the teachers say, but for float16
+    computed = [reconstructor.reconstruct(clip, one, at).error[0].numpy() for one in gaze]
+    np.testing.assert_allclose(group.errors, computed, rtol=1e-3)
+    maker.close()
+
+
+def test_rl_refuses_targets_of_other_teachers(made: Made, tmp_path: Path) -> None:
+    other = changed_weights(made.folder / "dinov2_reg", tmp_path / "dino")
+    with pytest.raises(PipelineError, match=r"targets are of .* the loss has"):
+        rewards(made, f"teachers.dinov2_reg={other}")
