@@ -177,4 +177,6 @@ class TrainSeries:
 def _name(url: str) -> str:
     """The last two parts of a URL: enough to tell jobs apart, and nothing that should not be shown."""
     parts = [part for part in url.split("/") if part and not part.endswith(":")]
-    return "/".join(parts[-2:]).rsplit("@", 1)[-1]
+    name = "/".join(parts[-2:]).rsplit("@", 1)[-1]
+    # Ray refuses a tag that is not ASCII, and a dataset may be called anything.
+    return name.encode("ascii", "backslashreplace").decode("ascii")

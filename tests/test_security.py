@@ -129,10 +129,13 @@ def test_the_ray_we_start_is_closed_has_no_dashboard_and_reports_no_usage(short:
         address, dashboard, usage = ours.stdout.readline().split()
         assert (dashboard, usage) == ("False", "False")
         join = f"import ray; ray.init('{address}', logging_level='ERROR'); print(ray.cluster_resources())"
-        for stranger in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-            words = [sys.executable, "-c", join]
-            done = subprocess.run(words, env=bare | stranger, capture_output=True, text=True, timeout=120, check=False)
-            assert done.returncode != 0 and "CPU" not in done.stdout, "somebody without the token got in"
+        strangers = [
+            subprocess.Popen([sys.executable, "-c", join], env=bare | said, stdout=subprocess.PIPE, text=True)
+            for said in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+        ]
+        for stranger in strangers:
+            told, _ = stranger.communicate(timeout=120)
+            assert stranger.returncode != 0 and "CPU" not in told, "somebody without the token got in"
     finally:
         ours.communicate("\n", timeout=60)
 

@@ -66,7 +66,7 @@ def test_a_finished_job_does_nothing(undisturbed: Run) -> None:
     }
 
 
-@pytest.mark.parametrize("decode, gaze", [(2, 1), (4, 4)])
+@pytest.mark.parametrize("decode, gaze", [(2, 1), pytest.param(4, 4, marks=pytest.mark.slow)])
 def test_any_number_of_workers_gives_the_same_bytes(
     undisturbed: Run, joins: list[str], tmp_path: Path, decode: int, gaze: int
 ) -> None:
@@ -76,6 +76,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert runs.tree(tmp_path / "gaze") == undisturbed.files
 
 
+@pytest.mark.slow
 def test_a_three_node_cluster_that_loses_a_node_gives_the_same_bytes(undisturbed: Run, tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 

@@ -19,6 +19,7 @@ def finish(run: Run, output: Path) -> None:
     assert sorted(index["clip"]) == sorted(plan["clip"])
 
 
+@pytest.mark.slow
 def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> None:
     """Each attempt is killed at a random moment after it made a little more progress than the one before."""
     output, chance, progress = tmp_path / "gaze", random.Random(7), []
@@ -42,10 +43,17 @@ def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> 
     assert runs.all_gone(left, seconds=150), "a killed driver leaves no process behind"
 
 
-def test_everything_killed_in_the_middle_of_a_write(undisturbed: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ["shards/.tmp-*", "index/.tmp-*"],
+        pytest.param(["plan.parquet", "dataset.json", "shards/*.tar"], marks=pytest.mark.slow),
+    ],
+)
+def test_everything_killed_in_the_middle_of_a_write(undisturbed: Run, tmp_path: Path, moments: list[str]) -> None:
     """The moment a new file of each kind shows, driver and actors die at once: the file may be half written."""
     output = tmp_path / "gaze"
-    for moment in ("plan.parquet", "dataset.json", "shards/.tmp-*", "shards/*.tar", "index/.tmp-*"):
+    for moment in moments:
         before = set(output.glob(moment))
         job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
         runs.wait_until(
@@ -58,7 +66,14 @@ def test_everything_killed_in_the_middle_of_a_write(undisturbed: Run, tmp_path: 
     finish(undisturbed, output)
 
 
-@pytest.mark.parametrize("stage", ["DecodeStage", "GazeStage", "pipelines.decoders.child"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "GazeStage",
+        pytest.param("DecodeStage", marks=pytest.mark.slow),
+        pytest.param("pipelines.decoders.child", marks=pytest.mark.slow),
+    ],
+)
 def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "gaze"
     job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")

@@ -20,6 +20,16 @@ from pipelines import store
 from pipelines.shards import open_dataset
 
 
+def samples(output: Path) -> dict[str, dict[str, bytes]]:
+    """What is in each shard, but for the .json files, which name the place of the videos."""
+    found = {}
+    for shard in output.glob("shards/*.tar"):
+        with tarfile.open(shard) as archive:
+            wanted = [member for member in archive if not member.name.endswith(".json")]
+            found[shard.name] = {member.name: archive.extractfile(member).read() for member in wanted}
+    return found
+
+
 def test_s3_to_s3_makes_what_local_to_local_makes(bucket: str, undisturbed: Run, store_of_videos: Path) -> None:
     for path in store_of_videos.rglob("*.mp4"):
         store.publish(path.read_bytes(), f"{bucket}/videos/{path.relative_to(store_of_videos)}")
@@ -41,6 +51,7 @@ def test_s3_to_s3_makes_what_local_to_local_makes(bucket: str, undisturbed: Run,
     assert b"must-not-leak" not in everything and "must-not-leak" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_tar_of_videos_on_s3_is_read_by_ranges(bucket: str, store_of_videos: Path, tmp_path: Path) -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as archive:
@@ -73,20 +84,14 @@ def test_missing_credentials_are_one_clear_line_at_once(
     assert done.returncode == 2 and "no credentials found" in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_server_that_dies_and_comes_back_changes_not_a_byte(
-    s3_server: Rclone, store_of_videos: Path, tmp_path: Path
+def test_a_server_that_dies_and_comes_back_changes_no_sample(
+    s3_server: Rclone, undisturbed: Run, store_of_videos: Path
 ) -> None:
     """Down for longer than a client's own attempts last, in the middle of reading and of writing, and slow after."""
     served = s3_server.folder / s3_servers.BUCKET
     shutil.copytree(store_of_videos, served / "videos")
     place = f"s3://{s3_servers.BUCKET}"
-    words = runs.command("preprocess", f"input={place}/videos", f"output={place}/gaze", "shard.clips=1", "ray.cpus=2")
-    smooth = subprocess.run(words, env=runs.environment(), capture_output=True, text=True, check=False)
-    assert smooth.returncode == 0, smooth.stderr
-    expected = runs.tree(served / "gaze")
-    s3_server.kill()  # which remembers what its folders hold
-    (served / "gaze").rename(tmp_path / "smooth")
-    s3_server.start()
+    words = runs.command("preprocess", f"input={place}/videos", f"output={place}/gaze", "shard.clips=2", "ray.cpus=2")
 
     def strike() -> None:
         runs.wait_until(lambda: list(served.glob("gaze/index/*.parquet")))
@@ -101,7 +106,7 @@ def test_a_server_that_dies_and_comes_back_changes_not_a_byte(
     striker.join()
     assert done.returncode == 0, done.stderr
     assert struck and 1 <= struck[0] < len(list(served.glob("gaze/index/*.parquet"))), "it was in the middle"
-    assert runs.tree(served / "gaze") == expected
+    assert samples(served / "gaze") == samples(undisturbed.output) != {}
     secret = s3_servers.SECRET.encode()
     assert not any(secret in path.read_bytes() for path in served.rglob("*") if path.is_file())
-    assert s3_servers.SECRET not in done.stdout + done.stderr + smooth.stdout + smooth.stderr
+    assert s3_servers.SECRET not in done.stdout + done.stderr

@@ -137,7 +137,7 @@ def test_without_a_ray_nothing_is_exported_and_nothing_fails(tmp_path: Path) -> 
 
 
 def test_a_number_that_is_none_stops_no_step(ray_session: str, tmp_path: Path) -> None:
-    events = Events(str(tmp_path))
+    events = Events(str(tmp_path / "läufe 视频"))  # nor does a name that Ray's tags do not take
     assert events._exported._export._metrics, "a Ray runs in this process"
     events.step(1, 0, 0, {"loss": float("nan"), "grad_norm": float("inf"), "skipped": 0.0}, seconds=0.1, steps=7)
     events.close()
@@ -149,6 +149,8 @@ def test_a_tag_tells_jobs_apart_and_shows_no_credentials() -> None:
         ("s3://bucket/gaze/", "bucket/gaze"),
         ("s3://bucket", "bucket"),
         ("https://user:secret@host", "host"),
+        ("/data/läufe/1", "l\\xe4ufe/1"),
+        ("/data/\udc80/1", "\\udc80/1"),
     ):
         assert prometheus._name(url) == name
 

@@ -24,6 +24,7 @@ from pipelines.rollouts import Ask
 from pipelines.train import train
 from pipelines.train_workers import train_on_ray
 
+SLOW = pytest.mark.slow
 LONG = ["epochs=4", "every.checkpoint=5"]
 
 
@@ -65,7 +66,9 @@ def trouble(seed: int, kills: int) -> Iterator[list[int]]:
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize(("lag", "actors", "kills"), [(0, 2, 1), (1, 1, 2), (3, 3, 2)])
+@pytest.mark.parametrize(
+    ("lag", "actors", "kills"), [pytest.param(0, 2, 1, marks=SLOW), pytest.param(1, 1, 2, marks=SLOW), (3, 3, 2)]
+)
 def test_slow_and_dying_actors_change_nothing(
     ray_session: str, gazes: str, tmp_path: Path, lag: int, actors: int, kills: int
 ) -> None:
@@ -81,6 +84,7 @@ def test_slow_and_dying_actors_change_nothing(
     assert told["idle_rollout"].dropna().between(0, 1).all()
 
 
+@SLOW
 def test_learners_of_two_ranks_have_actors_of_their_own(ray_session: str, gazes: str, tmp_path: Path) -> None:
     words = [*LONG, "rollouts.lag=1", "scale.min_workers=2", "scale.max_workers=2"]
     assert run_ranks(rl_config(gazes, tmp_path / "alone", *words), 2, tmp_path) == ["done", "done"]

@@ -61,6 +61,7 @@ def test_a_rank_that_dies_once_is_replaced_and_the_run_ends_as_an_undisturbed_on
     require_clean(run)
 
 
+@pytest.mark.slow
 def test_more_deaths_than_allowed_end_the_job_with_the_ranks_name(ray_session: str, gazes: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = [*TWO, "epochs=1000", "scale.max_failures=0", "every.checkpoint=50", "every.keep=1"]
