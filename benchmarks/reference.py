@@ -2,10 +2,10 @@
 
     PYTHON benchmarks/reference.py CHECKOUT < case.json
 
-For benchmarks/generation.py, which starts it. CHECKOUT is a clone of the reference, PYTHON an interpreter that has what
-it imports (torch, transformers 4.57, einops, omegaconf, timm, loguru, wandb). Its package has the name of ours, so it
-is imported from CHECKOUT alone, and nothing of ours is. The case comes as JSON, and so does the result, as the last
-line of the output; see `run_case`.
+For benchmarks/generation.py and benchmarks/rl.py, which start it. CHECKOUT is a clone of the reference, PYTHON an
+interpreter that has what it imports (torch, transformers 4.57, einops, omegaconf, timm, loguru, wandb). Its package has
+the name of ours, so it is imported from CHECKOUT alone, and nothing of ours is. The case comes as JSON, and so does the
+result, as the last line of the output; see `run_case`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     sys.path.insert(0, checkout)
     from autogaze.models.autogaze import AutoGaze  # type: ignore[import-not-found]  # the reference's, not ours
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(case.get("threads", 1))
     model = AutoGaze.from_pretrained(case["weights"]).eval().to(case["device"])
     limits: dict[str, Any] = {"gazing_ratio": case["max_ratio"]}
     if case["loss_threshold"] is not None:
@@ -135,9 +135,26 @@ def main() -> None:
         (both[0].sum() + both[1].sum()).backward()
         return both
 
+    def rl(clip: Tensor) -> None:
+        """A step of its RL: a clip as often as the group is large, sampled, scored, learned from. Rewards cost nothing
+        here: they are made up."""
+        clips = clip.repeat(case["group"], 1, 1, 1, 1)
+        slots = torch.full((clips.shape[1],), case["slots"])
+        drawn = model.gazing_model.generate(
+            clips, max_gaze_tokens_each_frame=slots, do_sample=True, temperature=1.0, top_k=50
+        )
+        out = model({"video": clips}, gazing_info=drawn)
+        log_probs, losses = out["log_action_probs"], out["task_loss_prediction"]
+        rewards = torch.linspace(-1, 1, case["group"])[:, None]
+        loss = -(rewards * (log_probs - log_probs.detach()).exp()).mean() + (losses - rewards).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     if case["mode"] in ("score", "train"):
         given = {name: torch.from_numpy(array).to(case["device"]) for name, array in np.load(case["gaze"]).items()}
-    calls = {"gaze": gaze, "stream": stream, "score": torch.no_grad()(score), "train": train}
+    calls = {"gaze": gaze, "stream": stream, "score": torch.no_grad()(score), "train": train, "rl": rl}
     save = padded if case["mode"] in ("gaze", "stream") else scores
     reply(run_case(case, model.gazing_model.gaze_decoder, load_parts(case), calls[case["mode"]], save))
 

@@ -1,23 +1,32 @@
 """How fast RL goes, beside the way the reference goes about it; how sampling scales; what publishing weights costs.
 
     python benchmarks/rl.py --data DATASET --rounds 3       # a dataset made by autogaze preprocess, frames stored
+    python benchmarks/rl.py --data DATASET --reference CHECKOUT --reference-python PYTHON      # and its own code
     python benchmarks/rl.py --scaling                       # 1 to 8 actors that sleep, nothing else
 
-Speed: one clip a step, a group of 12, canvas rewards for 2 of its frames, the released sizes with random weights, one
-CPU thread a process, the same steps and clips for each way, taken in turns:
-  reference   one process does what the reference does: repeats the clip 12 times; encodes, gazes at and scores all
-              copies at all frames, and rebuilds the frames that earn rewards
+Speed: groups of 12, canvas rewards for 2 of a clip's frames, the released sizes with random weights, the same clips for
+each way, taken in turns, in trajectories per second of wall time:
+  its code    one process runs the reference's own code (NVlabs/AutoGaze): one clip a step, repeated 12 times; encodes,
+              gazes at and scores all copies at all frames. Its rewards are made up and cost it nothing
+  its way     one process does the same with our network, and rebuilds the frames that earn rewards
   ours        rollouts.actors=0: one process; a clip is encoded once, and only frames up to the last reward are gazed at
-  actors      rollouts.actors=1 rollouts.lag=1: one more process samples the next step's group meanwhile
-Trajectories and steps per second are the median of the rounds, ratios those of each round.
+  actor       rollouts.actors=1 rollouts.lag=1: one more process samples the next step's group meanwhile
+  ranks       scale.max_workers=2 rollouts.actors=0: two learners, of two clips a step one each
+"1 thread" is of every process; "all cores" gives the one process as many threads as there are cores.
+Rates are the median of the rounds, ratios those of each round.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,55 +35,84 @@ import torch
 
 from autogaze import reconstruction
 from autogaze.model import AutoGaze, Sampling
-from autogaze.objectives import group_advantages, grpo_loss, last_slots, loss_prediction_loss, slot_advantages
+from autogaze.model.images import preprocess
+from autogaze.objectives import group_advantages, grpo_loss, loss_prediction_loss, slot_advantages
+from autogaze.patches import VOCABULARY
 from cluster.local import RayConfig, running
 from pipelines.loader import LoaderConfig, ShardLoader
 from pipelines.metrics import read_events
+from pipelines.rl import measured_errors
 from pipelines.rl_config import ObjectiveConfig, RLConfig, RolloutsConfig, SampleConfig
 from pipelines.rollout_pool import ActorRollouts
 from pipelines.rollouts import Ask
 from pipelines.train import make_task, train
-from pipelines.train_config import DataConfig, EveryConfig, OptimizerConfig
+from pipelines.train_config import DataConfig, EveryConfig, OptimizerConfig, ScaleConfig
+from pipelines.train_workers import train_on_ray
 
 GROUP, SERVICE_S = 12, 0.25
 
 
-def config_of(arguments: argparse.Namespace, run: str, **rollouts: object) -> RLConfig:
-    """One clip a step; `steps` of them are a run."""
-    loader = ShardLoader(LoaderConfig(data=[arguments.data], global_batch=1, workers=0))
+def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollouts: object) -> RLConfig:
+    """So many clips a step; all steps together are of the same clips."""
+    loader = ShardLoader(LoaderConfig(data=[arguments.data], global_batch=clips, workers=0))
     return RLConfig(
         data=arguments.data,
         run=run,
-        epochs=arguments.steps / loader.steps_per_epoch,
-        global_batch=1,
+        epochs=(arguments.steps // clips + 1) / loader.steps_per_epoch,  # the first is not counted
+        global_batch=clips,
         micro_batch=1,
         max_ratio=arguments.ratio,
         optimizer=OptimizerConfig(schedule="constant"),
         loader=DataConfig(val_fraction=0.0, workers=0),
         every=EveryConfig(checkpoint=0, validate=0),
         val_clips=0,
+        scale=ScaleConfig(min_workers=clips, max_workers=clips),
         sample=SampleConfig(group=GROUP, strategy="ratio", min_temperature=1.0),
         objective=ObjectiveConfig(frames=2),
         rollouts=RolloutsConfig(**rollouts),  # type: ignore[arg-type]
     )
 
 
-def reference_steps(config: RLConfig, steps: int) -> float:
-    """Seconds of so many steps the reference's way. The first is not counted."""
+def clips_of(config: RLConfig, count: int) -> list[torch.Tensor]:
+    """The clips that the counted steps of one clip are of: uint8 [1, T, S, S, 3]."""
+    batches = ShardLoader(LoaderConfig(data=[config.data], global_batch=1, workers=0))
+    return [batch.frames for batch, _ in zip(batches, range(count + 1), strict=False)][1:]
+
+
+def their_code(config: RLConfig, arguments: argparse.Namespace, threads: int) -> float:
+    """Seconds that the reference's own code takes for the clips, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = make_task(config, torch.device("cpu"))
+        policy: AutoGaze = task.policy  # type: ignore[attr-defined]
+        policy.save_pretrained(f"{folder}/weights")
+        clips = torch.cat(clips_of(config, arguments.steps))
+        np.save(f"{folder}/frames.npy", preprocess(clips, VOCABULARY.frame_size, torch.device("cpu")).numpy())
+        case = {
+            "mode": "rl", "weights": f"{folder}/weights", "frames": f"{folder}/frames.npy", "out": "", "device": "cpu",
+            "clips": arguments.steps, "batch": 1, "rounds": 1, "threads": threads, "max_ratio": config.max_ratio,
+            "loss_threshold": None, "group": GROUP, "slots": VOCABULARY.cap(config.max_ratio),
+        }  # fmt: skip
+        command = [arguments.reference_python, str(Path(__file__).with_name("reference.py")), str(arguments.reference)]
+        done = subprocess.run(command, input=json.dumps(case), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"the reference: {done.stderr.strip()[-2000:]}")
+    return float(sum(json.loads(done.stdout.splitlines()[-1])["wall"]))
+
+
+def their_way(config: RLConfig, steps: int, threads: int) -> float:
+    """Seconds of so many steps the reference's way, with our network."""
     task = make_task(config, torch.device("cpu"))
     policy: AutoGaze = task.policy  # type: ignore[attr-defined]
     canvas = reconstruction.load("canvas")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-4)
     random = np.random.default_rng(0)
-    began = 0.0
-    for batch in ShardLoader(LoaderConfig(data=[config.data], global_batch=1, workers=0)):
-        if batch.step == 1:
-            began = time.perf_counter()
-        if batch.step == steps + 1:
-            break
-        copies = batch.frames.repeat(GROUP, 1, 1, 1, 1)
+    clips = clips_of(config, steps)
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    for step, clip in enumerate(clips):
+        copies = clip.repeat(GROUP, 1, 1, 1, 1)
         at = sorted(random.permutation(copies.shape[1])[:2].tolist())
-        sample = Sampling(1.0, 50, seeds=batch.step)
+        sample = Sampling(1.0, 50, seeds=step)
         rollout = policy.rollout(copies, sample, max_ratio=config.max_ratio)
         errors = canvas.reconstruct(copies, rollout.gaze, at).error
         scores = policy.score(copies, rollout.gaze)
@@ -82,22 +120,23 @@ def reference_steps(config: RLConfig, steps: int) -> float:
         valid, slots = ~padded["if_padded_gazing"], padded["num_gazing_each_frame"]
         advantages = group_advantages(-errors[None])[0]
         each = slot_advantages(advantages, torch.tensor(at).expand(GROUP, -1), valid, slots, 0.995)
-        frame = torch.repeat_interleave(torch.arange(len(slots)), slots)
-        counted = last_slots(valid, slots) & torch.isin(frame, torch.tensor(at))
-        measured = torch.zeros(valid.shape)
-        for place, t in enumerate(at):
-            measured[:, frame == t] = errors[:, place : place + 1]
+        measured, counted = measured_errors(errors, at, valid, slots)
         loss = grpo_loss(scores.log_probs, each, valid).mean()
         loss = loss + loss_prediction_loss(scores.loss_predictions, measured, valid, counted).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return time.perf_counter() - began
+    spent = time.perf_counter() - began
+    torch.set_num_threads(1)
+    return spent
 
 
 def our_steps(config: RLConfig) -> tuple[float, float]:
     """Seconds of a run's steps but the first, and the share of it that publishing weights took."""
-    assert train(config) == "done"
+    if config.scale.max_workers > 1:
+        assert train_on_ray(config, lambda: False) == "done"
+    else:
+        assert train(config) == "done"
     events = read_events(config.run)
     steps = events[events["kind"] == "step"].iloc[1:]
     return float(steps["seconds"].sum()), float(steps["publish_s"].sum() / steps["seconds"].sum())
@@ -105,27 +144,33 @@ def our_steps(config: RLConfig) -> tuple[float, float]:
 
 def speed(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    found: dict[str, list[float]] = {"reference": [], "ours": [], "actors": []}
+    cores = len(os.sched_getaffinity(0))
+    found: dict[str, list[float]] = defaultdict(list)
     published = []
-    with tempfile.TemporaryDirectory() as folder, running(RayConfig(cpus=2)):
+    with tempfile.TemporaryDirectory() as folder, running(RayConfig(cpus=3)):
         for number in range(arguments.rounds):
             runs = Path(folder, str(number))
-            arguments.steps += 1  # the first of each is not counted
-            found["reference"].append(reference_steps(config_of(arguments, ""), arguments.steps - 1))
+            one = config_of(arguments, "")
+            for threads, name in ((1, "1 thread"), (cores, "all cores")):
+                if arguments.reference:
+                    found[f"its code, {name}"].append(their_code(one, arguments, threads))
+                found[f"its way, {name}"].append(their_way(one, arguments.steps, threads))
             seconds, share = our_steps(config_of(arguments, str(runs / "ours")))
-            found["ours"].append(seconds)
+            found["ours, 1 thread"].append(seconds)
             published.append(share)
-            seconds, share = our_steps(config_of(arguments, str(runs / "actors"), actors=1, lag=1))
-            found["actors"].append(seconds)
-            arguments.steps -= 1
-    print(f"{arguments.steps} steps of one clip, {GROUP} trajectories each, ratio {arguments.ratio}")
+            found["actor"].append(our_steps(config_of(arguments, str(runs / "actor"), actors=1, lag=1))[0])
+            found["ranks"].append(our_steps(config_of(arguments, str(runs / "ranks"), clips=2))[0])
+    frames = clips_of(one, 1)[0].shape[1]
+    print(
+        f"{arguments.steps} clips of {frames} frames, {GROUP} trajectories each, ratio {arguments.ratio}, {cores} cores"
+    )
+    bases = [name for name in found if name.startswith("its")]
     for name, seconds in found.items():
-        rate = arguments.steps / statistics.median(seconds)
-        ratios = [one / other for one, other in zip(found["reference"], seconds, strict=True)]
-        print(
-            f"{name:10} {rate:6.3f} steps/s {rate * GROUP:6.2f} trajectories/s"
-            f"   {statistics.median(ratios):.2f}x the reference ({min(ratios):.2f} to {max(ratios):.2f})"
-        )
+        line = f"{name:20} {arguments.steps * GROUP / statistics.median(seconds):6.2f} trajectories/s"
+        for base in bases if name not in bases else []:
+            ratios = [one / other for one, other in zip(found[base], seconds, strict=True)]
+            line += f" | {base} x {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(line)
     print(f"publishing weights: {statistics.median(published):.2%} of step time")
 
 
@@ -143,8 +188,6 @@ class Sleeper:
 def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int = 8) -> None:
     """Groups per second of actors whose service takes a fixed time: what the pool itself costs. The learner takes a
     tenth of a step's sampling by eight actors for itself, at lag 1."""
-    import sys
-
     import ray
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -178,9 +221,11 @@ def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="folder or s3:// prefix of a dataset")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="clips; an even number")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ratio", type=float, default=0.05, help="share of patches of every frame")
+    parser.add_argument("--reference", type=Path, metavar="CHECKOUT", help="a clone of NVlabs/AutoGaze")
+    parser.add_argument("--reference-python", default=sys.executable, metavar="PYTHON", help="default: this one")
     parser.add_argument("--scaling", action="store_true")
     arguments = parser.parse_args()
     if arguments.scaling:

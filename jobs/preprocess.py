@@ -37,12 +37,14 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
         console.print(job.notice, style="yellow", highlight=False)
     if job and (dry_run or not job.missing or config.part == "plan"):
         return _done(job, console, dry_run)
+    began = time.time()
     with running(config.ray) as cluster:
+        ready = time.time()
         workers = preprocess.share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
         job = job or preprocess.plan_job(config, write=not dry_run)
         if dry_run or not job.missing or config.part == "plan":
             return _done(job, console, dry_run)
-        return _execute(job, workers, cluster, console)
+        return _execute(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
 
 
 def _done(job: Job, console: Console, dry_run: bool) -> int:
@@ -59,7 +61,7 @@ def _done(job: Job, console: Console, dry_run: bool) -> int:
     return 0
 
 
-def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console) -> int:
+def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console, start_up: dict[str, float]) -> int:
     planned = int(job.plan["shard"].isin(job.missing).sum())
     console.print(
         f"{planned} clips in {len(job.missing)} shards"
@@ -79,7 +81,7 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console)
 
     def record(status: str) -> dict[str, Any]:
         seconds = time.time() - began
-        return preprocess.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status)
+        return preprocess.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status, start_up)
 
     def publish(record: dict[str, Any]) -> None:
         store.publish(json.dumps(record, indent=1).encode() + b"\n", store.join(f"{job.output}.runs", name))

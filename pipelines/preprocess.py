@@ -307,6 +307,7 @@ class Totals:
     seconds: dict[str, float] = field(default_factory=dict)  # busy seconds per stage, all actors together
     began: float = float("inf")
     ended: float = 0.0
+    first: float = float("inf")  # when the first shard was committed
 
     def add(self, row: dict[str, Any]) -> None:
         for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts"):
@@ -314,6 +315,7 @@ class Totals:
         self.failed.update(json.loads(row["failed"]))
         for stage, spent in json.loads(row["seconds"]).items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        self.first = min(self.first, row["ended"])
         self.began, self.ended = min(self.began, row["began"]), max(self.ended, row["ended"])
 
     def speed_of_light(self, workers: dict[str, int]) -> tuple[str, float]:
@@ -381,7 +383,14 @@ def _reasons(failed: Counter[str]) -> str:
 
 
 def run_record(
-    job: Job, totals: Totals, workers: Workers, cluster: dict[str, int], began: float, seconds: float, status: str
+    job: Job,
+    totals: Totals,
+    workers: Workers,
+    cluster: dict[str, int],
+    began: float,
+    seconds: float,
+    status: str,
+    start_up: dict[str, float],
 ) -> dict[str, Any]:
     """What a run did, for the report: kept beside the dataset, in <output>.runs/, since no two runs' times agree.
 
@@ -390,7 +399,11 @@ def run_record(
         began: seconds since the epoch.
         seconds: how long it took, without starting Ray.
         status: done, interrupted, or running: then it says how far the run was at `began + seconds`.
+        start_up: seconds of the phases before `began`. Two more come after it: until the actors begin their first clip,
+            and from then on until the first shard is committed.
     """
+    if totals.clips:
+        start_up = start_up | {"actors": totals.began - began, "first_shard": totals.first - totals.began}
     counts = {"decode": workers.decode, "gaze": workers.gaze}
     slowest, light = totals.speed_of_light(counts) if totals.clips else ("", 0.0)
     stamp = "%Y-%m-%dT%H:%M:%SZ"
@@ -408,6 +421,7 @@ def run_record(
         "frames": totals.frames,
         "tokens": totals.tokens,
         "seconds": round(seconds, 3),
+        "start_up": {phase: round(spent, 3) for phase, spent in start_up.items()},
         "frames_per_s": round(totals.frames / seconds, 2) if seconds else 0.0,
         "stages": {
             stage: {"seconds": round(spent, 3), "workers": counts["gaze" if stage in _IN_GAZE else "decode"]}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -260,7 +260,7 @@ class GroupLosses(nn.Module):
         against = behaviour if objective.ratio == "behaviour" else None
         grpo = grpo_loss(log_probs, each, valid, against, objective.clip or None).mean()
 
-        measured, counted = _measured(errors, group.at, valid, slots)
+        measured, counted = measured_errors(errors, group.at.tolist(), valid, slots)
         prediction = loss_prediction_loss(scores.loss_predictions.float(), measured, valid, counted).mean()
         loss = grpo + self.config.loss_prediction * prediction
         found = {"loss": loss, "grpo": grpo, "loss_prediction": prediction}
@@ -303,11 +303,14 @@ class GroupLosses(nn.Module):
         return found
 
 
-def _measured(errors: Tensor, at: np.ndarray, valid: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The error of each rebuilt frame at the last patch of the frame, [G, N], and where these are."""
+def measured_errors(errors: Tensor, at: Sequence[int], valid: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """The error of each rebuilt frame at the last patch of the frame, float32 [G, N], and where these are, bool [G, N].
+
+    errors: float32 [G, F] of frames `at`. valid: bool [G, N], the used ones of the slots. slots: int64 [T].
+    """
     frame = torch.repeat_interleave(torch.arange(len(slots), device=slots.device), slots)
     measured, rebuilt = torch.zeros(valid.shape, device=valid.device), torch.zeros_like(valid)
-    for place, t in enumerate(at.tolist()):
+    for place, t in enumerate(at):
         measured = torch.where(frame == t, errors[:, place : place + 1], measured)
         rebuilt |= frame == t
     return measured, rebuilt & last_slots(valid, slots)

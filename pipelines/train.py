@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,8 @@ from pipelines.rl_config import RLConfig
 from pipelines.shards import open_dataset
 from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, learning_rate
 from pipelines.train_task import Key, Task
+
+T = TypeVar("T")
 
 # What may differ when a run goes on: where it runs, and how often it looks and saves. Where data and teachers lie may
 # differ too: what they are is compared.
@@ -143,7 +145,7 @@ def train(
                 step - 1, batch.epoch, batch.ids, batch.repeat, [skipped.id for skipped in batch.skipped], **recorded
             )
             more = task.stepped(step)
-            events.step(
+            row = events.step(
                 step,
                 batch.epoch,
                 len(batch.ids),
@@ -155,6 +157,9 @@ def train(
                 flops=task.flops(batch.gaze),
                 steps=steps,
             )
+            if row["skipped"]:  # of all ranks together, and so the same on each
+                told = [f"{one.shard}: {one.clip} (sample {one.id}): {one.reason}" for one in batch.skipped]
+                events.log("skipped", step=step, samples=list(itertools.chain(*_gathered(told, world))))
             if step == steps or (config.every.validate and step % config.every.validate == 0):
                 events.log("validation", step=step, **validate(config, task, rank, world, device))
                 task.note(events, step)
@@ -194,11 +199,8 @@ def validate(config: TrainConfig, task: Task, rank: int, world: int, device: tor
                 found = task.validate(batch.frames.to(device), batch.gaze)
             sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
     task.module.train()
-    if world > 1:
-        gathered: list[dict[str, float] | None] = [None] * world
-        dist.all_gather_object(gathered, sums)
-        parts = [part for part in gathered if part]
-        sums = {name: sum(part[name] for part in parts) for name in (parts[0] if parts else {})}
+    parts = [part for part in _gathered(sums, world) if part]
+    sums = {name: sum(part[name] for part in parts) for name in (parts[0] if parts else {})}
     return task.summary(sums) if sums else {}
 
 
@@ -324,6 +326,15 @@ def _agree(decide: Callable[[], tuple[int, int]], rank: int, world: int, device:
 def _next_attempt(run: str) -> int:
     before = attempts(run)
     return before[-1].number + 1 if before else 1
+
+
+def _gathered(mine: T, world: int) -> list[T]:
+    """What each rank has, on every rank."""
+    if world == 1:
+        return [mine]
+    every: list[T | None] = [None] * world
+    dist.all_gather_object(every, mine)
+    return cast(list[T], every)
 
 
 def _barrier(world: int) -> None:

@@ -45,6 +45,9 @@ class ScaleConfig:
     dtype: str = field(default="float32", metadata={"help": "float32, or bfloat16 (autocast; weights stay float32)"})
     threads: int = field(default=1, metadata={"help": "CPU threads of each rank"})
     max_failures: int = field(default=3, metadata={"help": "ranks that may die before the job gives up"})
+    resize_s: float = field(
+        default=60.0, metadata={"help": "with fewer ranks than max_workers, seconds between looks for room"}
+    )
 
 
 @dataclass
@@ -150,6 +153,7 @@ def check_train_config(config: TrainConfig) -> None:
     for name, number in (
         ("epochs", config.epochs),
         ("optimizer.lr", optimizer.lr),
+        ("scale.resize_s", scale.resize_s),
     ):
         if not 0 < number < math.inf:
             raise PipelineError(f"{name}={number}: must be a positive number")

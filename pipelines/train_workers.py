@@ -43,6 +43,7 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
                 num_workers=workers,  # type: ignore[arg-type]  # elastic pairs are documented, not annotated
                 use_gpu=scale.device == "cuda",
                 resources_per_worker={"CPU": scale.threads} if scale.device == "cpu" else None,
+                elastic_resize_monitor_interval_s=scale.resize_s,  # type: ignore[call-arg]  # nor is this one
             ),
             run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=scale.max_failures)),
         )

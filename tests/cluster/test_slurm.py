@@ -171,6 +171,19 @@ def test_an_array_plans_once_and_makes_the_bytes_of_a_local_run(
     spec: ClusterSpec, whole: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:
     command, files = whole
+    spec = replace(spec, slurm=replace(spec.slurm, array=2))
+    job_id = submit_array(spec, [*command, f"output={tmp_path / 'gaze'}"])
+    assert status(spec, job_id).tasks == {0: "PENDING", 1: "PENDING"}, "until the plan is there"
+    now = ended(spec, job_id)
+    assert now.state == "COMPLETED" and now.tasks == {0: "COMPLETED", 1: "COMPLETED"}, log(spec, job_id)
+    assert runs.tree(tmp_path / "gaze") == files
+
+
+@pytest.mark.slow
+def test_some_tasks_of_an_array_make_their_parts_and_the_rest_are_made_later(
+    spec: ClusterSpec, whole: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    command, files = whole
     output = tmp_path / "gaze"
     spec = replace(spec, head=HeadGroup(cpus=2, memory_gb=2), slurm=replace(spec.slurm, array=3, array_parallel=2))
     job_id = submit_array(spec, [*command, f"output={output}"], "0,2")

@@ -52,6 +52,8 @@ def test_the_summary_and_the_run_record_say_what_happened(undisturbed: Run) -> N
     assert record["status"] == "done" and record["clips"] == {"ok": len(good), "failed": 1}
     assert record["tokens"] == good["tokens"].sum() and record["frames"] == good["frames"].sum()
     assert record["slowest_stage"] in ("decode", "gaze") and 0 < record["speed_of_light"] <= 1
+    assert list(record["start_up"]) == ["ray", "plan", "actors", "first_shard"]
+    assert sum(record["start_up"].values()) > 0 and min(record["start_up"].values()) >= 0
     for part in (f"{len(good)} ok, 1 failed", "1 unreadable", "x fewer", "slowest stage", "autogaze report"):
         assert part in undisturbed.printed
 

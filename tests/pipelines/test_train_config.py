@@ -45,6 +45,7 @@ def test_the_defaults_are_the_papers_and_may_be_used(kind: type) -> None:
         ("scale.min_workers=2", "scale.max_workers=1: must be at least 2"),
         ("scale.threads=0", "scale.threads=0: must be at least 1"),
         ("scale.max_failures=-1", "scale.max_failures=-1: must be at least 0"),
+        ("scale.resize_s=0", "scale.resize_s=0.0: must be a positive number"),
         ("every.checkpoint=-1", "every.checkpoint=-1: must be at least 0"),
         ("every.keep=0", "every.keep=0: must be at least 1"),
         ("epochs=0", "epochs=0.0: must be a positive number"),

@@ -125,6 +125,8 @@ def test_a_bad_sample_is_skipped_on_its_rank_and_the_others_go_on(tmp_path: Path
         require_clean(tmp_path / str(world))
         found = read_events(str(tmp_path / str(world))).query("kind == 'step'")
         assert found["skipped"].sum() == 1 and (found["samples"] == 4).all()
+        (named,) = read_events(str(tmp_path / str(world))).query("kind == 'skipped'")["samples"].dropna()
+        assert len(named) == 1 and str(tar) in named[0] and str(row["clip"]) in named[0], "whichever rank met it"
     assert consumed(tmp_path / "1") == consumed(tmp_path / "2")
     require_near(tmp_path / "1", tmp_path / "2")
     # With bad_samples=fail the rank that meets it says so, and the other does not stay behind.

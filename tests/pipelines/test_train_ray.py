@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import training
 from training import end_of, policy_config, require_clean, run_ranks
 
 from pipelines.errors import PipelineError
@@ -73,3 +74,40 @@ def test_more_deaths_than_allowed_end_the_job_with_the_ranks_name(ray_session: s
     size = (run / "events.jsonl").stat().st_size + 2000
     assert train_on_ray(policy_config(gazes, run, *settings), lambda: past(run, size)) == "stopped"
     require_clean(run)
+
+
+@pytest.mark.slow
+def test_a_run_grows_with_the_cluster_and_shrinks_with_it(ray_session: str, gazes: str, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    run = tmp_path / "run"
+    settings = ["epochs=1000", "every.checkpoint=20", "every.keep=1", "scale.max_workers=2", "scale.resize_s=2"]
+    settings += ["scale.max_failures=5"]
+
+    def steps() -> int:
+        return int(training.newest(run).name.removeprefix("step-")) if (run / "checkpoints" / "latest").exists() else 0
+
+    def world() -> int:
+        return attempts(str(run))[-1].world if (run / "ledger").exists() else 0
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    job = runs.start("train", "policy", *training.settings(gazes, run, *settings), f"ray.address={cluster.address}")
+    try:
+        assert runs.wait_until(lambda: steps() > 20 or job.poll() is not None, 120, 0.2)
+        assert world() == 1
+        node = cluster.add_node(num_cpus=1)
+        assert runs.wait_until(lambda: world() == 2 or job.poll() is not None, 120, 0.2)
+        grown = steps()
+        assert runs.wait_until(lambda: steps() > grown + 20 or job.poll() is not None, 120, 0.2)
+        cluster.remove_node(node, allow_graceful=False)
+        assert runs.wait_until(lambda: world() == 1 or job.poll() is not None, 120, 0.2)
+        shrunk = steps()
+        assert runs.wait_until(lambda: steps() > shrunk + 20 or job.poll() is not None, 120, 0.2)
+        assert job.poll() is None
+        job.terminate()
+        assert job.wait(60) == 0
+    finally:
+        job.kill()
+        cluster.shutdown()
+    assert [attempt.world for attempt in attempts(str(run))] == [1, 2, 1]
+    training.require_clean(run)
