@@ -46,6 +46,12 @@ bench: $(STAMP) ## every benchmark; see docs/benchmarks.md
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/rl.py --scaling
 	$(BIN)/python benchmarks/sizing.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/loader.py --million
+	$(BIN)/python benchmarks/s3.py
+	$(BIN)/python -m jobs.cli preprocess input=../shared/corpus/train output=build/bench clip.frames=8 clip.stride=2 clip.per_video=2
+	$(BIN)/python benchmarks/train.py --data build/bench
+	$(BIN)/python benchmarks/rl.py --data build/bench
 
 chaos: $(STAMP) ## random kills, outages and full disks under preprocess, train and rl; CHAOS_ARGS="--seed 1 --faults 20"
 	$(BIN)/python tests/chaos/chaos.py $(CHAOS_ARGS)

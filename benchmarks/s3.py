@@ -55,7 +55,7 @@ def preprocess(source: str, output: str, files: Path, endpoint: str, per_video: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
     parser.add_argument("--videos", type=int, default=16)
     parser.add_argument("--per-video", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)

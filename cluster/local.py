@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +57,7 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    sigterm = signal.getsignal(signal.SIGTERM)
     # Ray otherwise prints one line per dataset and a banner per connection; a job has its own progress and summary.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address:
@@ -78,12 +81,25 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
                 include_dashboard=False,
                 **quiet,
             )
+    _handle_sigterm(sigterm if callable(sigterm) else _leave)
     try:
         resources = ray.cluster_resources()
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
         yield ClusterSize(nodes, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+        _handle_sigterm(sigterm)
+
+
+def _handle_sigterm(handler: Any) -> None:
+    """Take SIGTERM back from Ray, whose C++ side answers it with a stack trace and an abort."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _leave(number: int, frame: object) -> None:
+    """End as after any error: what is open is closed, and Ray is stopped."""
+    raise SystemExit(128 + number)
 
 
 def require_listening(address: str, key: str = "address") -> None:

@@ -100,7 +100,7 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console,
             totals = preprocess.execute(job, workers, on_shard)
         preprocess.tidy(job)
         status = "done"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
         raise
     finally:

@@ -141,7 +141,8 @@ def retrying(
                 renewed = True
                 continue
             if not is_transient(error, url):
-                if isinstance(error, OSError) or type(error).__module__.startswith("botocore"):
+                known = (OSError, RecursionError) if s3 else OSError
+                if isinstance(error, known) or type(error).__module__.startswith("botocore"):
                     raise StoreError(_explain(error, url)) from error
                 raise
             now = time.monotonic()

@@ -338,6 +338,7 @@ def explain(error: BaseException, url: str) -> str:
         ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "400"),
         f"the {where} is in another region, or the request is malformed; set AWS_REGION to the bucket's region",
     )
+    known["RecursionError"] = known["PermanentRedirect"]  # botocore asks a redirect that names no region where to go
     known["403"] = known["AccessDenied"]
     known["507"] = known["QuotaExceeded"]
     if (told := known.get(code) or known.get(name)) is not None:

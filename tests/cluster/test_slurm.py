@@ -28,7 +28,7 @@ from cluster.spec import (
     TimeoutsConfig,
 )
 
-pytestmark = [pytest.mark.usefixtures("slurm_cluster"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.usefixtures("slurm_cluster"), pytest.mark.timeout(1800)]
 JOINED = [sys.executable, str(Path(__file__).parent / "joined.py")]
 
 
@@ -67,6 +67,16 @@ def whole(store_of_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     return ["autogaze", *command], runs.tree(output)
 
 
+@pytest.fixture(scope="session")
+def all_of_it(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
+    """The same of all clips of 111 real videos."""
+    output = tmp_path_factory.mktemp("corpus") / "gaze"
+    command = ["preprocess", f"input={corpus / 'train'}", "workers.decode=1", "workers.gaze=1"]
+    done = runs.autogaze(*command, f"output={output}", "ray.cpus=2", timeout=900)
+    assert done.returncode == 0, done.stderr
+    return ["autogaze", *command], runs.tree(output)
+
+
 def seen(spec: ClusterSpec, job_id: str) -> dict:
     found = re.search(r"seen (\{.*\})", log(spec, job_id))
     assert found, log(spec, job_id)
@@ -78,9 +88,9 @@ def seen(spec: ClusterSpec, job_id: str) -> dict:
 
 @pytest.mark.slow
 def test_a_job_cancelled_or_off_a_node_goes_on_to_the_bytes_of_a_local_run(
-    spec: ClusterSpec, whole: tuple[list[str], dict[str, str]], tmp_path: Path
+    spec: ClusterSpec, all_of_it: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:
-    command, files = whole
+    command, files = all_of_it
     output = tmp_path / "gaze"
     command = [*command, f"output={output}"]
 
@@ -103,7 +113,7 @@ def test_a_job_cancelled_or_off_a_node_goes_on_to_the_bytes_of_a_local_run(
         assert runs.wait_until(lambda: status(spec, again).state == "PENDING", 60, 0.2), log(spec, again)
     finally:
         slurm_host.bring_back("n2")
-    now = ended(spec, again)
+    now = ended(spec, again, 600)
     assert (now.state, now.exit, now.restarts) == ("COMPLETED", 0, 1), log(spec, again)
     assert runs.tree(output) == files
     assert "Ray on 2 node(s)" in log(spec, again) and "4 decode" not in log(spec, again)
@@ -181,21 +191,23 @@ def test_an_array_plans_once_and_makes_the_bytes_of_a_local_run(
 
 @pytest.mark.slow
 def test_some_tasks_of_an_array_make_their_parts_and_the_rest_are_made_later(
-    spec: ClusterSpec, whole: tuple[list[str], dict[str, str]], tmp_path: Path
+    spec: ClusterSpec, all_of_it: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:
-    command, files = whole
+    command, files = all_of_it
     output = tmp_path / "gaze"
     spec = replace(spec, head=HeadGroup(cpus=2, memory_gb=2), slurm=replace(spec.slurm, array=3, array_parallel=2))
     job_id = submit_array(spec, [*command, f"output={output}"], "0,2")
     waiting = status(spec, job_id)
     assert waiting.state == "PENDING" and waiting.tasks == {0: "PENDING", 2: "PENDING"}
-    now = ended(spec, job_id)
+    assert runs.wait_until(lambda: list(output.glob("index/*.parquet")), 240, 0.1), log(spec, job_id)
+    subprocess.run(["scontrol", "requeue", f"{job_id}_2"], check=True)
+    now = ended(spec, job_id, 600)
     assert now.state == "COMPLETED" and now.tasks == {0: "COMPLETED", 2: "COMPLETED"}, log(spec, job_id)
     planned = {int(path.stem) for path in output.glob("index/*.parquet")}
     assert planned and {shard % 3 for shard in planned} == {0, 2}
 
     rest = submit_array(spec, [*command, f"output={output}"], "1", plan=False)
-    assert ended(spec, rest).state == "COMPLETED", log(spec, rest)
+    assert ended(spec, rest, 600).state == "COMPLETED", log(spec, rest)
     assert runs.tree(output) == files
     assert [path.name for path in logs(spec, job_id)] == [f"test-{job_id}_{task}.log" for task in (0, 2)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -92,3 +94,15 @@ def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: P
     assert killed, f"no process of {stage} was seen"
     assert job.wait(timeout=200) == 0, "the job itself survives"
     assert runs.tree(output) == undisturbed.files
+
+
+def test_told_to_stop_it_leaves_in_order(undisturbed: Run, tmp_path: Path) -> None:
+    output = tmp_path / "gaze"
+    job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+    assert runs.wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
+    left = set(runs.descendants(job.pid))
+    job.terminate()
+    assert job.wait(30) == 128 + signal.SIGTERM
+    assert left and runs.all_gone(left, seconds=10)
+    (record,) = Path(f"{output}.runs").iterdir()
+    assert json.loads(record.read_text())["status"] == "interrupted"

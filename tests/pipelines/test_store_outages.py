@@ -273,6 +273,13 @@ def test_what_waiting_cannot_help_is_one_line_at_once(s3_proxy: Proxy, status: i
         assert not isinstance(caught.value, TransientStoreError) and s3_proxy.counts.total() <= 2
 
 
+def test_a_redirect_that_names_no_region_is_told_as_one(s3_proxy: Proxy) -> None:
+    s3_proxy.fault = lambda request: request.refuse(301, "PermanentRedirect")
+    for act in (lambda: store.publish(b"data", f"{PLACE}/x"), lambda: store.read(f"{PLACE}/x"), listed):
+        with pytest.raises(StoreError, match="set AWS_REGION to the bucket's region"):
+            act()
+
+
 def listed() -> None:
     list(store.list_objects(PLACE))
 
