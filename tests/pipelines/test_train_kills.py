@@ -71,9 +71,9 @@ def test_a_run_killed_in_the_middle_of_each_kind_of_write_ends_with_the_same_bit
 def seen(run: Path, moment: str) -> set[tuple[Path, int]]:
     """Files of a kind, and when they were last written."""
     found = set()
-    for path in run.glob(moment):
-        try:
+    try:
+        for path in run.glob(moment):
             found.add((path, path.stat().st_mtime_ns))
-        except FileNotFoundError:  # a temporary that was renamed meanwhile
-            continue
+    except FileNotFoundError:  # renamed or removed meanwhile: the next look sees the rest
+        pass
     return found
