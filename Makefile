@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## the main job on real footage: videos -> gaze shards -> report
 	$(BIN)/python -m jobs.demo
 
-test: $(STAMP) ## every test
+test: $(STAMP) ## the tests, but for those of test-slow
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## the tests that take minutes: cancelled and requeued Slurm jobs, a RayJob's entrypoint, chaos

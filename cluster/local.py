@@ -57,7 +57,7 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
-    sigterm = signal.getsignal(signal.SIGTERM)
+    sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: not set from Python
     # Ray otherwise prints one line per dataset and a banner per connection; a job has its own progress and summary.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address:
