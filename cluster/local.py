@@ -13,12 +13,16 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import ClusterError
+
+_HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
+_HEAD_TIMEOUT_S = 120
 
 
 @dataclass
@@ -45,7 +49,8 @@ class ClusterSize:
 def running(config: RayConfig) -> Iterator[ClusterSize]:
     """Connect to Ray, or start it, for the length of the block.
 
-    Raises ClusterError when no cluster answers at the address.
+    Raises ClusterError when no cluster answers at the address, or one whose head has lost its raylet: its GCS would
+    still take the job, and Ray then wait for the head without end.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns of normal operation on our terminal
@@ -83,12 +88,39 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
             )
     _handle_sigterm(sigterm if callable(sigterm) else _leave)
     try:
+        if config.address:
+            _require_head(config.address)
         resources = ray.cluster_resources()
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-        yield ClusterSize(nodes, int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        yield ClusterSize(len(alive), int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
         _handle_sigterm(sigterm)
+
+
+def _require_head(address: str) -> None:
+    """Raise ClusterError unless a task runs on the head node, where Ray Data and Ray Train put actors of theirs."""
+    import ray
+
+    # Whether Ray lists the head as alive says little: it learns of a killed raylet after half a minute.
+    answer = ray.remote(num_cpus=0, resources={_HEAD: 0.001}, max_retries=0)(_nothing).remote()
+    end = time.monotonic() + _HEAD_TIMEOUT_S
+    while not ray.wait([answer], timeout=1)[0]:
+        died = not any(node["Alive"] and _HEAD in node["Resources"] for node in ray.nodes())
+        if died or time.monotonic() > end:
+            what = "has died" if died else f"has run nothing for {_HEAD_TIMEOUT_S} s"
+            raise ClusterError(
+                f"ray.address={address}: the cluster's head node {what}; "
+                "start the cluster again (`ray stop`, then `ray start --head` there), then this command"
+            )
+    try:
+        ray.get(answer)
+    except ray.exceptions.RayError as error:  # the head died under it
+        raise ClusterError(f"ray.address={address}: the cluster's head node failed; look at `ray status`") from error
+
+
+def _nothing() -> None:
+    return None
 
 
 def _handle_sigterm(handler: Any) -> None:

@@ -16,6 +16,7 @@ from pipelines.errors import PipelineError
 from pipelines.train_config import TrainConfig
 
 _STOP = "autogaze-stop"
+_AGAIN = "run the same command again to go on from the last checkpoint"
 _TIMEOUT_S = 120  # a rank that does not answer for so long has hung; one that died is noticed at once
 
 
@@ -26,15 +27,15 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
     Raises PipelineError: more ranks died than scale.max_failures, and which; or what a rank raised.
     """
     import ray
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     scale = config.scale
-    stop = ray.remote(num_cpus=0)(_Stop).options(name=_STOP, get_if_exists=True).remote()
     workers: int | tuple[int, int] = scale.max_workers
     if scale.min_workers < scale.max_workers:
         workers = (scale.min_workers, scale.max_workers)
-    with tempfile.TemporaryDirectory() as scratch, _asking(stop, stopping):
+    with tempfile.TemporaryDirectory() as scratch, _asking(stopping):
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # what it returns is in the result, which is not annotated
             train_loop_config={"config": config},
@@ -49,6 +50,8 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
         )
         try:
             result = trainer.fit()
+        except RayActorError as error:  # a rank's own death is told otherwise
+            raise PipelineError(f"training stopped: the process of Ray Train's controller died; {_AGAIN}") from error
         except Exception as error:  # what a rank raised comes wrapped, in classes that differ between versions
             raise PipelineError(_told(error)) from error
     return str(result.return_value)  # type: ignore[attr-defined]
@@ -57,6 +60,7 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
 def _worker(told: dict[str, Any]) -> str:
     import ray
     import ray.train
+    from ray.exceptions import RayActorError
 
     from pipelines.train import train
 
@@ -69,7 +73,12 @@ def _worker(told: dict[str, Any]) -> str:
         if not asked:
             asked.append(stop.asked.remote())
         ready, _ = ray.wait(asked, timeout=0)
-        return bool(ray.get(asked.pop())) if ready else False
+        if not ready:
+            return False
+        try:
+            return bool(ray.get(asked.pop()))
+        except RayActorError:  # it is being started again; the next question may reach it
+            return False
 
     rank, world = context.get_world_rank(), context.get_world_size()
     return train(told["config"], rank=rank, world=world, stopping=stopping)
@@ -89,15 +98,18 @@ class _Stop:
 
 
 @contextmanager
-def _asking(stop: Any, stopping: Callable[[], bool]) -> Iterator[None]:
-    """Pass `stopping` on to the actor for the length of the block."""
+def _asking(stopping: Callable[[], bool]) -> Iterator[None]:
+    """For the length of the block there is a _Stop, and it is told what `stopping` says."""
+    import ray
+
+    # It may be killed, or its node: another is started in its place.
+    stop = ray.remote(num_cpus=0, max_restarts=-1)(_Stop).options(name=_STOP).remote()
     over = threading.Event()
 
     def pass_on() -> None:
         while not over.wait(1.0):
             if stopping():
-                stop.tell.remote()
-                return
+                stop.tell.remote()  # each second: one that was started again has not heard
 
     thread = threading.Thread(target=pass_on, daemon=True)
     thread.start()
@@ -106,6 +118,7 @@ def _asking(stop: Any, stopping: Callable[[], bool]) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+        ray.kill(stop)
 
 
 def _told(error: BaseException) -> str:
@@ -118,10 +131,10 @@ def _told(error: BaseException) -> str:
     dead = [rank for rank, cause in sorted(causes.items()) if hasattr(cause, "health_check_failure")]
     if dead:  # what the others say is only that they lost it
         named = ", ".join(f"rank {rank} died" for rank in dead)
-        return f"training stopped: {named}; run the same command again to go on from the last checkpoint"
+        return f"training stopped: {named}; {_AGAIN}"
     if causes:
         named = "; ".join(f"rank {rank}: {_first_line(cause)}" for rank, cause in sorted(causes.items()))
-        return f"training stopped, {named}; run the same command again to go on from the last checkpoint"
+        return f"training stopped, {named}; {_AGAIN}"
     return f"training stopped: {_first_line(_root(error))}"
 
 

@@ -4,7 +4,7 @@
     python tests/chaos/chaos.py --job rl --faults 20
 
 Each job runs undisturbed once, then again under faults drawn by the seed:
-  actor     kill -9 of a Ray worker process: a decode, gaze or rollout actor, or a learner rank
+  actor     kill -9 of a Ray worker process: a decode, gaze or rollout actor, a learner rank, or one of Ray's own
   node      kill -9 of a node with all its processes; another takes its place
   driver    kill -9 of the job's own process; the same command is run again
   stop      SIGTERM to it; the same command is run again
@@ -66,13 +66,15 @@ class Nodes:
     def address(self) -> str:
         return str(self.cluster.address)
 
-    def workers(self) -> list[int]:
-        """Processes of actors at work, on all nodes."""
-        return [
-            pid
-            for pid, line in runs.descendants(os.getpid()).items()
-            if line.startswith("ray::") and "IDLE" not in line
-        ]
+    def workers(self) -> dict[int, str]:
+        """Processes of actors at work, on all these nodes, and what they are.
+
+        A node's agents are none: its raylet ends with them, and the head's death ends the cluster.
+        """
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self.cluster.list_all_nodes()]
+        below = {pid: line for raylet in raylets for pid, line in runs.descendants(raylet).items()}
+        titles = {pid: line.split()[0].removeprefix("ray::") for pid, line in below.items() if line[:5] == "ray::"}
+        return {pid: title for pid, title in titles.items() if not title.startswith("IDLE") and "Agent" not in title}
 
     def kill_one(self, chance: random.Random) -> None:
         node = chance.choice(self.others)
@@ -236,39 +238,42 @@ class Chaos:
     def _trouble(self, kinds: Sequence[str], faults: int, over: threading.Event, done: list[str]) -> None:
         while len(done) < faults and not over.wait(self.chance.uniform(1.0, 4.0)):
             kind = self.chance.choice(kinds)
-            if self._strike(kind, over):
-                done.append(kind)
-                self.say(f"  {kind}")
+            if struck := self._strike(kind, over):
+                done.append(struck)
+                self.say(f"  {struck}")
 
-    def _strike(self, kind: str, over: threading.Event) -> bool:
+    def _strike(self, kind: str, over: threading.Event) -> str:
+        """Make a fault; what was struck, empty if there was nothing to strike."""
         process = self.process
         if kind == "actor":
             alive = self.nodes.workers()
-            if alive:
-                runs.kill(self.chance.choice(alive))
-            return bool(alive)
+            if not alive:
+                return ""
+            chosen = self.chance.choice(sorted(alive))
+            runs.kill(chosen)
+            return f"actor:{alive[chosen]}"
         if kind == "node":
             self.nodes.kill_one(self.chance)
-            return True
+            return kind
         if kind in ("driver", "stop"):
             if process is None or process.poll() is not None:
-                return False
+                return ""
             process.send_signal(signal.SIGKILL if kind == "driver" else signal.SIGTERM)
-            return True
+            return kind
         if kind == "disk":
             self.disk.fill()
             over.wait(self.chance.uniform(1.0, 4.0))
             self.disk.free()
-            return True
+            return kind
         assert self.server is not None and self.server.process is not None
         if kind == "storage":
             with self.server.away(self.chance.uniform(1.0, 15.0)):
                 pass
-            return True
+            return kind
         self.server.process.send_signal(signal.SIGSTOP)
         over.wait(self.chance.uniform(1.0, 8.0))
         self.server.process.send_signal(signal.SIGCONT)
-        return True
+        return kind
 
 
 def main() -> int:

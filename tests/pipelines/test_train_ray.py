@@ -22,18 +22,18 @@ TWO = ["scale.min_workers=2", "scale.max_workers=2"]
 
 
 @contextmanager
-def a_worker_dies(run: Path, step: int) -> Iterator[list[int]]:
-    """kill -9 of one process of Ray Train's workers, soon after a step was done; the process's id."""
+def dies(run: Path, step: int, title: str = "RayTrainWorker", of: int = 2) -> Iterator[list[int]]:
+    """kill -9 of one of so many processes of a title, soon after a step was done; the process's id."""
     killed: list[int] = []
     events = run / "events.jsonl"
 
     def strike() -> None:
         wanted = f'"step": {step},'.encode()
         if runs.wait_until(lambda: events.exists() and wanted in events.read_bytes(), 120):
-            workers = [pid for pid, line in runs.descendants(os.getpid()).items() if "RayTrainWorker" in line]
-            if len(workers) == 2:
-                runs.kill(workers[-1])
-                killed.append(workers[-1])
+            found = [pid for pid, line in runs.descendants(os.getpid()).items() if line.startswith(f"ray::{title}")]
+            if len(found) == of:
+                runs.kill(found[-1])
+                killed.append(found[-1])
 
     thread = threading.Thread(target=strike)
     thread.start()
@@ -54,7 +54,7 @@ def test_a_rank_that_dies_once_is_replaced_and_the_run_ends_as_an_undisturbed_on
     settings = [*TWO, "epochs=8", "scale.max_failures=1"]
     assert run_ranks(policy_config(gazes, tmp_path / "undisturbed", *settings), 2, tmp_path) == ["done", "done"]
     run = tmp_path / "run"
-    with a_worker_dies(run, 5) as killed:
+    with dies(run, 5) as killed:
         assert train_on_ray(policy_config(gazes, run, *settings), lambda: False) == "done"
     assert killed and [attempt.world for attempt in attempts(str(run))] == [2, 2]
     assert attempts(str(run))[1].start >= 2, "it went on from a checkpoint"
@@ -66,7 +66,7 @@ def test_a_rank_that_dies_once_is_replaced_and_the_run_ends_as_an_undisturbed_on
 def test_more_deaths_than_allowed_end_the_job_with_the_ranks_name(ray_session: str, gazes: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = [*TWO, "epochs=1000", "scale.max_failures=0", "every.checkpoint=50", "every.keep=1"]
-    with a_worker_dies(run, 5) as killed, pytest.raises(PipelineError) as error:
+    with dies(run, 5) as killed, pytest.raises(PipelineError) as error:
         train_on_ray(policy_config(gazes, run, *settings), lambda: False)
     assert killed and "\n" not in str(error.value)
     assert re.match(r"training stopped: rank [01] died; run the same command again", str(error.value)), error.value
@@ -74,6 +74,53 @@ def test_more_deaths_than_allowed_end_the_job_with_the_ranks_name(ray_session: s
     size = (run / "events.jsonl").stat().st_size + 2000
     assert train_on_ray(policy_config(gazes, run, *settings), lambda: past(run, size)) == "stopped"
     require_clean(run)
+
+
+@pytest.mark.slow
+def test_the_actor_that_passes_a_stop_on_may_die(ray_session: str, gazes: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = policy_config(gazes, run, *TWO, "epochs=1000", "scale.max_failures=0", "every.checkpoint=50")
+    with dies(run, 5, "_Stop", 1) as killed:
+        assert train_on_ray(config, lambda: bool(killed) and past(run, 6000)) == "stopped"
+    assert killed
+    assert len(attempts(str(run))) == 1, "no rank died of it"
+    require_clean(run)
+
+
+@pytest.mark.slow
+def test_the_death_of_ray_trains_controller_is_told_and_the_same_command_goes_on(
+    ray_session: str, gazes: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = policy_config(gazes, run, *TWO, "epochs=1000", "every.checkpoint=50")
+    with dies(run, 5, "TrainController", 1) as killed, pytest.raises(PipelineError) as error:
+        train_on_ray(config, lambda: False)
+    assert killed
+    assert str(error.value) == (
+        "training stopped: the process of Ray Train's controller died; "
+        "run the same command again to go on from the last checkpoint"
+    )
+    size = (run / "events.jsonl").stat().st_size + 2000
+    assert train_on_ray(config, lambda: past(run, size)) == "stopped"
+    require_clean(run)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_has_lost_its_head_is_refused_in_one_line(gazes: str, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        # Its GCS lives on, and takes jobs that would then wait for ever.
+        runs.kill(cluster.head_node.all_processes["raylet"][0].process.pid)
+        words = ["train", "policy", *training.settings(gazes, tmp_path / "run", *TWO), f"ray.address={cluster.address}"]
+        job = runs.autogaze(*words, timeout=120)
+    finally:
+        cluster.shutdown()
+    assert job.returncode == 2 and not (tmp_path / "run").exists()
+    assert f"ray.address={address}: the cluster's head node has died" in job.stderr.splitlines()[-1]
 
 
 @pytest.mark.slow
