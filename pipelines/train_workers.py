@@ -26,7 +26,6 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
     stopping: asked about once a second; after a yes, all ranks stop at the same step, after a checkpoint.
     Raises PipelineError: more ranks died than scale.max_failures, and which; or what a rank raised.
     """
-    import ray
     from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

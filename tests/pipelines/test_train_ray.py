@@ -116,7 +116,7 @@ def test_a_cluster_that_has_lost_its_head_is_refused_in_one_line(gazes: str, tmp
         # Its GCS lives on, and takes jobs that would then wait for ever.
         runs.kill(cluster.head_node.all_processes["raylet"][0].process.pid)
         words = ["train", "policy", *training.settings(gazes, tmp_path / "run", *TWO), f"ray.address={cluster.address}"]
-        job = runs.autogaze(*words, timeout=120)
+        address, job = cluster.address, runs.autogaze(*words, timeout=120)
     finally:
         cluster.shutdown()
     assert job.returncode == 2 and not (tmp_path / "run").exists()
