@@ -102,7 +102,7 @@ def _asking(stopping: Callable[[], bool]) -> Iterator[None]:
     import ray
 
     # It may be killed, or its node: another is started in its place.
-    stop = ray.remote(num_cpus=0, max_restarts=-1)(_Stop).options(name=_STOP).remote()
+    stop: Any = ray.remote(num_cpus=0, max_restarts=-1)(_Stop).options(name=_STOP).remote()
     over = threading.Event()
 
     def pass_on() -> None:
