@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import ClusterError
+from cluster.processes import descendants, kill
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
+_STARTS = 3
 
 
 @dataclass
@@ -50,7 +52,7 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     """Connect to Ray, or start it, for the length of the block.
 
     Raises ClusterError when no cluster answers at the address, or one whose head has lost its raylet: its GCS would
-    still take the job, and Ray then wait for the head without end.
+    still take the job, and Ray then wait for the head without end. Also when Ray cannot be started on this machine.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns of normal operation on our terminal
@@ -77,15 +79,13 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
                 "start one with `ray start --head`, or leave ray.address empty to run on this machine"
             ) from error
     else:
-        with _no_banner():
-            ray.init(
-                address="local",  # not whatever other Ray runs on this machine
-                # Two stages hold a CPU each: a machine of one core runs them in turns.
-                num_cpus=config.cpus or max(2, len(os.sched_getaffinity(0))),
-                object_store_memory=config.object_store_mb << 20 or None,
-                include_dashboard=False,
-                **quiet,
-            )
+        _start(
+            # Two stages hold a CPU each: a machine of one core runs them in turns.
+            num_cpus=config.cpus or max(2, len(os.sched_getaffinity(0))),
+            object_store_memory=config.object_store_mb << 20 or None,
+            include_dashboard=False,
+            **quiet,
+        )
     _handle_sigterm(sigterm if callable(sigterm) else _leave)
     try:
         if config.address:
@@ -96,6 +96,24 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     finally:
         ray.shutdown()
         _handle_sigterm(sigterm)
+
+
+def _start(**options: Any) -> None:
+    """Start a Ray on this machine. Ray gives its node 30 s to come up, which a busy machine may not keep at once."""
+    import ray
+
+    others = set(descendants(os.getpid()))
+    for left in reversed(range(_STARTS)):
+        try:
+            with _no_banner():
+                ray.init(address="local", **options)  # not whatever other Ray runs on this machine
+            return
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            kill(set(descendants(os.getpid())) - others)  # a node that was late
+            if not left or "timed out" not in str(error):
+                first = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise ClusterError(f"Ray did not start on this machine: {first}") from error
 
 
 def _require_head(address: str) -> None:

@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.processes import descendants, kill
+
 ADDRESS = "AUTOGAZE_RAY_ADDRESS"  # tells workers where the head is
 _PREFIX = "ag-"
 _SOCKET_PATH = 107  # bytes that a Unix socket's name may have, and Ray's, from its folder on, in the longest case
@@ -104,25 +106,6 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants(pid: int) -> list[int]:
-    """Every living process below one, by /proc."""
-    parents: dict[int, int] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                state, parent = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()[:2]
-            except (OSError, IndexError):
-                continue
-            if state != "Z":
-                parents[int(entry)] = int(parent)
-    found: list[int] = []
-    wanted = {pid}
-    while wanted:
-        wanted = {child for child, parent in parents.items() if parent in wanted}
-        found += wanted
-    return found
-
-
 def end_descendants(seconds: float = _TEARDOWN_S) -> None:
     """Kill every process below this one, and see them gone. For the end, when none of them has work left.
 
@@ -130,17 +113,9 @@ def end_descendants(seconds: float = _TEARDOWN_S) -> None:
     """
     deadline = time.monotonic() + seconds
     while (left := descendants(os.getpid())) and time.monotonic() < deadline:
-        _kill(left)
+        kill(left)
         time.sleep(0.05)
     _reap()
-
-
-def _kill(pids: list[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
 
 
 def _reap() -> None:
@@ -314,7 +289,7 @@ def job(options: argparse.Namespace) -> int:
             status = STOPPED if stop.is_set() else _run(command, ray, folder, stop, options.grace_s)
         finally:
             if ray is not None:  # first, since that tells the workers
-                _kill([ray.pid, *descendants(ray.pid)])
+                kill([ray.pid, *descendants(ray.pid)])
             _await_end(others)
             end_descendants()
         stopped = stop.is_set()
