@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from cluster.local import RayConfig, running
-from jobs.train import say
+from jobs.train import runs_here, say
 from pipelines.errors import PipelineError
 from pipelines.rl_config import RLConfig, check_rl_config
 
@@ -41,6 +41,7 @@ def run(config: RL, console: Console) -> int:
                     )
                 status = train(settings, console=console, stopping=stopping)
         else:
+            runs_here(config.ray)
             status = train(settings, console=console, stopping=stopping)
     say(status, config.run, console)
     return 0

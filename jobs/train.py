@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from cluster.local import RayConfig, running
+from pipelines.errors import PipelineError
 from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
 
 
@@ -31,6 +32,7 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
 
     with stop_on_sigterm() as stopping:
         if config.scale.max_workers == 1:
+            runs_here(config.ray)
             status = train(_without_ray(config), console=console, stopping=stopping)
         else:
             from pipelines.train_workers import train_on_ray
@@ -39,6 +41,15 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
                 status = train_on_ray(_without_ray(config), stopping)
     say(status, config.run, console)
     return 0
+
+
+def runs_here(ray: RayConfig) -> None:
+    """Raise PipelineError when a job that needs no Ray is told to join one: it would run here all the same."""
+    if ray.address:
+        raise PipelineError(
+            f"ray.address={ray.address}: one rank runs in this process, without Ray; "
+            "leave ray.address out, or set scale.max_workers to 2 or more"
+        )
 
 
 def say(status: str, run: str, console: Console) -> None:

@@ -94,6 +94,7 @@ def test_another_config_is_refused_in_one_line(data: str, tmp_path: Path, capsys
         ("data=/nowhere", "/nowhere: no dataset here"),
         ("init=/nowhere", "init=/nowhere: "),
         ("reconstructor=/nowhere", "reconstructor=/nowhere: "),
+        ("ray.address=127.0.0.1:1", "ray.address=127.0.0.1:1: one rank runs in this process, without Ray"),
     ],
 )
 def test_a_mistake_is_one_line_and_2_and_leaves_no_run(
