@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster.local import ClusterSize, RayConfig, running
+from cluster.preflight import alive_nodes, probing
 from pipelines import preprocess, store
+from pipelines.decode_stage import clear_video_cache
 from pipelines.preprocess import Job, PreprocessConfig, Totals, Workers
 from pipelines.prometheus import PreprocessSeries
 
@@ -31,7 +33,7 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run say what it would do; the exit status."""
     job = preprocess.resume(config)
     if not dry_run:
-        preprocess.make_ready(config)
+        preprocess.make_ready(config, job)
         job = preprocess.resume(config) if job and config.retry else job
     if job and job.notice:
         console.print(job.notice, style="yellow", highlight=False)
@@ -99,6 +101,9 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console,
 
             totals = preprocess.execute(job, workers, on_shard)
         preprocess.tidy(job)
+        if job.keeps_videos:
+            with probing(alive_nodes()) as probes:
+                probes.ask(clear_video_cache)
         status = "done"
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"

@@ -7,6 +7,8 @@ waits for an encoder.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from autogaze.tiling import TileGrid
 from pipelines import store
 from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
 from pipelines.frames import encode_frames
+from pipelines.local_cache import LocalCache
 from pipelines.manifest import fingerprint, local_copy
 from pipelines.plan import PlanReader, frame_numbers
 from pipelines.stopwatch import Stopwatch
@@ -37,18 +40,19 @@ class DecodeStage:
     does the work that counts, is never kept waiting.
     """
 
-    def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int) -> None:
+    def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
         self.plan = PlanReader(store.join(dataset, "plan.parquet"))
         self.config = config
         self.storage, self.quality = storage, quality
         self.decoder = IsolatedDecoder(config)
+        self.cache = video_cache(cache_mb) if cache_mb else None
         self.turn = Lock()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         watch, shard = Stopwatch(), int(row["shard"])
         with self.turn, watch.time("decode"):
             began, restarts = time.time(), self.decoder.restarts
-            frames, failures = self._decode(self.plan.shard(shard), watch)
+            frames, failures = self._decode(self.plan.shard(shard), self.plan.straddling(shard), watch)
             restarts = self.decoder.restarts - restarts
         ok = np.array([number not in failures for number in range(len(frames))], bool)
         jpegs: list[bytes] = []
@@ -67,14 +71,20 @@ class DecodeStage:
             "restarts": restarts,
         }
 
-    def _decode(self, rows: pd.DataFrame, watch: Stopwatch) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
-        """Frames [K, T, S, S, 3] of a shard's rows, and (reason, detail) of those that failed."""
+    def _decode(
+        self, rows: pd.DataFrame, straddling: set[str], watch: Stopwatch
+    ) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
+        """Frames [K, T, S, S, 3] of a shard's rows, and (reason, detail) of those that failed.
+
+        straddling: the videos of which a remote copy is kept for other shards.
+        """
         size = self.config.size
         frames = np.zeros((len(rows), int(rows["frames"].iloc[0]), size, size, 3), np.uint8)
         refused = rows["reason"].notna()
         failures = {int(row.position): (str(row.reason), str(row.detail)) for row in rows[refused].itertuples()}
         videos = [part for _, part in rows[~refused].groupby(["object", "offset"], sort=False)]
-        for video, opened in _ahead(videos, watch):
+        caches = [self.cache if video["video"].iloc[0] in straddling else None for video in videos]
+        for video, opened in _ahead(videos, caches, watch):
             numbers = [int(number) for number in video.index]
             try:
                 with opened as source:
@@ -109,26 +119,37 @@ def _grid(planned: pd.Series, size: int) -> TileGrid | None:
     return TileGrid(int(planned["height"]), int(planned["width"]), size) if planned["tile"] else None
 
 
+def video_cache(limit_mb: int) -> LocalCache:
+    """Where a node keeps the remote videos that several of its shards need."""
+    return LocalCache(os.path.join(tempfile.gettempdir(), f"autogaze-videos-{os.getuid()}"), limit_mb)
+
+
+def clear_video_cache() -> None:
+    """Remove this node's copies, which only a job that goes on would use again. Other jobs fetch theirs once more."""
+    video_cache(0).clear()
+
+
 def _ahead(
-    videos: list[pd.DataFrame], watch: Stopwatch
+    videos: list[pd.DataFrame], caches: list[LocalCache | None], watch: Stopwatch
 ) -> Iterator[tuple[pd.DataFrame, AbstractContextManager[Source]]]:
     """Each video with its local copy, the next one being fetched while this one decodes."""
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(_Opened, video) for video in videos[:1]]
+        pending = [pool.submit(_Opened, *first) for first in zip(videos[:1], caches, strict=False)]
         for number, video in enumerate(videos):
             with watch.time("fetch"):
                 opened = pending.pop().result()
             if number + 1 < len(videos):
-                pending.append(pool.submit(_Opened, videos[number + 1]))
+                pending.append(pool.submit(_Opened, videos[number + 1], caches[number + 1]))
             yield video, opened
 
 
 class _Opened(AbstractContextManager[Source]):
     """A local copy made at once; what goes wrong with the video itself is raised on entering."""
 
-    def __init__(self, video: pd.DataFrame) -> None:
+    def __init__(self, video: pd.DataFrame, cache: LocalCache | None) -> None:
         first = video.iloc[0]
-        self.copy = local_copy(str(first["object"]), int(first["offset"]), int(first["bytes"]))
+        place = str(first["object"]), int(first["offset"]), int(first["bytes"])
+        self.copy = local_copy(*place, str(first["fingerprint"]), cache)
         self.error: FileNotFoundError | None = None
         try:
             self.source = self.copy.__enter__()

@@ -7,7 +7,7 @@
 - The order is pipelines.order's: a function of the config alone, the same for any number of ranks and workers. The
   position is one integer: samples consumed = steps done * global_batch, counted over epochs.
 - Without cache_mb only the rank's own samples are read, as byte ranges, neighbours in one go. With it whole shards are
-  fetched into a folder on local disk that all processes of the machine share (pipelines.shard_cache).
+  fetched into a folder on local disk that all processes of the machine share (pipelines.local_cache).
 - `workers` are threads: reading waits for the network, and decoding JPEGs, which takes most of the time, runs outside
   Python's lock. Where a rank has many cores to keep busy, a torch DataLoader(loader, batch_size=None, num_workers=N)
   gives it processes; each makes every N-th batch, and the order stays the same. From an object store that is not s3://,
@@ -30,10 +30,10 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipelines.errors import PipelineError
+from pipelines.local_cache import LocalCache
 from pipelines.order import Order, Source, batches, epoch_order, epoch_samples, rank_part
 from pipelines.reading import Batch, LoaderConfig, Reading, Skipped, Step
 from pipelines.samples import Samples, open_samples
-from pipelines.shard_cache import ShardCache
 
 __all__ = ["Batch", "LoaderConfig", "ShardLoader", "Skipped"]
 
@@ -75,7 +75,7 @@ class ShardLoader(IterableDataset[Batch]):
                 f"consumed={consumed}: must be a multiple of global_batch={config.global_batch}, the samples of a step"
             )
         self.config, self.rank, self.world, self.consumed, self.epochs = config, rank, world, consumed, epochs
-        cache = ShardCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
+        cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
         self.datasets = [open_samples(url, cache) for url in config.data]
         _require_alike(self.datasets)
         self.num_frames, self.vocabulary = self.datasets[0].frames, self.datasets[0].vocabulary

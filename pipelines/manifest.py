@@ -7,6 +7,7 @@ byte range and never unpacked. A scan made over an earlier manifest opens only t
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 import tempfile
@@ -20,6 +21,7 @@ import pyarrow as pa
 from pipelines import store, tables
 from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError
 from pipelines.errors import PipelineError
+from pipelines.local_cache import LocalCache
 from pipelines.ray_data import configure_ray_data, pipeline_errors
 
 VIDEO_SUFFIXES = frozenset(
@@ -84,13 +86,26 @@ def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
 
 
 @contextmanager
-def local_copy(url: str, offset: int, length: int) -> Iterator[Source]:
-    """A local byte window over a video: the file itself when it is local, else a scratch copy removed afterwards.
+def local_copy(url: str, offset: int, length: int, mark: str = "", cache: LocalCache | None = None) -> Iterator[Source]:
+    """A local byte window over a video: the file itself when it is local, else a copy of those bytes.
+
+    cache: where a copy is kept for others that need it, unless the block raises. Without one it is removed afterwards.
+    mark: the fingerprint that the bytes are to have, which tells a copy of other bytes that once lay there apart. It is
+        not checked here.
 
     Raises FileNotFoundError, StoreError.
     """
     if store.is_local(url):
         yield Source(url, offset, length)
+        return
+    if cache is not None:
+        name = f"video {json.dumps([url, offset, length, mark])}"
+        with cache.local(name, lambda path: store.fetch(url, path, offset, length), length) as path:
+            try:
+                yield Source(path, 0, length)
+            except Exception:
+                cache.forget(name)
+                raise
         return
     with tempfile.TemporaryDirectory(prefix="autogaze-") as folder:
         path = os.path.join(folder, "video")

@@ -239,8 +239,30 @@ class PlanReader:
 
     def shard(self, number: int) -> pd.DataFrame:
         """Rows of a shard, in order of position, numbered from 0. Raises StoreError."""
+        rows = self._group_of(number)
+        return rows[rows["shard"] == number].reset_index(drop=True)
+
+    def straddling(self, number: int) -> set[str]:
+        """Videos of a shard (as in column `video`) that other shards hold clips of, too. Raises StoreError.
+
+        At most its first and its last, since a plan goes video by video. Where a row group ends, so may what this
+        reader sees of a video: it is then counted in.
+        """
+        rows = self._group_of(number)
+        videos, places = rows["video"].to_numpy(), np.flatnonzero(rows["shard"] == number)
+        found = set()
+        for end, beyond, outermost in (
+            (places[0], places[0] - 1, self._group == 0),
+            (places[-1], places[-1] + 1, self._group == len(self._last_shards) - 1),
+        ):
+            seen = 0 <= beyond < len(videos)
+            if (seen and videos[beyond] == videos[end]) or not (seen or outermost):
+                found.add(str(videos[end]))
+        return found
+
+    def _group_of(self, number: int) -> pd.DataFrame:
         group = int(np.searchsorted(self._last_shards, number))
         if group != self._group:
             self._rows = store.retrying(lambda: self._file.read_row_group(group).to_pandas(), "plan.parquet")
             self._group = group
-        return self._rows[self._rows["shard"] == number].reset_index(drop=True)
+        return self._rows

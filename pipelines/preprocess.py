@@ -28,7 +28,14 @@ from pipelines.errors import PipelineError
 from pipelines.gaze_stage import GazeStage, settle
 from pipelines.gazers import Settled, how_searched
 from pipelines.plan import clip_bytes, make_plan, plan_bytes
-from pipelines.preprocess_config import PreprocessConfig, WorkersConfig, check_config, dataset_config, parse_part
+from pipelines.preprocess_config import (
+    PreprocessConfig,
+    WorkersConfig,
+    check_config,
+    dataset_config,
+    parse_part,
+    shards_of_part,
+)
 from pipelines.ray_data import configure_ray_data, pipeline_errors
 
 __all__ = [
@@ -119,15 +126,21 @@ class Job:
     @property
     def shards(self) -> int:
         """How many the plan has; with part=K/N, how many of them are this part's."""
-        part, parts = parse_part(self.config.part)
-        planned = int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
-        return len(range(part, planned, parts))
+        return len(shards_of_part(self.config.part, _planned(self.plan)))
 
     @property
     def rows(self) -> pd.DataFrame:
         """The plan's rows of these shards."""
-        part, parts = parse_part(self.config.part)
-        return self.plan[self.plan["shard"] % parts == part]
+        mine = shards_of_part(self.config.part, _planned(self.plan))
+        return self.plan[self.plan["shard"].between(mine.start, mine.stop - 1)]
+
+    @property
+    def keeps_videos(self) -> bool:
+        """Whether decoding keeps copies of remote videos on the nodes: see pipelines.decode_stage."""
+        videos, shard = self.plan["video"].to_numpy(), self.plan["shard"].to_numpy()
+        straddling = (videos[1:] == videos[:-1]) & (shard[1:] != shard[:-1])
+        places = self.plan["object"].to_numpy()[1:][straddling]
+        return self.config.cache_mb > 0 and not all(map(store.is_local, places))
 
     @property
     def row_bytes(self) -> int:
@@ -155,16 +168,20 @@ def resume(config: PreprocessConfig) -> Job | None:
     return None
 
 
-def make_ready(config: PreprocessConfig) -> None:
-    """Prove that `output` can be written, clear what killed writers left, and take back what retry= asks for."""
+def make_ready(config: PreprocessConfig, job: Job | None) -> None:
+    """Prove that `output` can be written, clear what killed writers left, and take back what retry= asks for.
+
+    job: what `resume` found.
+    """
     output = store.normalise(config.output)
     store.require_writable(output)
-    part, parts = parse_part(config.part)
+    _, parts = parse_part(config.part)
     if parts == 1:  # what looks left over may be what another part writes just now; tidy() has the last word
         _remove_temporaries(output)
-    if config.retry == "failed" and config.part != "plan":
+    if job is not None and config.retry == "failed" and config.part != "plan":
+        mine = shards_of_part(config.part, _planned(job.plan))
         for shard in shards.committed_shards(output):
-            if shard % parts == part and "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
+            if shard in mine and "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
                 shards.uncommit_shard(output, shard)
 
 
@@ -176,7 +193,7 @@ def _remove_temporaries(output: str) -> None:
 def tidy(job: Job) -> None:
     """Clear what killed parts left, if with this one the dataset is complete."""
     _, parts = parse_part(job.config.part)
-    if parts > 1 and len(shards.committed_shards(job.output)) == int(job.plan["shard"].max()) + 1:
+    if parts > 1 and len(shards.committed_shards(job.output)) == _planned(job.plan):
         _remove_temporaries(job.output)
 
 
@@ -188,7 +205,10 @@ def missing_parts(config: PreprocessConfig, parts: int) -> list[int]:
     if parts < 1:
         raise PipelineError(f"parts={parts}: must be at least 1")
     job = resume(replace(config, part=""))
-    return list(range(parts)) if job is None else sorted({shard % parts for shard in job.missing})
+    if job is None:
+        return list(range(parts))
+    runs = [shards_of_part(f"{part}/{parts}", job.shards) for part in range(parts)]
+    return [part for part, run in enumerate(runs) if not set(run).isdisjoint(job.missing)]
 
 
 def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
@@ -208,7 +228,7 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
             "plan": hashlib.sha256(data).hexdigest(),
             "videos": len(manifest),
             "clips": len(plan),
-            "shards": int(plan["shard"].max()) + 1,
+            "shards": _planned(plan),
         }
         store.publish(manifests.manifest_bytes(manifest), store.join(output, "manifest.parquet"))
         store.publish(data, store.join(output, "plan.parquet"))
@@ -220,9 +240,13 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
 
 def _job(config: PreprocessConfig, gazer: Settled, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
     done = set(shards.committed_shards(output))
-    part, parts = parse_part(config.part)
-    mine = [shard for shard in sorted(set(plan["shard"].tolist())) if shard % parts == part]
+    mine = shards_of_part(config.part, _planned(plan))
     return Job(config, gazer, output, plan, [shard for shard in mine if shard not in done], notice)
+
+
+def _planned(plan: pd.DataFrame) -> int:
+    """How many shards a plan has."""
+    return int(plan["shard"].max()) + 1 if len(plan) else 0
 
 
 def describe(config: PreprocessConfig, gazer: Settled) -> dict[str, Any]:
@@ -350,7 +374,13 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     )
     rows = rows.map(
         DecodeStage,  # type: ignore[arg-type]  # Ray makes the actor; its stub knows functions only
-        fn_constructor_args=(job.output, _decode_config(config), config.frames, config.jpeg_quality),
+        fn_constructor_args=(
+            job.output,
+            _decode_config(config),
+            config.frames,
+            config.jpeg_quality,
+            config.cache_mb,
+        ),
         compute=ActorPoolStrategy(
             size=decode,
             max_tasks_in_flight_per_actor=3,

@@ -69,20 +69,29 @@ class PreprocessConfig:
     device: str = field(
         default="auto", metadata={"help": "gaze on auto (cuda when the cluster has GPUs, else cpu), cpu, cuda or mps"}
     )
+    cache_mb: int = field(
+        default=4096,
+        metadata={
+            "help": "disk of a node for remote videos that several of its shards need (0 = fetched for each shard)"
+        },
+    )
     max_failed_fraction: float = field(
         default=1.0, metadata={"help": "stop when more than this share of all clips failed"}
     )
     retry: str = field(default="", metadata={"help": "'failed' makes again the shards that hold failed clips"})
     part: str = field(
         default="",
-        metadata={"help": "K/N makes every N-th shard from the K-th (K from 0), plan only plans ('' = everything)"},
+        metadata={"help": "K/N makes the K-th of N equal runs of shards (K from 0), plan only plans ('' = everything)"},
     )
 
 
 # Fields that change no byte of the dataset, and so may differ from one run to the next. What of the networks changes
 # bytes is recorded under "models", from the networks themselves (pipelines/gazers.py).
 _NETWORKS = ("policy", "reconstructor", "teachers")
-_FREE = ("output", "workers", "device", "max_failed_fraction", "retry", "part", "decoder_timeout_s", *_NETWORKS)
+_FREE = (
+    *("output", "workers", "device", "cache_mb", "max_failed_fraction", "retry", "part", "decoder_timeout_s"),
+    *_NETWORKS,
+)
 
 
 def gaze_settings(config: PreprocessConfig) -> GazeSettings:
@@ -109,6 +118,15 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
     if not config.targets.frames:
         del kept["targets"]
     return kept | {"input": store.normalise(config.input)}
+
+
+def shards_of_part(part: str, shards: int) -> range:
+    """The shards, of so many, that part=K/N makes: the K-th of N runs as equal as can be; all of them for '' and plan.
+
+    Neighbours, since a long video lies in neighbouring shards, and whoever makes them fetches it once.
+    """
+    number, parts = parse_part(part)
+    return range(shards * number // parts, shards * (number + 1) // parts)
 
 
 def parse_part(part: str) -> tuple[int, int]:
@@ -145,9 +163,13 @@ def check_config(config: PreprocessConfig) -> None:
     gazers.check(gaze_settings(config), config.device)
     if config.decoder_timeout_s <= 0:
         raise PipelineError(f"decoder_timeout_s={config.decoder_timeout_s}: must be more than 0")
-    for name, value in (("workers.decode", config.workers.decode), ("workers.gaze", config.workers.gaze)):
+    for name, value, zero in (
+        ("workers.decode", config.workers.decode, "automatic"),
+        ("workers.gaze", config.workers.gaze, "automatic"),
+        ("cache_mb", config.cache_mb, "none"),
+    ):
         if value < 0:
-            raise PipelineError(f"{name}={value}: must be 0 (automatic) or more")
+            raise PipelineError(f"{name}={value}: must be 0 ({zero}) or more")
     check_clip_config(config.clip, config.shard.clips)
     if config.shard.clips * clip_bytes(config.clip.frames) >= ROW_LIMIT:
         most = (ROW_LIMIT - 1) // clip_bytes(config.clip.frames)

@@ -20,8 +20,8 @@ import torch
 from autogaze.gaze import Gaze
 from pipelines import shards, store
 from pipelines.errors import PipelineError
+from pipelines.local_cache import LocalCache
 from pipelines.samples import BadSample, Redecoder, Samples, members_of, read_frames
-from pipelines.shard_cache import ShardCache
 
 _GAP = 256 << 10  # bytes that are cheaper to read along than to ask again after
 _MOST = 16 << 20  # bytes asked for at once
@@ -135,7 +135,7 @@ class Reading(AbstractContextManager["Reading"]):
 
     def __init__(self, config: LoaderConfig, datasets: Sequence[Samples], first_ids: np.ndarray) -> None:
         self.config, self.datasets, self.first_ids = config, datasets, first_ids
-        self.cache = ShardCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
+        self.cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
         self.side, self.frames = datasets[0].vocabulary.scales[-1], datasets[0].frames
         self.readers: Executor = ThreadPoolExecutor(_READERS, "autogaze-read") if config.workers else _Inline()
         self.decoders: Executor = ThreadPoolExecutor(config.workers, "autogaze-decode") if config.workers else _Inline()

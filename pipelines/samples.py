@@ -2,7 +2,7 @@
 
 A sample is a clip whose outcome is ok; its number is its place among them, by shard and position. The table has a row
 for each, and is all that readers keep of a dataset's indexes: a hundred bytes a sample, or none of their own where a
-ShardCache holds it as a file that all processes of a machine map.
+LocalCache holds it as a file that all processes of a machine map.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from autogaze.tiling import TileGrid
 from pipelines import shards, store
 from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError, decoder_fingerprint
 from pipelines.errors import PipelineError
+from pipelines.local_cache import LocalCache
 from pipelines.manifest import fingerprint, local_copy
 from pipelines.plan import frame_numbers
-from pipelines.shard_cache import ShardCache
 
 _INDEX_COLUMNS = ["clip", "shard", "position", "outcome", "offset", "size", "sha256"]
 # What it takes to decode a clip again; `object_offset` is the plan's `offset`.
@@ -102,7 +102,7 @@ class Samples:
         return np.flatnonzero(held_out if name == "val" else ~held_out)
 
 
-def open_samples(url: str, cache: ShardCache | None = None) -> Samples:
+def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
     """The samples of the dataset at `url`, from all its indexes, or from the cache.
 
     Raises PipelineError, in one line: no dataset, not finished, damaged, or no clip of it is ok.
@@ -259,7 +259,7 @@ class Redecoder(AbstractContextManager["Redecoder"]):
     A remote video is fetched whole for a clip, unless a cache holds it.
     """
 
-    def __init__(self, decoder: str, size: int, cache: ShardCache | None) -> None:
+    def __init__(self, decoder: str, size: int, cache: LocalCache | None) -> None:
         self.decoder = IsolatedDecoder(DecodeConfig(decoder=decoder, size=size))
         self.cache = cache
 
@@ -268,21 +268,13 @@ class Redecoder(AbstractContextManager["Redecoder"]):
 
     def read_frames(self, row: dict[str, Any], out: np.ndarray) -> None:
         """The frames of a sample into `out`: uint8 [T, S, S, 3], as preprocess decoded them. Raises BadSample."""
-        url, offset, length = row["object"], row["object_offset"], row["bytes"]
         try:
-            if self.cache is None or store.is_local(url):
-                with local_copy(url, offset, length) as source:
-                    self._decode(source, row, out)
-                return
-            name = f"video {json.dumps([url, offset, length, row['fingerprint']])}"
-            with self.cache.local(name, lambda path: store.fetch(url, path, offset, length), length) as path:
-                try:
-                    self._decode(Source(path, 0, length), row, out)
-                except BadSample:
-                    self.cache.forget(name)
-                    raise
+            with local_copy(
+                row["object"], row["object_offset"], row["bytes"], row["fingerprint"], self.cache
+            ) as source:
+                self._decode(source, row, out)
         except FileNotFoundError:
-            raise BadSample(f"its video {url} is missing") from None
+            raise BadSample(f"its video {row['object']} is missing") from None
 
     def _decode(self, source: Source, row: dict[str, Any], out: np.ndarray) -> None:
         if fingerprint(source.path, source.offset, source.size) != row["fingerprint"]:

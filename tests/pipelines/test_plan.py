@@ -114,6 +114,23 @@ def test_a_worker_reads_the_rows_of_any_shard(tmp_path: Path, monkeypatch: pytes
         assert rows.index.tolist() == rows["position"].tolist() == list(range(len(rows)))
 
 
+@pytest.mark.parametrize("group_rows", [1, 7, 20, 10_000])
+def test_a_worker_is_told_which_videos_other_shards_need_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int
+) -> None:
+    monkeypatch.setattr(plans, "_GROUP_ROWS", group_rows)
+    videos = manifest(a=(80, 25.0), b=(80, 30.0), c=(200, 5.0), d=(33, 25.0), e=(400, 25.0), f=(64, 25.0))
+    plan = make_plan(videos, "/videos", ClipConfig(), 5)
+    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
+    reader = PlanReader(str(tmp_path / "plan.parquet"))
+    shards_of = plan.groupby("video")["shard"].nunique()
+    for shard, rows in plan.groupby("shard"):
+        expected = {video for video in rows["video"] if shards_of[video] > 1}
+        told = reader.straddling(int(shard))
+        # Where a row group ends, a video may be told that does not go on beyond it.
+        assert told == expected if group_rows == 10_000 else expected <= told <= set(rows["video"].iloc[[0, -1]])
+
+
 def test_a_target_rate_sets_the_stride_of_each_video() -> None:
     plan = make_plan(manifest(a=(400, 50.0), b=(400, 25.0), c=(400, 5.0)), "/videos", ClipConfig(fps=10), 100)
     assert plan.groupby("video")["stride"].first().tolist() == [5, 2, 1]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import threading
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +21,10 @@ from conftest import Run
 from s3_servers import Rclone
 
 from pipelines import store
+from pipelines.decode import DecodeConfig, IsolatedDecoder
+from pipelines.decode_stage import DecodeStage
+from pipelines.manifest import probe_object
+from pipelines.plan import ClipConfig, make_plan, plan_bytes
 from pipelines.shards import open_dataset
 
 
@@ -49,6 +57,64 @@ def test_s3_to_s3_makes_what_local_to_local_makes(bucket: str, undisturbed: Run,
     assert again.returncode == 0 and "1 shards" in again.stdout
     everything = b"".join(store.read(entry.url) for entry in store.list_objects(f"{bucket}/gaze"))
     assert b"must-not-leak" not in everything and "must-not-leak" not in done.stdout + done.stderr
+
+
+def test_a_long_video_is_fetched_once_for_all_of_its_shards(
+    s3_server: Rclone, make_video: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = s3_server.folder / s3_servers.BUCKET
+    make_video(served / "videos" / "long.mp4", frames=16 * 9)
+    make_video(served / "videos" / "short.mp4", frames=30, seed=1)
+    proxy, fetched = s3_servers.Proxy(s3_server.url), Counter[str]()
+
+    def count(request: s3_servers.Request) -> bool:
+        fetched[request.command + " " + request.path.split("?")[0].rsplit("/", 1)[-1]] += 1
+        return False
+
+    proxy.fault = count
+    s3_servers.use(monkeypatch, proxy.url)
+    place, made = f"s3://{s3_servers.BUCKET}", []
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short: Ray's sockets lie in it
+        monkeypatch.setenv("TMPDIR", folder)
+        for output, setting, times in (("kept", "cache_mb=100", (1, 1)), ("anew", "cache_mb=0", (5, 2))):
+            places = f"input={place}/videos", f"output={place}/{output}"
+            done = runs.autogaze("preprocess", *places, setting, "shard.clips=2", "ray.cpus=2")
+            assert done.returncode == 0, done.stderr
+            # The scan's, and those of the five and two shards that hold clips of each.
+            assert (fetched["GET long.mp4"], fetched["GET short.mp4"]) == (1 + times[0], 1 + times[1])
+            made.append(runs.tree(served / output))
+            fetched.clear()
+        left = Path(folder, f"autogaze-videos-{os.getuid()}")
+        assert [path.name for path in left.iterdir()] == ["locks"], "no copy outlives the job"
+    assert made[0] == made[1] and len(made[0]) > 10
+    proxy.close()
+
+
+def test_a_kept_copy_of_other_bytes_is_dropped(
+    bucket: str, make_video: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    good = make_video(tmp_path / "good.mp4", frames=16 * 4).read_bytes()
+    url = f"{bucket}/changed/video.mp4"
+    store.publish(good, url)
+    with IsolatedDecoder(DecodeConfig()) as decoder:
+        [entry] = store.list_objects(url)
+        rows = pd.DataFrame(probe_object(entry, decoder))
+    plan = make_plan(rows, f"{bucket}/changed", ClipConfig(), 2)
+    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
+    stage = DecodeStage(str(tmp_path), DecodeConfig(), "none", 90, cache_mb=10)
+    copies = tmp_path / f"autogaze-videos-{os.getuid()}"
+
+    def outcome(shard: int) -> tuple[list[bool], int]:
+        ok = stage({"shard": shard})["ok"].tolist()
+        return ok, len([path for path in copies.iterdir() if path.is_file()])
+
+    store.publish(good[::-1], url)
+    assert outcome(0) == ([False, False], 0), "not what was planned: failed as such, and not kept"
+    store.publish(good, url)
+    assert outcome(0) == ([True, True], 1)
+    store.remove(url)
+    assert outcome(1) == ([True, True], 1), "from the copy"
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ _STALE_S = 1800.0  # a temporary or a link that nobody touched for this long bel
 _LOCKS = 256
 
 
-class ShardCache:
+class LocalCache:
     """Local copies under `folder`, of at most `limit_mb` MiB together; what is being made or in use may exceed it.
 
     `folder` "" is one in the system's temporary folder, of this user alone.
@@ -37,6 +37,9 @@ class ShardCache:
     def __init__(self, folder: str, limit_mb: int) -> None:
         self.folder = Path(folder or os.path.join(tempfile.gettempdir(), f"autogaze-cache-{os.getuid()}"))
         self.limit = limit_mb << 20
+        self._prepare()
+
+    def _prepare(self) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.folder / "locks").mkdir(exist_ok=True)
@@ -66,7 +69,9 @@ class ShardCache:
                         with suppress(FileExistsError):
                             os.link(link, entry)
                 self._make_room(0)
-            yield str(link)
+            with link.open("rb") as held:
+                fcntl.flock(held, fcntl.LOCK_SH)  # however long it is used, it is not stale
+                yield str(link)
         finally:
             link.unlink(missing_ok=True)
 
@@ -75,13 +80,19 @@ class ShardCache:
         key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         (self.folder / key).unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Remove all entries. Whoever uses one goes on."""
+        for path in self.folder.iterdir():
+            if path.is_file() and not path.name.startswith(store.TEMPORARY_PREFIX):
+                path.unlink(missing_ok=True)
+
     def _temporary(self) -> Path:
         return self.folder / f"{store.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        path = self.folder / "locks" / f"{int(key[:8], 16) % _LOCKS:03d}"
-        with path.open("ab") as file:
+        self._prepare()  # every time: temporary folders are swept by others
+        with (self.folder / "locks" / f"{int(key[:8], 16) % _LOCKS:03d}").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -95,7 +106,7 @@ class ShardCache:
                     continue
                 if not path.name.startswith(store.TEMPORARY_PREFIX):
                     entries.append((about.st_mtime_ns, about.st_size, path))
-                elif now - about.st_mtime > _STALE_S:
+                elif now - about.st_mtime > _STALE_S and not _in_use(path):
                     path.unlink(missing_ok=True)
         total = sum(size for _, size, _ in entries)
         for _, bytes_, path in sorted(entries):
@@ -113,3 +124,12 @@ def _linked(entry: Path, link: Path) -> bool:
         return False
     os.utime(link)
     return True
+
+
+def _in_use(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ from pathlib import Path
 
 import runs
 
-from pipelines.shard_cache import ShardCache
+from pipelines.local_cache import LocalCache
 
 
 def test_the_cache_stays_in_its_bounds_and_forgets_what_was_used_least(tmp_path: Path) -> None:
-    cache, made = ShardCache(str(tmp_path), 1), []
+    cache, made = LocalCache(str(tmp_path), 1), []
 
     def use(name: str) -> None:
         def make(path: str) -> None:
@@ -37,14 +38,14 @@ def test_processes_that_share_a_cache_fetch_once_and_survive_a_kill(tmp_path: Pa
     """The first to come is killed in the middle of making the entry; the rest make it once, and find it whole."""
     code = f"""
 import os, sys, time
-from pipelines.shard_cache import ShardCache
+from pipelines.local_cache import LocalCache
 def make(path):
     with open(path, "wb") as file:
         file.write(b"half"); file.flush()
         open({str(tmp_path / "log")!r}, "a").write("made\\n")
         time.sleep(60 if sys.argv[1] == "slow" else 0.3)
         file.write(b"whole")
-with ShardCache({str(tmp_path / "cache")!r}, 10).local("x", make) as path:
+with LocalCache({str(tmp_path / "cache")!r}, 10).local("x", make) as path:
     assert open(path, "rb").read() == b"halfwhole"
 """
 
@@ -64,6 +65,24 @@ with ShardCache({str(tmp_path / "cache")!r}, 10).local("x", make) as path:
     left = [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".tmp-")]
     assert len(left) == 1  # the killed one's; it goes when it is old
     os.utime(left[0], (0, 0))
-    with ShardCache(str(tmp_path / "cache"), 10).local("y", lambda path: Path(path).write_bytes(b"y")):
+    with LocalCache(str(tmp_path / "cache"), 10).local("y", lambda path: Path(path).write_bytes(b"y")):
         pass
     assert not left[0].exists()
+
+
+def test_what_is_in_use_is_never_stale_and_a_swept_folder_is_made_again(tmp_path: Path) -> None:
+    """A video may be decoded for longer than a dead process's link is kept; others then clean up around it."""
+    cache = LocalCache(str(tmp_path / "cache"), 1)
+
+    def make(path: str) -> None:
+        Path(path).write_bytes(b"video")
+
+    with cache.local("x", make) as path:
+        os.utime(path, (0, 0))
+        with LocalCache(str(tmp_path / "cache"), 1).local("y", make):
+            assert Path(path).read_bytes() == b"video"
+        cache.clear()
+        assert Path(path).read_bytes() == b"video" and len(list((tmp_path / "cache").glob("*"))) == 2  # it, and locks
+    shutil.rmtree(tmp_path / "cache")
+    with cache.local("x", make) as path:
+        assert Path(path).read_bytes() == b"video" and (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
