@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
+CORPUS ?= ../shared/corpus/train
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help demo test test-slow lint format bench chaos clean
@@ -36,20 +37,21 @@ format: $(STAMP) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## every benchmark; see docs/benchmarks.md
-	$(BIN)/python benchmarks/canvas_greedy.py
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/pipeline.py
+bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of videos to measure with
+	@test -d "$(CORPUS)" || { echo "no videos in $(CORPUS): make bench CORPUS=FOLDER, any folder of videos" >&2; exit 2; }
+	$(BIN)/python benchmarks/canvas_greedy.py --corpus "$(CORPUS)"
+	$(BIN)/python benchmarks/decode.py --corpus "$(CORPUS)"
+	$(BIN)/python benchmarks/pipeline.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/generation.py
-	$(BIN)/python benchmarks/labels.py
+	$(BIN)/python benchmarks/labels.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/tiling.py --frames 64
-	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/memory.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/rl.py --scaling
 	$(BIN)/python benchmarks/sizing.py
-	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/loader.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/loader.py --million
-	$(BIN)/python benchmarks/s3.py
-	$(BIN)/python -m jobs.cli preprocess input=../shared/corpus/train output=build/bench clip.frames=8 clip.stride=2 clip.per_video=2
+	$(BIN)/python benchmarks/s3.py --corpus "$(CORPUS)"
+	$(BIN)/python -m jobs.cli preprocess input="$(CORPUS)" output=build/bench clip.frames=8 clip.stride=2 clip.per_video=2
 	$(BIN)/python benchmarks/train.py --data build/bench
 	$(BIN)/python benchmarks/rl.py --data build/bench
 

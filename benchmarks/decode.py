@@ -88,7 +88,7 @@ def clips_of(frames: int, per_video: int, rng: random.Random) -> list[list[int]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, default=CORPUS, help="folder of videos (default: the corpus)")
+    parser.add_argument("--corpus", type=Path, default=CORPUS, help="folder of videos")
     parser.add_argument("--files", type=int, default=16, help="how many of them, spread over the sorted names")
     parser.add_argument("--per-video", type=int, default=0, help="random clips a video; 0: all, one after the other")
     parser.add_argument("--rounds", type=int, default=5, help="times each file is decoded by each")
@@ -96,9 +96,9 @@ def main() -> None:
     args = parser.parse_args()
 
     rng = random.Random(0)
-    paths = sorted(path for path in args.videos.iterdir() if path.is_file())
+    paths = sorted(path for path in args.corpus.iterdir() if path.is_file())
     if not paths:
-        parser.error(f"no files in {args.videos}")
+        parser.error(f"no files in {args.corpus}")
     paths = paths[:: max(1, len(paths) // args.files)][: args.files]
     work = [(path, clips_of(probe(Source(str(path))).frames, args.per_video, rng)) for path in paths]
     total = sum(len(clips) for _, clips in work)

@@ -181,7 +181,7 @@ def main() -> None:
         print(f"| frames={kind} | {size:,.0f} |")
 
     seconds = options.days * 86400
-    wide = options.cores
+    wide, nodes = options.cores, dict[int, int]()
     print(
         f"\n{options.hours:,.0f} hours at {options.fps:g} frames/s and {options.mbit:g} Mbit/s, in {options.days:g} "
         f"days, on nodes of {wide} cores, no GPU\n"
@@ -193,6 +193,7 @@ def main() -> None:
         canvas_nodes, policy_nodes = (
             math.ceil(count * (1 / found + 1 / encoding + 1 / one) / seconds / wide) for one in (gaze, network)
         )
+        nodes[stride] = max(nodes.get(stride, 0), canvas_nodes)
         print(
             f"| {size[1]}p | {'every' if stride == 1 else f'one in {stride}'} | {count:.3g} | {canvas_nodes:,} | "
             f"{policy_nodes:,} | {count * stored['jpeg'] / 1e12:,.0f} TB | {count * stored['none'] / 1e12:,.1f} TB |"
@@ -200,20 +201,24 @@ def main() -> None:
     volume = options.hours * 3600 * options.mbit * 1e6 / 8
     videos = options.hours * 60 / options.minutes
     print(f"\ninput: {volume / 1e12:,.0f} TB in {videos:,.0f} videos of {options.minutes:g} minutes\n")
-    print("| frames | shard.clips | shards | each video is fetched | read in all | PUT requests | GET requests |")
-    print("|---|---|---|---|---|---|---|")
+    print("| frames | shard.clips | shards | how | each video is fetched | read in all | PUT requests | GET requests |")
+    print("|---|---|---|---|---|---|---|---|")
     for stride in STRIDES:
         count = options.hours * 3600 * options.fps / (FRAMES * stride)
         for packed in (32, 512):
             shards = math.ceil(count / packed)
-            # Whole, for every shard that has clips of it, and once by the scan. A shard is a put of its tar and one of
-            # its index; an actor reads two ranges of the plan for it.
-            times = 1 + max(1.0, count / videos / packed)
-            print(
-                f"| {'every' if stride == 1 else f'one in {stride}'} | {packed} | {shards:.3g} | {times:.1f} times | "
-                f"{volume * times / 1e12:,.0f} TB, {volume * times / seconds / 1e9:,.1f} GB/s | {2 * shards:.3g} | "
-                f"{videos * times + 2 * shards:.3g} |"
-            )
+            # Whole, once by the scan, and then on every node that makes shards of its clips: on as many as there are
+            # under one Ray, on one in an array. A shard is a put of its tar and one of its index; an actor reads two
+            # ranges of the plan for it.
+            spread = max(1.0, count / videos / packed)
+            for how, places in ((f"one Ray, {nodes[stride]} nodes", min(spread, nodes[stride])), ("an array", 1.0)):
+                times = 1 + places
+                read = f"{volume * times / 1e12:,.0f} TB, {volume * times / seconds / 1e9:,.1f} GB/s"
+                print(
+                    f"| {'every' if stride == 1 else f'one in {stride}'} | {packed} | {shards:.3g} | {how} | "
+                    f"{times:.1f} times | {read} | "
+                    f"{2 * shards:.3g} | {videos * times + 2 * shards:.3g} |"
+                )
     planned = plan_bytes_of_clip()
     print(
         f"\nthe plan takes {planned:.0f} bytes of memory a clip where preprocess and status run: "

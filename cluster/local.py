@@ -25,6 +25,7 @@ from cluster.processes import descendants, kill
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
 _STARTS = 3
+_STORAGE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 @dataclass
@@ -69,9 +70,11 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address:
         require_listening(config.address, "ray.address")
+        # Its nodes have the environment of their `ray start`; which server `s3://` means is this job's to say.
+        where = {name: os.environ[name] for name in _STORAGE if name in os.environ}
         try:
             with _no_banner():
-                ray.init(address=config.address, **quiet)
+                ray.init(address=config.address, runtime_env={"env_vars": where} if where else None, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ClusterError(

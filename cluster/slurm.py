@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from cluster import ClusterError
 from cluster.spec import ClusterSpec, NodeGroup, check_spec, storage_variables
 
 _TAKEDOWN_S = 30  # between the end of the command's grace and Slurm's SIGKILL
+_PLANNED_BY = "# Waits for the plan, made by job "
 _TASKS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 
 
@@ -111,8 +113,8 @@ def _check(spec: ClusterSpec) -> None:
     for name in ("partition", "account", "qos", "time"):
         if re.search(r"\s", getattr(spec.slurm, name)):
             raise ClusterError(f"slurm.{name}={getattr(spec.slurm, name)}: must have no spaces")
-    if re.search(r"[%\"\\\n]", str(_logs_folder(spec))):
-        raise ClusterError(f"slurm.logs={_logs_folder(spec)}: must have no quotes and no %, which Slurm replaces")
+    if re.search(r"[%\"\\\n]", str(logs_folder(spec))):
+        raise ClusterError(f"slurm.logs={logs_folder(spec)}: must have no quotes and no %, which Slurm replaces")
 
 
 def _shape(group: NodeGroup) -> list[str]:
@@ -132,7 +134,7 @@ def _place(spec: ClusterSpec) -> list[str]:
 def _about(spec: ClusterSpec, log: str) -> list[str]:
     return [
         f"--job-name={spec.name}",
-        f'--output="{_logs_folder(spec) / log}"',
+        f'--output="{logs_folder(spec) / log}"',
         "--open-mode=append",  # a job that was requeued goes on in its log
         "--requeue" if spec.slurm.requeue else "--no-requeue",
         f"--signal=B:TERM@{spec.timeouts.grace_s + _TAKEDOWN_S}",
@@ -188,7 +190,8 @@ def _python(spec: ClusterSpec) -> str:
     return spec.environment.python or sys.executable
 
 
-def _logs_folder(spec: ClusterSpec) -> Path:
+def logs_folder(spec: ClusterSpec) -> Path:
+    """Where a submission from this folder has its logs, and keeps its scripts."""
     return Path(spec.slurm.logs or ".").expanduser().absolute()
 
 
@@ -215,14 +218,22 @@ def submit_array(spec: ClusterSpec, command: Sequence[str], tasks: str = "", *, 
     head = _alone(spec)
     first = _sbatch(head, render(head, [*command, f"ray.cpus={spec.head.cpus}", "part=plan"], joins_ray=False))
     try:
+        script += f"{_PLANNED_BY}{first}\n"
         return _sbatch(spec, script, f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes")
     except ClusterError:
-        cancel(first)
+        _cancel(first)
         raise
 
 
+def _planner(spec: ClusterSpec, job_id: str) -> str:
+    """The id of the job that plans for an array, or ''. The array's script says it."""
+    script = logs_folder(spec) / f"{spec.name}-{re.split('[_+]', job_id)[0]}.sh"
+    said = re.search(rf"^{_PLANNED_BY}(\d+)$", script.read_text(), re.MULTILINE) if script.exists() else None
+    return said[1] if said else ""
+
+
 def _alone(spec: ClusterSpec) -> ClusterSpec:
-    """The spec of a job on the head alone."""
+    """The spec of the job on the head alone that plans for an array."""
     values = vars(spec) | {"decode": NodeGroup(), "gpu": NodeGroup(), "name": f"{spec.name[:35]}-plan"}
     return ClusterSpec(**values)
 
@@ -231,7 +242,7 @@ def status(spec: ClusterSpec, job_id: str) -> JobStatus:
     """The state of a job. Raises ClusterError when Slurm does not know it (any more)."""
     _require_id(job_id)
     try:
-        text = _slurm("scontrol", "show", "job", "--oneliner", job_id)
+        text = _slurm("scontrol", "show", "job", "--oneliner", job_id, SLURM_BITSTR_LEN="0")  # no "..." in long lists
     except ClusterError as error:
         return _accounted(spec, job_id, error)
     rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.startswith("JobId=")]
@@ -259,8 +270,13 @@ def status(spec: ClusterSpec, job_id: str) -> JobStatus:
 
 
 def _numbers(tasks: str) -> list[int]:
-    ranges = [[int(end) for end in part.split("-")] for part in tasks.split(",")]
-    return [number for ends in ranges for number in range(ends[0], ends[-1] + 1)]
+    """The tasks that Slurm writes as 1,4-6 or, at regular distances, as 1-31:2."""
+    numbers: list[int] = []
+    for part in tasks.split(","):
+        ends, _, step = part.partition(":")
+        first, _, last = ends.partition("-")
+        numbers += range(int(first), int(last or first) + 1, int(step or 1))
+    return numbers
 
 
 def _accounted(spec: ClusterSpec, job_id: str, error: ClusterError) -> JobStatus:
@@ -278,16 +294,29 @@ def _accounted(spec: ClusterSpec, job_id: str, error: ClusterError) -> JobStatus
 
 
 def logs(spec: ClusterSpec, job_id: str) -> list[Path]:
-    """The log of a job, or of each task of an array, that exists already."""
+    """The log of a job, or of an array's plan and of each of its tasks, that exists already."""
     _require_id(job_id)
-    folder = _logs_folder(spec)
+    folder = logs_folder(spec)
     found = [*folder.glob(f"{spec.name}-{job_id}.log"), *folder.glob(f"{spec.name}-{job_id}_*.log")]
-    return sorted(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    found.sort(key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    plan = [*folder.glob(f"{_alone(spec).name}-{planner}.log")] if (planner := _planner(spec, job_id)) else []
+    return plan + found
 
 
-def cancel(job_id: str) -> None:
-    """End a job: it is told, has Slurm's KillWait to take down what it started, and does not come back."""
+def cancel(spec: ClusterSpec, job_id: str) -> None:
+    """End a job: it is told, has Slurm's KillWait to take down what it started, and does not come back.
+
+    With an array, the job that plans for it.
+    """
     _require_id(job_id)
+    planner = "" if "_" in job_id else _planner(spec, job_id)
+    _cancel(job_id)
+    if planner:
+        with suppress(ClusterError):  # Slurm has forgotten it: it ended long ago
+            _cancel(planner)
+
+
+def _cancel(job_id: str) -> None:
     _slurm("scancel", "--verbose", job_id)  # without, it is silent about a job that is not there
 
 
@@ -297,7 +326,7 @@ def _require_id(job_id: str) -> None:
 
 
 def _sbatch(spec: ClusterSpec, script: str, *options: str) -> str:
-    folder = _logs_folder(spec)
+    folder = logs_folder(spec)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{spec.name}-", suffix=".sh", dir=folder)
@@ -329,10 +358,12 @@ def _refuse_impossible(script: str) -> None:
                 raise ClusterError(f"{error}; compare the groups with `sinfo -N -l`") from error
 
 
-def _slurm(*words: str) -> str:
-    """What a Slurm command prints. Raises ClusterError with its words, in one line."""
+def _slurm(*words: str, **variables: str) -> str:
+    """What a Slurm command prints, with these in its environment. Raises ClusterError with its words, in one line."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            words, env=os.environ | variables, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
     except FileNotFoundError as error:
         raise ClusterError(f"{words[0]}: not found; run this where Slurm's commands are, on a login node") from error
     wrong = [line for line in done.stderr.splitlines() if f"{words[0]}: error:" in line]

@@ -145,6 +145,11 @@ def check_spec(spec: ClusterSpec) -> None:
         raise ClusterError("gpu.gpus=0: the nodes of the role gpu must have at least 1")
     if spec.address and spec.backend != "local":
         raise ClusterError(f"address={spec.address}: only backend local joins a Ray that runs already")
+    if spec.address and spec.storage.profile:
+        raise ClusterError(
+            f"storage.profile={spec.storage.profile}: a Ray that runs already has its own credentials; "
+            "set AWS_PROFILE where each node runs `ray start`, and leave storage.profile out"
+        )
     if spec.backend == "kuberay" and not spec.environment.image:
         raise ClusterError("environment.image= is missing: KubeRay runs containers; give an image that has autogaze")
     if spec.backend != "kuberay" and (spec.environment.image or spec.storage.secret):

@@ -144,6 +144,8 @@ def parse_job(arguments: list[str], submitting: bool = False) -> Parsed:
     Raises PipelineError for a key or value that is wrong; exits, as argparse does, where there is no such job.
     """
     known = _JOBS | _VERBS
+    for word in arguments:  # before anything can repeat one
+        configs.refuse_secrets(word)
     if not {arguments[0] if arguments else "", " ".join(arguments[:2])} & known.keys():
         _parser(None, None).parse_args(arguments or ["--help"])
     words = 1 if arguments[0] in known else 2

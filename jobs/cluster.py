@@ -158,7 +158,10 @@ def logs(config: AskConfig, console: Console) -> int:
         return 0
     files = slurm.logs(config, _id(config))
     if not files:
-        raise ClusterError(f"job {config.id}: no log yet; `autogaze cluster status` says how far it is")
+        raise ClusterError(
+            f"job {config.id}: no log yet in {slurm.logs_folder(config)}; `autogaze cluster status` says how far it "
+            "is. Of one that was submitted in another folder, ask there, or set slurm.logs"
+        )
     for file in files:
         if len(files) > 1:
             sys.stdout.write(f"==> {file} <==\n")
@@ -170,7 +173,7 @@ def down(config: AskConfig, console: Console) -> int:
     """End the job and its cluster; the exit status."""
     check_spec(config)
     if config.backend == "slurm":
-        slurm.cancel(_id(config))
+        slurm.cancel(config, _id(config))
     else:
         kuberay.cancel(_kubernetes(config), config.id)
     console.print(f"{config.id or config.name}: ended; the same submission goes on where it stopped", highlight=False)

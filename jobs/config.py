@@ -68,6 +68,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         values.update(_from_file(file, known))
     for argument in arguments:
         name, equals, text = argument.partition("=")
+        refuse_secrets(argument)
         # A path that exists and has a '=' in it is a path, not a key nobody knows.
         bare = not equals or (positional and name not in known and os.path.exists(argument))
         if bare and positional and positional not in values:
@@ -77,8 +78,6 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
-    for name, value in values.items():
-        refuse_credentials(str(value), name)
     config = OmegaConf.structured(schema)
     for name, value in values.items():
         try:
@@ -87,6 +86,15 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         except OmegaConfBaseException as error:
             raise PipelineError(f"{name}={value}: {_type_name(known[name].type)} expected") from error
     return cast(T, OmegaConf.to_object(config))
+
+
+def refuse_secrets(word: str) -> None:
+    """Raise PipelineError, in one line that does not repeat them, if a word of a command line holds credentials."""
+    name, equals, text = word.partition("=")
+    if equals and "://" not in name:
+        refuse_credentials(text, name)
+    else:
+        refuse_credentials(word)
 
 
 def _parse(key: Key, text: str) -> Any:
@@ -110,7 +118,7 @@ def _from_file(file: str, known: dict[str, Key]) -> dict[str, Any]:
             tree = yaml.safe_load(stream) or {}
     except OSError as error:
         raise PipelineError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
         raise PipelineError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise PipelineError(f"{file}: expected keys and values")
@@ -118,6 +126,7 @@ def _from_file(file: str, known: dict[str, Key]) -> dict[str, Any]:
     for name, value in _leaves(tree, known):
         if name not in known:
             raise PipelineError(f"{file}: {name}: no such key{_nearest(name, known)}")
+        refuse_credentials(str(value), name)
         values[name] = _parse(known[name], "" if value is None else str(value))
     return values
 

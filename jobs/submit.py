@@ -78,7 +78,7 @@ def rendered(spec: ClusterSpec, name: str, config: Any) -> str:
 
 def command(spec: ClusterSpec, name: str, config: Any) -> list[str]:
     """The words that run the job on the cluster: every key that differs from its default is spelled out."""
-    if joins_ray(config) and spec.backend == "kuberay":  # Slurm's script adds the address that it learns
+    if spec.backend == "kuberay":  # Slurm's script adds the address that it learns
         _join(config, "auto")
     if spec.environment.python:
         program = [spec.environment.python, "-m", "jobs.cli"]
@@ -100,13 +100,14 @@ def settings(config: Any) -> Iterator[str]:
 
 def joins_ray(config: Any) -> bool:
     """Whether the job works on a Ray cluster; some run in one process, as training by one rank does."""
-    scale = getattr(config, "scale", None)
-    return hasattr(config, "ray") and not (scale is not None and scale.max_workers == 1)
+    one_rank = hasattr(config, "scale") and config.scale.max_workers == 1
+    actors = hasattr(config, "rollouts") and config.rollouts.actors > 0
+    return hasattr(config, "ray") and (actors or not one_rank)
 
 
 def _join(config: Any, address: str) -> None:
-    """Let the job join the Ray at an address, unless it was told another."""
-    if hasattr(config, "ray") and not config.ray.address:
+    """Let a job that works on Ray join the one at an address, unless it was told another."""
+    if joins_ray(config) and not config.ray.address:
         config.ray.address = address
 
 
@@ -129,6 +130,7 @@ def _to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
 def _to_array(spec: ClusterSpec, name: str, config: Any) -> str:
     """Submit the parts that have shards to make; the array's id, or '' when there are none."""
     _require_parts(name, config)
+    os.environ.update(storage_variables(spec))
     from pipelines import preprocess, store  # here, not above: it imports torch
 
     planned = store.exists(store.join(store.normalise(config.output), "dataset.json"))

@@ -176,6 +176,28 @@ def test_a_job_that_is_given_credentials_in_a_url_says_so_and_does_nothing(
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["preprocess", "s3://key:se/cret@bucket/videos", "output=x"],
+        ["preprocess", "--input=s3://key:se/cret@bucket/videos"],
+        ["preprocess", "clip.frames=s3://key:se/cret@bucket/videos"],
+        ["verify", "dataset=/a", "s3://key:se/cret@bucket/videos"],
+        ["submit", "scan", "s3://key:se/cret@bucket/videos", "cluster=x.yaml"],
+        ["s3://key:se/cret@bucket/videos"],
+        ["preprocess", "--config=typed.yaml"],
+    ],
+)
+def test_credentials_are_not_repeated_by_what_else_is_wrong_with_a_command(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("typed.yaml").write_text("clip: {frames: 's3://key:se/cret@bucket/videos'}")
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert "s3://...: holds credentials" in told.err and "cret" not in told.err + told.out
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "s3://bucket/a@b/c:d",

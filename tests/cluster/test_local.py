@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,3 +53,26 @@ def test_one_that_is_always_late_and_one_that_fails_are_told_in_a_line(monkeypat
     with pytest.raises(ClusterError, match=r"^Ray did not start on this machine: no room for$"):
         _start()
     assert starts.count == 1
+
+
+def test_a_ray_that_runs_already_is_told_which_object_store_is_meant(ray_session: str) -> None:
+    """Its nodes were started from another environment. Credentials stay what theirs are."""
+    code = """
+import os, sys
+from cluster.local import RayConfig, running
+with running(RayConfig(address=sys.argv[1])):
+    import ray
+    names = "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY"
+    print(ray.get(ray.remote(lambda: [os.environ.get(name) for name in names]).remote()))
+"""
+    said = {"AWS_ENDPOINT_URL": "http://lab:9000", "AWS_REGION": "lab-1", "AWS_PROFILE": "mine"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, ray_session],
+        env=os.environ | said | {"AWS_SECRET_ACCESS_KEY": "must-stay-here"},
+        cwd=Path(__file__).parent.parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.strip() == "['http://lab:9000', 'lab-1', None, None]", done.stdout + done.stderr

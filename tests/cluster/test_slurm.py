@@ -27,6 +27,7 @@ from cluster.spec import (
     StorageConfig,
     TimeoutsConfig,
 )
+from pipelines.preprocess_config import shards_of_part
 
 pytestmark = [pytest.mark.usefixtures("slurm_cluster"), pytest.mark.timeout(1800)]
 JOINED = [sys.executable, str(Path(__file__).parent / "joined.py")]
@@ -75,6 +76,10 @@ def all_of_it(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
     done = runs.autogaze(*command, f"output={output}", "ray.cpus=2", timeout=900)
     assert done.returncode == 0, done.stderr
     return ["autogaze", *command], runs.tree(output)
+
+
+def files_of(files: dict[str, str], folder: str) -> list[str]:
+    return [name for name in files if name.startswith(folder)]
 
 
 def seen(spec: ClusterSpec, job_id: str) -> dict:
@@ -203,13 +208,41 @@ def test_some_tasks_of_an_array_make_their_parts_and_the_rest_are_made_later(
     subprocess.run(["scontrol", "requeue", f"{job_id}_2"], check=True)
     now = ended(spec, job_id, 600)
     assert now.state == "COMPLETED" and now.tasks == {0: "COMPLETED", 2: "COMPLETED"}, log(spec, job_id)
-    planned = {int(path.stem) for path in output.glob("index/*.parquet")}
-    assert planned and {shard % 3 for shard in planned} == {0, 2}
+    there, shards = {int(path.stem) for path in output.glob("index/*.parquet")}, len(files_of(files, "index/"))
+    assert there == {*shards_of_part("0/3", shards), *shards_of_part("2/3", shards)} != set()
 
     rest = submit_array(spec, [*command, f"output={output}"], "1", plan=False)
     assert ended(spec, rest, 600).state == "COMPLETED", log(spec, rest)
     assert runs.tree(output) == files
-    assert [path.name for path in logs(spec, job_id)] == [f"test-{job_id}_{task}.log" for task in (0, 2)]
+    assert [path.name for path in logs(spec, job_id)][1:] == [f"test-{job_id}_{task}.log" for task in (0, 2)]
+
+
+def test_the_tasks_of_an_array_are_told_however_slurm_writes_them(spec: ClusterSpec, tmp_path: Path) -> None:
+    """1-31:2 where they are regular, and a list that it otherwise cuts short."""
+    spec = replace(spec, slurm=replace(spec.slurm, array=400, array_parallel=1))
+    for tasks in (range(1, 32, 2), [number**2 + 1 for number in range(20)]):
+        job_id = submit_array(spec, ["sleep", "600"], ",".join(map(str, tasks)), plan=False)
+        assert sorted(status(spec, job_id).tasks) == list(tasks)
+        cancel(spec, job_id)
+        assert ended(spec, job_id).state == "CANCELLED"
+
+
+def test_the_job_that_plans_for_an_array_ends_with_it_and_tells_why_it_failed(spec: ClusterSpec) -> None:
+    spec = replace(spec, slurm=replace(spec.slurm, array=2, requeue=False))
+
+    def printed(job_id: str) -> str:
+        return "".join(path.read_text() for path in logs(spec, job_id))
+
+    job_id = submit_array(spec, ["sleep", "600"])  # which does not know the words that say what is to be planned
+    assert runs.wait_until(lambda: "invalid time interval" in printed(job_id), 60, 0.2)
+    cancel(spec, job_id)
+
+    job_id = submit_array(spec, [sys.executable, "-c", "import time; print('plans', flush=True); time.sleep(600)"])
+    assert runs.wait_until(lambda: "plans" in printed(job_id), 60, 0.2)
+    [plan] = [path.stem.rsplit("-", 1)[1] for path in logs(spec, job_id)]
+    assert status(spec, plan).state == "RUNNING"
+    cancel(spec, job_id)
+    assert ended(spec, plan).state == ended(spec, job_id).state == "CANCELLED"
 
 
 # -- what cannot be ----------------------------------------------------------------------------------------------------
@@ -236,7 +269,7 @@ def test_a_job_that_nobody_knows(spec: ClusterSpec) -> None:
     with pytest.raises(ClusterError, match="job 987654: Slurm does not know it"):
         status(spec, "987654")
     with pytest.raises(ClusterError, match=r"scancel: .*Invalid job id"):
-        cancel("987654")
+        cancel(spec, "987654")
     with pytest.raises(ClusterError, match=r"job \.\./etc: a job's id is a number"):
         logs(spec, "../etc")
 

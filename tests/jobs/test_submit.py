@@ -20,6 +20,7 @@ sys.path.insert(1, str(Path(__file__).parent.parent / "pipelines"))  # for their
 sys.path.insert(1, str(Path(__file__).parent.parent / "cluster"))
 
 import runs
+import s3_servers
 import slurm_host
 
 from jobs import config as configs
@@ -28,6 +29,7 @@ from jobs.cli import main
 from jobs.preprocess import PreprocessJob
 from jobs.train import TrainPolicy
 from jobs.verify import VerifyConfig
+from pipelines import store_s3
 
 KUBERAY = "{backend: kuberay, name: corpus, environment: {image: 'registry/autogaze:1'}}"
 PREPROCESS = ["preprocess", "input=s3://b/videos", "output=s3://b/gaze"]
@@ -131,6 +133,45 @@ def test_a_local_file_runs_the_job_here_on_the_ray_it_names(
     )
     assert done.returncode == 0 and "6 ok, 1 failed" in done.stdout, done.stderr + done.stdout
     assert (pd.read_parquet(tmp_path / "m.parquet")["status"] == "ok").sum() == 6
+
+
+@pytest.mark.parametrize(
+    "words, joins",
+    [
+        (["train", "policy", "data=x", "run=y"], False),
+        (["train", "policy", "data=x", "run=y", "scale.max_workers=2"], True),
+        (["rl", "data=x", "run=y"], False),
+        (["rl", "data=x", "run=y", "rollouts.actors=2"], True),
+        (["verify", "x"], False),
+        (PREPROCESS, True),
+    ],
+)
+def test_only_a_job_that_works_on_ray_is_told_where_it_is(
+    kuberay: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], joins: bool
+) -> None:
+    (tmp_path / "lab.yaml").write_text("{backend: local, address: 'head:6379'}")
+    assert main(["submit", *words, f"cluster={tmp_path / 'lab.yaml'}", "--dry-run"]) == 0
+    assert ("ray.address=head:6379" in shlex.split(capsys.readouterr().out)) is joins
+    (tmp_path / "gpus.yaml").write_text(f"{KUBERAY[:-1]}, gpu: {{nodes: 1, gpus: 8}}}}")
+    told = main(["submit", *words, f"cluster={tmp_path / 'gpus.yaml'}", "--dry-run"])
+    printed = capsys.readouterr()
+    if joins:
+        assert "ray.address=auto" in shlex.split(yaml.safe_load(printed.out)["spec"]["entrypoint"])
+    else:
+        assert told == 2 and "gpu: this job runs on one node, the head" in printed.err
+
+
+def test_an_array_asks_the_store_that_the_file_names_which_parts_are_missing(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"backend": "slurm", "slurm": {"array": 2}, "storage": {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}}
+    (tmp_path / "slurm.yaml").write_text(yaml.safe_dump(said))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_servers.free_port()}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    store_s3.forget_client()
+    words = ["preprocess", f"input={bucket}/videos", f"output={bucket}/gaze", f"cluster={tmp_path / 'slurm.yaml'}"]
+    assert main(["submit", *words]) == 2
+    assert "sbatch: not found" in one_line(capsys), "it got that far"
 
 
 def test_a_submitted_job_reports_its_own_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
