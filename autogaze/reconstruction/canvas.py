@@ -94,6 +94,8 @@ class Canvas:
     def limit(self, threshold: float) -> int:
         """The largest sum of absolute differences whose float32 loss is at or under float32(threshold)."""
         bound = np.float32(threshold)
+        if bound >= 1:
+            return self._worst
         limit = min(self._worst, int(np.nextafter(bound, np.float32(np.inf)).astype(np.float64) * self._worst) + 1)
         while np.float32(limit / self._worst) > bound:
             limit -= 1

@@ -359,6 +359,14 @@ def test_calls_that_make_no_sense_are_refused(model, clips, gaze):
             model.reconstruct(clips[: bad.clips] if at is not None else clips, bad, at)
 
 
+def test_clips_longer_than_it_was_trained_for_are_refused(model, clips):
+    long = clips[:1, :1].expand(1, 17, -1, -1, -1)
+    with pytest.raises(ValueError, match="clips of 17 frames: this reconstructor takes 16 at most"):
+        greedy.label(long, model, max_ratio=0.01)
+    with pytest.raises(ValueError, match="clips of 17 frames"):
+        model.reconstruct(long, Gaze.from_lists([[[]] * 17]))
+
+
 def test_the_released_size_has_the_released_shapes():
     with torch.device("meta"):
         model = VideoMAE(VideoMAEConfig())
