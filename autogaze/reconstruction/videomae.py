@@ -237,9 +237,13 @@ class VideoMAE(nn.Module):
         return Reconstruction(torch.stack(pixels), torch.stack(errors).cpu())
 
     def search(self, frames: Tensor | np.ndarray) -> VideoMAESearch:
-        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]."""
-        clips = as_clips(frames, self.vocabulary)
+        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""
+        clips, device = as_clips(frames, self.vocabulary), self.decoder.mask_token.device
         self._check_length(clips.shape[1])
+        if clips.device != device:
+            raise ValueError(
+                f"frames on {clips.device}, the reconstructor on {device}: give frames.to({str(device)!r})"
+            )
         return VideoMAESearch(self, clips)
 
     def loss(self, errors: Tensor) -> Tensor:

@@ -367,6 +367,12 @@ def test_clips_longer_than_it_was_trained_for_are_refused(model, clips):
         model.reconstruct(long, Gaze.from_lists([[[]] * 17]))
 
 
+def test_a_search_wants_frames_on_the_reconstructors_device(clips):
+    elsewhere = load(CHECKPOINT).to("meta")
+    with pytest.raises(ValueError, match="frames on cpu, the reconstructor on meta"):
+        greedy.label(clips[:1, :1], elsewhere, max_ratio=0.01)
+
+
 def test_the_released_size_has_the_released_shapes():
     with torch.device("meta"):
         model = VideoMAE(VideoMAEConfig())
