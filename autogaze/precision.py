@@ -21,7 +21,10 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """No TF32 or bfloat16 in convolutions of float32: PyTorch allows cuDNN to use TF32 unless told otherwise."""
+    """No TF32 or bfloat16 in convolutions of float32: PyTorch allows cuDNN to use TF32 unless told otherwise.
+
+    Gradients are computed later, and as the process allows then.
+    """
     with _ieee(torch.backends.cudnn.conv, torch.backends.mkldnn.conv):  # type: ignore[attr-defined]
         yield
 
