@@ -52,7 +52,7 @@ def label(
             raise ValueError("give lengths, or threshold and max_ratio: lengths fix what the others would decide")
         room = _checked_lengths(lengths, (clips, num_frames), size).to(frames.device)
     elif threshold is not None:
-        if not threshold >= 0:
+        if not 0 <= threshold <= torch.finfo(torch.float32).max:
             raise ValueError(f"threshold is an error and cannot be {threshold}")
         limit = reconstructor.limit(threshold)
 

@@ -1,12 +1,21 @@
 """Deterministic .npz files: the same arrays always give the same bytes, which np.savez does not promise. No pickle."""
 
 import io
+import lzma
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+# What zipfile and numpy raise for bytes that are none: a flipped bit may ask for a password, or for a compression that
+# there is not or that the bytes are not of.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError,
+    AttributeError, TypeError, NotImplementedError, RuntimeError,
+)  # fmt: skip
 
 
 def write(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -27,9 +36,10 @@ def read(source: bytes | str | Path | BinaryIO) -> dict[str, np.ndarray]:
 
     Raises ValueError if it is no such file, is cut off, or holds pickled objects.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    if not isinstance(source, bytes):
+        source = Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(source), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"not an .npz file: {error}") from error

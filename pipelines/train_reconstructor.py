@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
-from autogaze.reconstruction.losses import FrameLoss, TeacherError
+from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae import VideoMAE
-from autogaze.reconstruction.videomae_config import ReconstructorError, VideoMAEConfig
+from autogaze.reconstruction.videomae_config import VideoMAEConfig
 from pipelines.errors import PipelineError
 from pipelines.train_config import ReconstructorTrainConfig
 from pipelines.train_task import Key, Task, folder_files, unpacked
@@ -109,7 +109,7 @@ class ReconstructorTask(Task):
                 loss_weights="+".join(weights),
             )
             loss = FrameLoss.from_config(shape.loss_type, shape.loss_weights, teachers, device=self.device)
-        except (ReconstructorError, TeacherError) as error:
+        except ValueError as error:
             raise PipelineError(str(error)) from error
         torch.manual_seed(config.loader.seed)
         return VideoMAE(shape, loss).to(self.device)

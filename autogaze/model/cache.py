@@ -154,6 +154,11 @@ class PaddedCache(Cache):
     spare = 1
     bucket = 512  # a step reads keys up to a multiple of this, so that few shapes occur
 
+    def __init__(
+        self, config: AutoGazeConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__(config, rows, -(-capacity // self.bucket) * self.bucket, device, dtype)
+
     def begin(self, rows: Sequence[int], counts: Sequence[int], width: int, wanted: Tensor) -> None:
         places, end = self.plan(counts, width)
         self.set_places(places.to(self.keys.device), wanted, end)

@@ -6,6 +6,9 @@ inputs are copied in. Between two steps the host only learns which rows go on.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache as cached
+
 import torch
 from torch import Tensor
 
@@ -17,11 +20,49 @@ Block = tuple[Tensor, Tensor, Tensor | None]
 """Of the next block: ids int64 [A, K], predicted losses [A, K], and log-probabilities [A, K] where they are sampled."""
 
 
+class KeptSteps:
+    """The graphed steps of the last calls, for the next: on the memory they know, with the weights they know.
+
+    Of the last two numbers of rows: a batch and its rest, or a group of rollouts and the one before it. A copy of
+    this, and a pickle, is empty.
+    """
+
+    def __init__(self) -> None:
+        self._weights: list[int] = []
+        self._kept: dict[tuple[int, int | None], GraphedSteps] = {}  # the last used comes last
+
+    def __reduce__(self) -> tuple[type[KeptSteps], tuple[()]]:
+        return KeptSteps, ()
+
+    def steps(self, decoder: Decoder, rows: int, room: int, sampling: Sampling | None) -> GraphedSteps:
+        """Steps on an empty cache that has `room` for tokens at least in each of its rows."""
+        weights = [parameter.data_ptr() for parameter in decoder.parameters()]
+        if weights != self._weights:
+            self._kept.clear()
+            self._weights = weights
+        key = rows, None if sampling is None else sampling.top_k or 0
+        steps = self._kept.pop(key, None)
+        if steps is None or steps.cache.capacity < room:
+            steps = None  # its memory is free before there is more
+            for oldest in list(self._kept)[:-1]:
+                del self._kept[oldest]
+            weight = decoder.lm_head.weight
+            cache = PaddedCache(decoder.config, rows, room, weight.device, weight.dtype)
+            steps = GraphedSteps(decoder, cache, sampling)
+        self._kept[key] = steps
+        steps.reset(sampling)
+        return steps
+
+
 class GraphedSteps:
-    """The decode steps of one cache: read a block of K patches in every row, choose the next K."""
+    """The decode steps of one cache: read a block of K patches in every row, choose the next K.
+
+    sampling: how, but for seeds and temperature, which are inputs and may change from call to call.
+    """
 
     def __init__(self, decoder: Decoder, cache: PaddedCache, sampling: Sampling | None) -> None:
-        self.decoder, self.cache, self.sampling = decoder, cache, sampling
+        self.decoder, self.cache = decoder, cache
+        self.sampling = None if sampling is None else replace(sampling, temperature=1.0, seeds=0)
         rows, block = len(cache.lengths), decoder.config.block_size
         device = cache.keys.device
         self._ids, self._places, self._positions = (
@@ -29,9 +70,16 @@ class GraphedSteps:
         )
         self._taken = torch.zeros(rows, decoder.config.vocab_size, dtype=torch.bool, device=device)
         self._seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._temperature = torch.ones((), device=device)
         self._wanted = torch.full((rows, 1), block - 1, device=device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Block]] = {}
         self._memory = cache.keys.data_ptr()
+
+    def reset(self, sampling: Sampling | None) -> None:
+        """Begin anew, on an empty cache and with this temperature."""
+        self.cache.lengths = [0] * len(self.cache.lengths)
+        if sampling is not None:
+            self._temperature.fill_(sampling.temperature)
 
     def step(self, counts: list[int], ids: Tensor, taken: Tensor, seeds: Tensor | None, starts: list[int]) -> Block:
         """As `Generation._step`: the next block of every row, whose ids become part of `taken`."""
@@ -61,20 +109,32 @@ class GraphedSteps:
         self.cache.set_places(self._places, self._wanted, end)
         x = self.decoder.embed(self._ids)
         hidden = self.decoder(x, self._positions, self.cache.attend, self._wanted)[:, -1]
-        seeds = None if self.sampling is None else self._seeds
-        ids, log_probs = choose(self.decoder.scores(hidden), self._taken, self.sampling, seeds)
+        scores, seeds = self.decoder.scores(hidden), None
+        if self.sampling is not None:
+            scores, seeds = scores / self._temperature, self._seeds
+        ids, log_probs = choose(scores, self._taken, self.sampling, seeds)
         self._taken.scatter_(1, ids, True)
         return ids, self.decoder.losses(hidden), log_probs
 
     def _capture(self, end: int) -> tuple[torch.cuda.CUDAGraph, Block]:
         # Kernels load and libraries set themselves up on first use, which a capture does not allow. The run writes to
         # the cache what the replay will write there again.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.run(end)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            block = self.run(end)
+        # The graphs of a cache share their memory: they run one after the other, and what they leave is copied at once.
+        device = self.cache.keys.device
+        stream, pool = _side_stream(device), next((graph.pool() for graph, _ in self._graphs.values()), None)
+        with torch.cuda.device(device):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                self.run(end)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may use the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                block = self.run(end)
         return graph, block
+
+
+@cached
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """For first runs and captures: one, since libraries keep a workspace for every stream they were used on."""
+    return torch.cuda.Stream(device)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autogaze.model.config import AutoGazeConfig
+from autogaze.precision import exact_convolutions
 
 PAST = 2
 """Earlier frames that a causal convolution sees: its temporal kernel less one."""
@@ -26,7 +27,8 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, hidden, PAST + T, h, w], earlier frames first -> [B, hidden, T, h, w]."""
-        return F.relu(self.conv3d(x))
+        with exact_convolutions():
+            return F.relu(self.conv3d(x))
 
 
 class Encoder(nn.Module):

@@ -24,7 +24,7 @@ from autogaze.gaze import Gaze
 from autogaze.model import adaptation, checkpoint
 from autogaze.model.cache import Cache, PaddedCache, RaggedCache
 from autogaze.model.config import AutoGazeConfig
-from autogaze.model.cuda_graphs import GraphedSteps
+from autogaze.model.cuda_graphs import KeptSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.encoder import Connector, Encoder
 from autogaze.model.generation import FrameGaze, Generation
@@ -87,7 +87,7 @@ class AutoGaze(nn.Module):
         self.config = config
         self.wants_graphs = cuda_graphs
         self.gazing_model = GazingModel(config)
-        self._graphed: tuple[Any, PaddedCache, GraphedSteps] | None = None
+        self._graphed = KeptSteps()
         self._initialise()
 
     @classmethod
@@ -335,16 +335,8 @@ class AutoGaze(nn.Module):
         decoder = self.gazing_model.gaze_decoder
         if not self.cuda_graphs:
             return Generation(decoder, self._cache(rows, room), self.positions, sample, None, batches)
-        # A graph knows the memory it was captured on, so the last cache and its graphs are kept for the next call.
-        drawn = None if sample is None else replace(sample, seeds=0)
-        key = (rows, room, drawn, self.dtype, self.device)
-        if self._graphed is None or self._graphed[0] != key:
-            self._graphed = None
-            cache = PaddedCache(self.config, rows, room, self.device, self.dtype)
-            self._graphed = (key, cache, GraphedSteps(decoder, cache, drawn))
-        _, cache, graphs = self._graphed
-        cache.lengths = [0] * rows
-        return Generation(decoder, cache, self.positions, sample, graphs, batches)
+        graphs = self._graphed.steps(decoder, rows, room, sample)
+        return Generation(decoder, graphs.cache, self.positions, sample, graphs, batches)
 
     def _cache(self, rows: int, room: int) -> Cache:
         kind = RaggedCache if self.device.type == "cpu" else PaddedCache
@@ -444,4 +436,7 @@ def usable_device(device: torch.device | str) -> torch.device:
         raise ValueError(
             f"device {str(device)!r} is not there on this machine: it has {[n for n, ok in there.items() if ok]}"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ValueError(f"device {str(device)!r} is not there on this machine: it has cuda:0 to cuda:{last}")
     return device

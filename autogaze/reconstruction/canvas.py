@@ -15,8 +15,7 @@ painted before it, so choosing tokens touches a few hundred numbers and no pixel
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
+from autogaze.precision import exact_products
 from autogaze.reconstruction import Reconstruction, as_clips
 
 GREY = 128
@@ -94,6 +94,8 @@ class Canvas:
     def limit(self, threshold: float) -> int:
         """The largest sum of absolute differences whose float32 loss is at or under float32(threshold)."""
         bound = np.float32(threshold)
+        if bound >= 1:
+            return self._worst
         limit = min(self._worst, int(np.nextafter(bound, np.float32(np.inf)).astype(np.float64) * self._worst) + 1)
         while np.float32(limit / self._worst) > bound:
             limit -= 1
@@ -173,7 +175,7 @@ class CanvasSearch:
     def canvas_errors(self, t: int) -> torch.Tensor:
         """Error of the canvas against frame t in each cell: float64 [B, cells]."""
         cells = self._tables.cells
-        with _exact_products(self.frames.device):
+        with exact_products(self.frames.device):
             frames = self._frames(t)
             return torch.cat([cells.sums(self.canvas[p], frames[p]) for p in self._parts(len(frames))])
 
@@ -186,7 +188,7 @@ class CanvasSearch:
             if self._seen == t:
                 views = [view.index_select(0, clips) for view in self._views]
             else:
-                with _exact_products(frame.device):
+                with exact_products(frame.device):
                     views = self._see(frame)
             latest, scale = order[clips][:, self._tables.covering].max(dim=1)
             scale = scale.masked_fill(latest == 0, -1)
@@ -203,7 +205,7 @@ class CanvasSearch:
         """Error of frame t in each cell, were it painted at each scale: float64 [n, scales, cells]."""
         cells = self._tables.cells
         painted = torch.zeros(len(clips), len(self._views) + 1, cells.count, dtype=torch.float64, device=clips.device)
-        with _exact_products(self.frames.device):
+        with exact_products(self.frames.device):
             for part in self._parts(len(clips)):
                 frame = self._frames(t).index_select(0, clips[part])
                 for index, view in enumerate(self._see(frame)):
@@ -355,18 +357,3 @@ def _painting_order(gaze: Gaze) -> torch.Tensor:
     order = torch.zeros(frames * size, dtype=torch.int32, device=lengths.device)
     order.scatter_reduce_(0, frame * size + gaze.tokens, place.to(torch.int32), reduce="amax")
     return order.view(*gaze.lengths.shape, size)
-
-
-@contextmanager
-def _exact_products(device: torch.device) -> Iterator[None]:
-    """Keep float32 products in float32: TF32, bfloat16 or autocast, where a caller uses them, round integers."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from autogaze.model.checkpoint import CONFIG, PREPROCESSOR, CheckpointError, resolve
 from autogaze.model.images import MEAN, STD, to_model_size
+from autogaze.precision import exact_convolutions
 
 LAYERS = 4
 """A teacher's features are its last hidden states, this many, side by side. None of them is normalised."""
@@ -133,7 +134,8 @@ class Teacher(nn.Module):
             return self.features(frames.new_zeros(1, *frames.shape[1:]))[:0]
         images = to_model_size(frames.float(), self.size)
         scale, shift = torch.tensor([self._scale, self._shift], device=images.device)[..., None, None]
-        with torch.autocast(images.device.type, enabled=False):  # stored targets must be of the same precision
+        # Stored targets must be of the same precision.
+        with torch.autocast(images.device.type, enabled=False), exact_convolutions():
             images = (images * scale + shift).to(self.dtype)
             states = self.model(pixel_values=images, output_hidden_states=True).hidden_states
         return torch.cat(states[-LAYERS:], dim=-1)[:, self._dropped :]

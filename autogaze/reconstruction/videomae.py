@@ -237,8 +237,14 @@ class VideoMAE(nn.Module):
         return Reconstruction(torch.stack(pixels), torch.stack(errors).cpu())
 
     def search(self, frames: Tensor | np.ndarray) -> VideoMAESearch:
-        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]."""
-        return VideoMAESearch(self, as_clips(frames, self.vocabulary))
+        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""
+        clips, device = as_clips(frames, self.vocabulary), self.decoder.mask_token.device
+        self._check_length(clips.shape[1])
+        if clips.device != device:
+            raise ValueError(
+                f"frames on {clips.device}, the reconstructor on {device}: give frames.to({str(device)!r})"
+            )
+        return VideoMAESearch(self, clips)
 
     def loss(self, errors: Tensor) -> Tensor:
         return errors.float().cpu()
@@ -370,10 +376,13 @@ class VideoMAE(nn.Module):
             raise ValueError(f"the gaze is of {gaze.vocabulary}, the reconstructor of {self.vocabulary}")
         if (gaze.clips, gaze.num_frames) != (clips, frames):
             raise ValueError(f"{clips} clips of {frames} frames, but a gaze of {gaze.clips} of {gaze.num_frames}")
-        if frames > self.config.max_num_frames:
-            raise ValueError(f"clips of {frames} frames: this reconstructor takes {self.config.max_num_frames} at most")
+        self._check_length(frames)
         if not at or len(set(at)) != len(at) or not all(0 <= t < frames for t in at):
             raise ValueError(f"at={list(at)}: wanted different frame numbers in 0..{frames - 1}")
+
+    def _check_length(self, frames: int) -> None:
+        if frames > self.config.max_num_frames:
+            raise ValueError(f"clips of {frames} frames: this reconstructor takes {self.config.max_num_frames} at most")
 
     def _initialise(self) -> None:
         """Fresh weights as ViT-MAE's: deviation 0.02, biases 0, fixed sine and cosine positions."""

@@ -18,7 +18,7 @@ from autogaze.patches import PatchVocabulary
 
 # What the wrappers around the network put before its names: DistributedDataParallel and the reference's task.
 _PREFIXES = ("module.", "mae.")
-_ELSEWHERE = ("dinov2_reg.", "siglip2.")  # frozen teachers, which are loaded from their own checkpoints
+_TEACHERS = ("dinov2_reg", "siglip2")  # frozen, and loaded from their own checkpoints
 _KEYS = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -34,6 +34,8 @@ _KEYS = {
     "loss_type": "loss_type",
     "loss_weights": "loss_weights",
 }
+_WHOLE = [key for name, key in _KEYS.items() if name not in ("layer_norm_eps", "loss_type", "loss_weights")]
+_HEADS = {"num_attention_heads": "hidden_size", "decoder_num_attention_heads": "decoder_hidden_size"}
 _ALWAYS = {
     "model_type": "vit_mae",
     "hidden_act": "gelu",
@@ -81,12 +83,28 @@ class VideoMAEConfig:
         """Of a parsed config.json. Raises ReconstructorError for a network this is not, naming the key."""
         for name, wanted in _ALWAYS.items():
             if document.get(name, wanted) != wanted:
-                raise ReconstructorError(f"config.json: {name} is {document[name]!r}, wanted {wanted!r}")
+                raise ReconstructorError(f"{name} is {document[name]!r}, wanted {wanted!r}")
         missing = [key for key in ("scales", *_KEYS.values()) if key not in document]
         if missing:
-            raise ReconstructorError(f"config.json: no {', '.join(missing)}: not a multi-scale VideoMAE's")
+            raise ReconstructorError(f"no {', '.join(missing)}: not a multi-scale VideoMAE's")
+        for key in _WHOLE:
+            if type(document[key]) is not int or document[key] < 1:
+                raise ReconstructorError(f"{key} is {document[key]!r}, wanted a positive integer")
+        for key, width in _HEADS.items():
+            if document[width] % 4:  # sine and cosine of row and column
+                raise ReconstructorError(f"{width} is {document[width]}, wanted a multiple of 4")
+            if document[width] % document[key]:
+                raise ReconstructorError(f"{key} is {document[key]}, wanted a divisor of {width} {document[width]}")
+        eps = document["layer_norm_eps"]
+        if type(eps) not in (int, float) or not 0 < eps < 1:
+            raise ReconstructorError(f"layer_norm_eps is {eps!r}, wanted a number between 0 and 1")
         values = {name: document[key] for name, key in _KEYS.items()}
-        return cls(scales=tuple(sorted(int(scale) for scale in str(document["scales"]).split("+"))), **values)
+        try:
+            config = cls(scales=tuple(sorted(int(scale) for scale in str(document["scales"]).split("+"))), **values)
+            _ = config.vocabulary
+        except ValueError as error:
+            raise ReconstructorError(f"scales is {document['scales']!r}: {error}") from error
+        return config
 
     def to_json(self) -> dict[str, Any]:
         """A config.json that the reference's loader takes."""
@@ -105,8 +123,9 @@ class VideoMAEConfig:
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[VideoMAEConfig, dict[str, Tensor]]:
     """A folder with config.json and model.safetensors (or videomae.pt), or such a file with its config beside it.
 
-    A file without a config.json beside it is taken for the released size, and refused if its tensors are not.
-    Raises ReconstructorError. Pickles are read with weights only.
+    A file without a config.json beside it is taken for the released size, and refused if its tensors are not; its loss
+    then has the teachers that lie in the file, weighted as the reference's. Raises ReconstructorError. Pickles are read
+    with weights only.
     """
     path = Path(path)
     if path.is_dir():
@@ -120,25 +139,47 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[VideoMAEConfig, dict[
     if not file.is_file():
         raise ReconstructorError(f"{path}: no such checkpoint: give its folder, or a .safetensors or .pt file")
     config_file = file.parent / "config.json"
+    config = _read_config(config_file) if config_file.is_file() else None
+    weights = {_own_name(name): tensor for name, tensor in _read_tensors(file).items()}
+    teachers = [name for name in _TEACHERS if any(key.startswith(f"{name}.") for key in weights)]
+    if config is None:
+        config = VideoMAEConfig(
+            loss_type="+".join(["l1", *teachers]), loss_weights="+".join(["1", *["0.3"] * len(teachers)])
+        )
+    return config, {name: tensor for name, tensor in weights.items() if name.partition(".")[0] not in _TEACHERS}
+
+
+def _read_config(file: Path) -> VideoMAEConfig:
     try:
-        config = VideoMAEConfig.from_json(json.loads(config_file.read_text())) if config_file.is_file() else None
+        document = json.loads(file.read_bytes())
+        if not isinstance(document, dict):
+            raise ReconstructorError("no JSON object")
+        return VideoMAEConfig.from_json(document)
+    except (OSError, ValueError) as error:
+        raise ReconstructorError(f"{file}: {error}") from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
         if file.suffix == ".safetensors":
             weights = load_file(file)
         else:
             weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, json.JSONDecodeError, OSError, RuntimeError, EOFError, KeyError) as error:
-        raise ReconstructorError(f"{file}: damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError) as error:
+        raise ReconstructorError(f"{file}: damaged or no checkpoint: {_first_line(error)}") from error
     except Exception as error:  # torch.load raises pickle's whole family for what is not plain weights
-        raise ReconstructorError(f"{file}: not plain weights: {str(error).splitlines()[0]}") from error
-    return config or VideoMAEConfig(), _own(weights)
+        raise ReconstructorError(f"{file}: not plain weights: {_first_line(error)}") from error
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise ReconstructorError(f"{file}: not plain weights: wanted tensors by their names")
+    return weights
 
 
-def _own(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's tensors under its own names, without its wrappers' prefixes and without the teachers."""
-    own = {}
-    for name, tensor in weights.items():
-        for prefix in _PREFIXES:
-            name = name.removeprefix(prefix)
-        if not name.startswith(_ELSEWHERE):
-            own[name] = tensor
-    return own
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _own_name(name: str) -> str:
+    """A tensor's name without its wrappers' prefixes."""
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autogaze import npz
 from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 
@@ -250,6 +251,21 @@ def test_npz_that_is_something_else_is_refused(gaze):
             Gaze.from_npz(content)
     with pytest.raises(ValueError, match="holds one clip, this gaze has 2"):
         gaze.to_npz()
+
+
+@pytest.mark.parametrize(
+    ("byte", "value"), [(6, 99), (8, 1), (8, 32), (10, 8), (10, 12), (10, 14), (10, 99)]
+)  # of a member's entry in the directory: the version it needs, its flags, its compression
+def test_npz_with_a_damaged_directory_is_refused(byte, value):
+    content = bytearray(Gaze.from_lists([[[1, 2], []]]).to_npz())
+    content[content.index(b"PK\1\2") + byte] = value
+    with pytest.raises(ValueError, match="not an"):
+        npz.read(bytes(content))
+
+
+def test_npz_that_is_not_there_is_not_called_damaged(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        npz.read(tmp_path / "clip.gaze.npz")
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

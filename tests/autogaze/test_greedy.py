@@ -130,7 +130,8 @@ def test_a_frame_that_meets_the_threshold_needs_no_token(footage):
 
 def test_threshold_one_needs_no_token_and_zero_is_reached_with_the_finest_patches(footage):
     frames = footage("noise", 1, 2, 32)
-    assert label(frames, load("canvas", SMALL), threshold=1.0).counts().tolist() == [0]
+    for threshold in (1.0, 2.0, float(np.finfo(np.float32).max)):
+        assert label(frames, load("canvas", SMALL), threshold=threshold).counts().tolist() == [0]
     assert label(frames, load("canvas", SMALL), threshold=0.0).final().tolist() == [[0.0, 0.0]]
 
 
@@ -187,6 +188,8 @@ def test_a_gpu_gives_the_same_gaze(footage):
     [
         ({"threshold": -0.1}, "threshold is an error and cannot be -0.1"),
         ({"threshold": float("nan")}, "threshold is an error and cannot be nan"),
+        ({"threshold": float("inf")}, "threshold is an error and cannot be inf"),
+        ({"threshold": 1e39}, r"threshold is an error and cannot be 1e\+39"),
         ({"max_ratio": 0.0}, "ratio lies in"),
         ({"max_ratio": 1.5}, "ratio lies in"),
         ({"lengths": torch.tensor([[1, 2]]), "threshold": 0.1}, "lengths fix what the others would decide"),

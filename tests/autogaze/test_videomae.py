@@ -15,7 +15,7 @@ from autogaze.model.images import preprocess
 from autogaze.patches import PatchVocabulary
 from autogaze.reconstruction import load
 from autogaze.reconstruction.videomae import VideoMAE
-from autogaze.reconstruction.videomae_config import ReconstructorError, VideoMAEConfig
+from autogaze.reconstruction.videomae_config import ReconstructorError, VideoMAEConfig, read_checkpoint
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CHECKPOINT = GOLDEN / "videomae_tiny"
@@ -234,6 +234,22 @@ def test_the_references_own_file_loads(model, tmp_path):
     assert load(tmp_path / "videomae.pt").fingerprint == model.fingerprint == load(tmp_path).fingerprint
 
 
+@pytest.mark.parametrize(
+    ("teachers", "loss_type", "loss_weights"),
+    [
+        ([], "l1", "1"),
+        (["dinov2_reg"], "l1+dinov2_reg", "1+0.3"),
+        (["siglip2", "dinov2_reg"], "l1+dinov2_reg+siglip2", "1+0.3+0.3"),
+    ],
+)
+def test_a_file_without_a_config_has_the_loss_of_the_teachers_it_holds(tmp_path, teachers, loss_type, loss_weights):
+    weights = {f"module.{name}.encoder.weight": torch.zeros(3) for name in teachers}
+    torch.save(weights | {"module.mae.decoder.mask_token": torch.ones(1, 1, 512)}, tmp_path / "videomae.pt")
+    config, own = read_checkpoint(tmp_path / "videomae.pt")
+    assert config == VideoMAEConfig(loss_type=loss_type, loss_weights=loss_weights)
+    assert list(own) == ["decoder.mask_token"]
+
+
 def damaged(folder: Path, how: str) -> Path:
     config, weights = json.loads((CHECKPOINT / "config.json").read_text()), load_file(CHECKPOINT / "model.safetensors")
     if how == "missing":
@@ -274,6 +290,51 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, how, me
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "48"}, "hidden_size is '48', wanted a positive integer"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
+        ({"max_num_frames": None}, "max_num_frames is None"),
+        ({"patch_size": True}, "patch_size is True"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_attention_heads": 5}, "num_attention_heads is 5, wanted a divisor of hidden_size 48"),
+        (
+            {"decoder_num_attention_heads": 3},
+            "decoder_num_attention_heads is 3, wanted a div",
+        ),
+        ({"hidden_size": 46, "num_attention_heads": 2}, "hidden_size is 46, wanted a multiple of 4"),
+        ({"layer_norm_eps": "small"}, "layer_norm_eps is 'small'"),
+        ({"scales": "32+x"}, "scales is '32[+]x'"),
+        ({"scales": "32+30"}, "scales is '32[+]30'"),
+        ({"causal": False}, "causal is False, wanted True"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_by_its_file_and_key(tmp_path, change, message):
+    folder = damaged(tmp_path, "config")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ReconstructorError, match=f"config.json: {message}") as refusal:
+        load(folder)
+    assert "\n" not in str(refusal.value) and "safetensors" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "\xff"])
+def test_a_config_that_is_no_json_object_is_refused_by_its_file(tmp_path, content):
+    (damaged(tmp_path, "config") / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ReconstructorError, match=r"config\.json: [^\n]+\Z"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"vit": {"layernorm": 3}}, b""])
+def test_a_pickle_without_tensors_by_name_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "videomae.pt")
+    if content == b"":
+        (tmp_path / "videomae.pt").write_bytes(content)
+    with pytest.raises(ReconstructorError, match=r"not plain weights|damaged"):
+        load(tmp_path)
+
+
 def test_a_pickle_that_is_not_plain_weights_is_never_run(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -296,6 +357,20 @@ def test_calls_that_make_no_sense_are_refused(model, clips, gaze):
     ]:
         with pytest.raises(ValueError, match=message):
             model.reconstruct(clips[: bad.clips] if at is not None else clips, bad, at)
+
+
+def test_clips_longer_than_it_was_trained_for_are_refused(model, clips):
+    long = clips[:1, :1].expand(1, 17, -1, -1, -1)
+    with pytest.raises(ValueError, match="clips of 17 frames: this reconstructor takes 16 at most"):
+        greedy.label(long, model, max_ratio=0.01)
+    with pytest.raises(ValueError, match="clips of 17 frames"):
+        model.reconstruct(long, Gaze.from_lists([[[]] * 17]))
+
+
+def test_a_search_wants_frames_on_the_reconstructors_device(clips):
+    elsewhere = load(CHECKPOINT).to("meta")
+    with pytest.raises(ValueError, match="frames on cpu, the reconstructor on meta"):
+        greedy.label(clips[:1, :1], elsewhere, max_ratio=0.01)
 
 
 def test_the_released_size_has_the_released_shapes():

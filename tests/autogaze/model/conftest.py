@@ -161,13 +161,19 @@ def write_small_checkpoint(folder: Path, seed: int, block: int) -> None:
 
 
 class Replayed:
-    """Stands in for a captured graph: a replay runs the step again and writes where the capture wrote."""
+    """Stands in for a captured graph: a replay runs the step again, on the memory of the capture alone."""
 
     def __init__(self, steps: GraphedSteps, end: int) -> None:
         self.steps, self.end = steps, end
         self.block = steps.run(end)
+        self.memory = self.places()
+
+    def places(self) -> list[int]:
+        cache = self.steps.cache
+        return [tensor.data_ptr() for tensor in (*self.steps.decoder.parameters(), cache.keys, cache.values)]
 
     def replay(self) -> None:
+        assert self.places() == self.memory, "a graph reads the memory it was captured on"
         for kept, new in zip(self.block, self.steps.run(self.end), strict=True):
             if kept is not None:
                 kept.copy_(new)
