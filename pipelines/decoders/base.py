@@ -28,6 +28,7 @@ REASONS: dict[str, str] = {
     "too_short": "the video has fewer frames than were asked for",
     "too_large": "one clip of the video has more tiles than pass through memory at once (2 GiB of frames)",
     "size_changed": "a frame is not of the size that the tiles were planned for",
+    "unsupported_picture": "the decoder cannot convert the picture's colours, or its shape, to RGB",
     "truncated": "the data ends before the frames the clip asks for, though the header promises them",
     "decode_error": "the data the clip depends on is damaged",
     "decoder_crashed": "the decoder died twice in a row on this video",
