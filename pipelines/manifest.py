@@ -1,7 +1,8 @@
 """Scan a video store into a manifest: one parquet row per video, with what the plan needs to know.
 
 A store is a folder, a URL prefix, or WebDataset tars holding videos, mixed freely; a tar member is read in place by its
-byte range and never unpacked. A scan made over an earlier manifest opens only the objects that are new or changed.
+byte range and never unpacked. A scan made over an earlier manifest opens only the objects that are new, changed, or
+could not be read.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from functools import partial
+from typing import IO, Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -72,10 +74,37 @@ SCHEMA = pa.schema(
 _ENDS = 64 << 10
 _OBJECTS_PER_TASK = 16
 _HEADER = 1 << 20  # bytes of the longest name, or set of extended attributes, of a tar's member
+T = TypeVar("T")
 
 
 def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
-    """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies."""
+    """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies.
+
+    Raises VideoError: missing, unreadable. StoreError: the disk does not answer.
+    """
+    return _reading(partial(_hash_ends, path, offset, length), path)
+
+
+def _reading(action: Callable[[], T], url: str) -> T:
+    """What `action` reads of a video or tar: what is wrong with this one alone becomes a VideoError.
+
+    Raises VideoError: missing, or of the local ones unreadable. StoreError: the store itself is in trouble.
+    """
+    try:
+        return store.retrying(action, url)
+    except FileNotFoundError:
+        raise VideoError("missing", "no such file") from None
+    except store.StoreError as error:
+        if store.is_local(url) and isinstance(error.__cause__, NotADirectoryError):
+            raise VideoError("missing", "no such file") from None
+        if store.is_local(url) and isinstance(error.__cause__, IsADirectoryError):
+            raise VideoError("unreadable", "a folder, not a file") from None
+        if store.is_local(url) and isinstance(error.__cause__, PermissionError):
+            raise VideoError("unreadable", "no permission to read the file") from None
+        raise
+
+
+def _hash_ends(path: str, offset: int, length: int | None) -> str:
     with open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size if length is None else offset + length
         file.seek(offset)
@@ -135,7 +164,7 @@ def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
 
     Args:
         url: folder, file, URL prefix, tar.
-        previous: an earlier manifest; rows whose object has the same version are kept without opening it.
+        previous: an earlier manifest; rows of objects that were read and have the same version are kept as they are.
     Raises:
         PipelineError: nothing there, or nothing that looks like a video.
     """
@@ -148,7 +177,7 @@ def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
     fresh: list[store.Entry] = []
     for entry in entries:
         kept = known.get(entry.url, [])
-        if kept and all(row["version"] == entry.version for row in kept):
+        if kept and all(row["version"] == entry.version and row["fingerprint"] for row in kept):
             rows.extend(kept)
         elif not _is_utf8(entry.url):
             # Parquet holds UTF-8 only, and a name we cannot write down is one nobody could look up again.
@@ -183,18 +212,30 @@ def probe_object(entry: store.Entry, decoder: IsolatedDecoder) -> list[dict[str,
     """Manifest rows of one object: one for a video, one per video member for a tar."""
     if not _is_tar(entry.url):
         return [_probe_video(entry.url, entry, 0, entry.bytes, decoder)]
-    rows, problem = [], None
     try:
-        for name, offset, size in tar_members(entry.url):
+        videos, problem = _reading(partial(_tar_videos, entry.url), entry.url)
+    except VideoError as error:
+        videos, problem = {}, error
+    rows = [
+        _probe_video(f"{entry.url}#{name}", entry, offset, size, decoder) for name, (offset, size) in videos.items()
+    ]
+    if problem:
+        rows.append(_failed(entry.url, entry, 0, entry.bytes, "", problem.reason, problem.detail))
+    return rows
+
+
+def _tar_videos(url: str) -> tuple[dict[str, tuple[int, int]], VideoError | None]:
+    """First byte and size of the videos of a tar by name, and what is wrong with the tar, if anything."""
+    videos: dict[str, tuple[int, int]] = {}
+    try:
+        for name, offset, size in tar_members(url):
             if _is_video(name):
-                rows.append(_probe_video(f"{entry.url}#{name}", entry, offset, size, decoder))
+                videos[name] = offset, size
     except tarfile.TarError as error:
-        problem = _failed(entry.url, entry, 0, entry.bytes, "", "unreadable", f"not a plain tar: {error}")
+        return videos, VideoError("unreadable", f"not a plain tar: {error}")
     except EOFError:
-        problem = _failed(entry.url, entry, 0, entry.bytes, "", "truncated", "the tar ends inside a member")
-    if problem is None and not rows:
-        problem = _failed(entry.url, entry, 0, entry.bytes, "", "unreadable", "no videos in this tar")
-    return [*rows, problem] if problem else rows
+        return videos, VideoError("truncated", "the tar ends inside a member")
+    return videos, None if videos else VideoError("unreadable", "no videos in this tar")
 
 
 def tar_members(url: str) -> Iterator[tuple[str, int, int]]:

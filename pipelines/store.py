@@ -279,9 +279,12 @@ def read(url: str, offset: int = 0, length: int | None = None) -> bytes:
 
 
 def open_read(url: str, block_bytes: int = 1 << 20) -> IO[bytes]:
-    """A seekable binary reader over an object; remote ones are read in blocks, each as by `read`."""
+    """A seekable binary reader over an object; remote ones are read in blocks, each as by `read`.
+
+    Raises FileNotFoundError, StoreError.
+    """
     if is_local(url):
-        return open(url, "rb")
+        return retrying(lambda: open(url, "rb"), url)
     return io.BufferedReader(_Reader(url), block_bytes)
 
 
@@ -343,9 +346,9 @@ def _into(path: str, act: Callable[[], T]) -> T:
 
 
 def size(url: str) -> int:
-    """Bytes of an object. Raises FileNotFoundError."""
+    """Bytes of an object. Raises FileNotFoundError, StoreError."""
     if is_local(url):
-        return os.stat(url).st_size
+        return retrying(lambda: os.stat(url), url).st_size
     if _is_s3(url):
         found = retrying(lambda: store_s3.head(url), url)
         if found is None or not found.key:

@@ -21,7 +21,7 @@ REASONS: dict[str, str] = {
     "source_changed": "the object is not the one that was scanned",
     "bad_name": "the file's name is not valid UTF-8: rename it and scan again",
     "empty_file": "the file has no bytes",
-    "unreadable": "the bytes are not a video container that can be opened",
+    "unreadable": "the file cannot be opened, or its bytes are no video container",
     "no_video_stream": "the container holds no video stream (audio only, or only a cover picture)",
     "unsupported_codec": "the installed decoder does not know the codec of the video stream",
     "no_frames": "the video stream holds no frame at all",

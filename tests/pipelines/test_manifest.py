@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -117,6 +119,61 @@ def test_a_bad_tar_is_a_failed_row_and_keeps_its_good_members(
     assert rows[-1]["uri"] == str(path) and rows[-1]["status"] == "failed"
     assert rows[-1]["reason"] == ("truncated" if damage == "cut" else "unreadable")
     assert [row["status"] for row in rows[:-1]] == (["ok"] if damage == "cut" else [])
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "videos.tar"])
+@pytest.mark.parametrize("instead", ["nothing", "a folder", "a file above it", "no permission"])
+def test_what_cannot_be_opened_any_more_is_a_failed_row(
+    tmp_path: Path, decoder: IsolatedDecoder, name: str, instead: str
+) -> None:
+    path = tmp_path / "deep" / name
+    path.parent.mkdir()
+    path.write_bytes(b"listed")
+    listed = entry(path)
+    if instead == "no permission":
+        if os.geteuid() == 0:
+            pytest.skip("root may read everything")
+        path.chmod(0)
+    else:
+        path.unlink()
+    if instead == "a folder":
+        path.mkdir()
+    elif instead == "a file above it":
+        path.parent.rmdir()
+        path.parent.write_bytes(b"")
+    [row] = probe_object(listed, decoder)
+    assert row["uri"] == str(path) and row["status"] == "failed"
+    assert row["reason"] == ("unreadable" if instead in ("a folder", "no permission") else "missing")
+
+
+def test_a_disk_that_does_not_answer_is_asked_again_and_then_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    troubles = [errno.ESTALE, errno.EIO]
+
+    def troubled(*arguments: Any) -> Any:
+        if troubles:
+            raise OSError(troubles.pop(), "the disk is in trouble")
+        return open(*arguments)
+
+    path = tmp_path / "a"
+    path.write_bytes(b"some bytes")
+    expected = fingerprint(str(path))
+    monkeypatch.setattr(manifests, "open", troubled, raising=False)
+    assert fingerprint(str(path)) == expected and troubles == []
+    troubles = [errno.EIO] * 1000
+    with pytest.raises(store.TransientStoreError, match=f"{path}: no answer for 120 s"):
+        fingerprint(str(path))
+
+
+def test_a_rescan_opens_again_what_could_not_be_read(store_of_videos: Path, tmp_path: Path) -> None:
+    os.link(store_of_videos / "clip0.mp4", tmp_path / "0.mp4")
+    good = scan(str(tmp_path))
+    denied = good.assign(status="failed", reason="unreadable", detail="no permission to read the file", fingerprint="")
+    pd.testing.assert_frame_equal(scan(str(tmp_path), denied), good)
 
 
 def test_links_and_devices_in_a_tar_are_passed_over(tmp_path: Path) -> None:
