@@ -216,21 +216,25 @@ def probe_object(entry: store.Entry, decoder: IsolatedDecoder) -> list[dict[str,
         videos, problem = _reading(partial(_tar_videos, entry.url), entry.url)
     except VideoError as error:
         videos, problem = {}, error
-    rows = [
-        _probe_video(f"{entry.url}#{name}", entry, offset, size, decoder) for name, (offset, size) in videos.items()
-    ]
+    rows = []
+    for name, (offset, size) in videos.items():
+        uri = f"{entry.url}#{name}"
+        if offset is None:
+            rows.append(_failed(uri, entry, 0, 0, "", "unreadable", "stored sparse; make the tar without -S"))
+        else:
+            rows.append(_probe_video(uri, entry, offset, size, decoder))
     if problem:
         rows.append(_failed(entry.url, entry, 0, entry.bytes, "", problem.reason, problem.detail))
     return rows
 
 
-def _tar_videos(url: str) -> tuple[dict[str, tuple[int, int]], VideoError | None]:
+def _tar_videos(url: str) -> tuple[dict[str, tuple[int | None, int]], VideoError | None]:
     """First byte and size of the videos of a tar by name, and what is wrong with the tar, if anything."""
-    videos: dict[str, tuple[int, int]] = {}
+    videos: dict[str, tuple[int | None, int]] = {}
     try:
         for name, offset, size in tar_members(url):
             if _is_video(name):
-                videos[name] = offset, size
+                videos[name] = offset, size  # of two of one name the later one, as when tar unpacks them
     except tarfile.TarError as error:
         return videos, VideoError("unreadable", f"not a plain tar: {error}")
     except EOFError:
@@ -238,9 +242,10 @@ def _tar_videos(url: str) -> tuple[dict[str, tuple[int, int]], VideoError | None
     return videos, None if videos else VideoError("unreadable", "no videos in this tar")
 
 
-def tar_members(url: str) -> Iterator[tuple[str, int, int]]:
+def tar_members(url: str) -> Iterator[tuple[str, int | None, int]]:
     """(name, first byte, size) of each regular file of a tar, without reading the files' bytes.
 
+    The first byte is None where a file is stored sparse: without its holes, so that its bytes do not lie in a row.
     Names are only ever labels: nothing is unpacked, so a member called ../../x is as harmless as any other.
     Raises EOFError when a member reaches past the end of the object, tarfile.TarError when it is no tar.
     """
@@ -255,6 +260,9 @@ def tar_members(url: str) -> Iterator[tuple[str, int, int]]:
                     if member.size < 0:
                         raise tarfile.ReadError(f"a member of {member.size} bytes")
                     if not member.isreg():
+                        continue
+                    if member.issparse():
+                        yield member.name, None, member.size
                         continue
                     if member.offset_data + member.size > total:
                         raise EOFError(member.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,6 +175,43 @@ def test_a_rescan_opens_again_what_could_not_be_read(store_of_videos: Path, tmp_
     good = scan(str(tmp_path))
     denied = good.assign(status="failed", reason="unreadable", detail="no permission to read the file", fingerprint="")
     pd.testing.assert_frame_equal(scan(str(tmp_path), denied), good)
+
+
+def test_of_two_members_of_one_name_the_later_one_counts(
+    store_of_videos: Path, tmp_path: Path, decoder: IsolatedDecoder
+) -> None:
+    older, newer = ((store_of_videos / f"clip{number}.mp4").read_bytes() for number in (1, 2))
+    make_tar(tmp_path / "t.tar", {"./a.mp4": older})
+    with tarfile.open(tmp_path / "t.tar", "a") as archive:  # as tar -r does
+        info = tarfile.TarInfo("./a.mp4")
+        info.size = len(newer)
+        archive.addfile(info, io.BytesIO(newer))
+    [row] = probe_object(entry(tmp_path / "t.tar"), decoder)
+    assert (row["status"], row["frames"], row["bytes"]) == ("ok", 40, len(newer))
+
+
+@pytest.mark.parametrize("version", ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", None])
+def test_a_member_stored_sparse_is_a_failed_row_and_the_rest_of_its_tar_is_read(
+    store_of_videos: Path, tmp_path: Path, decoder: IsolatedDecoder, version: str | None
+) -> None:
+    """version: of the ways in which GNU tar stores holes; None: the one it has for --format=posix now."""
+    good = (store_of_videos / "clip1.mp4").read_bytes()
+    with (tmp_path / "a holes.mp4").open("wb") as file:
+        file.write(good)
+        file.truncate(1 << 20)
+        for hole in range(2, 60, 2):  # more than fit into one header
+            file.seek(hole << 20)
+            file.write(good)
+    (tmp_path / "b good.mp4").write_bytes(good)
+    how = [version or "--format=posix", *(["--format=posix"] if version and "sparse" in version else [])]
+    names = ["a holes.mp4", "b good.mp4"]
+    made = subprocess.run(["tar", "-S", *how, "-cf", "t.tar", *names], cwd=tmp_path, capture_output=True)
+    if made.returncode or (tmp_path / "t.tar").stat().st_size > 10 << 20:
+        pytest.skip("this tar, or this file system, makes no sparse members")
+    holes, whole = probe_object(entry(tmp_path / "t.tar"), decoder)
+    assert (holes["uri"], holes["reason"]) == (f"{tmp_path / 't.tar'}#a holes.mp4", "unreadable")
+    assert "make the tar without -S" in holes["detail"]
+    assert (whole["uri"], whole["status"], whole["frames"]) == (f"{tmp_path / 't.tar'}#b good.mp4", "ok", 30)
 
 
 def test_links_and_devices_in_a_tar_are_passed_over(tmp_path: Path) -> None:
