@@ -159,12 +159,13 @@ def list_videos(url: str) -> list[store.Entry]:
     return entries
 
 
-def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
+def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = DecodeConfig.timeout_s) -> pd.DataFrame:
     """The manifest of a store, rows sorted by uri. Needs a running Ray.
 
     Args:
         url: folder, file, URL prefix, tar.
         previous: an earlier manifest; rows of objects that were read and have the same version are kept as they are.
+        timeout_s: a video that takes longer to open fails as decoder_timeout; the next scan tries it again.
     Raises:
         PipelineError: nothing there, or nothing that looks like a video.
     """
@@ -177,7 +178,7 @@ def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
     fresh: list[store.Entry] = []
     for entry in entries:
         kept = known.get(entry.url, [])
-        if kept and all(row["version"] == entry.version and row["fingerprint"] for row in kept):
+        if kept and all(row["version"] == entry.version and not _may_pass(row) for row in kept):
             rows.extend(kept)
         elif not _is_utf8(entry.url):
             # Parquet holds UTF-8 only, and a name we cannot write down is one nobody could look up again.
@@ -193,16 +194,22 @@ def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
             {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
             for part in (fresh[i : i + _OBJECTS_PER_TASK] for i in range(0, len(fresh), _OBJECTS_PER_TASK))
         ]
-        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(_probe, num_cpus=1)
+        probe = partial(_probe, timeout_s=timeout_s)
+        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(probe, num_cpus=1)
         rows.extend(pipeline_errors(probed.iter_rows()))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
 
 
-def _probe(task: dict[str, Any]) -> list[dict[str, Any]]:
+def _may_pass(row: dict[str, Any]) -> bool:
+    """Whether a row failed for what was no fact of the bytes: they were not read, or the time was too short."""
+    return not row["fingerprint"] or row["reason"] == "decoder_timeout"
+
+
+def _probe(task: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
     """Ray Data task: objects -> manifest rows. Untrusted bytes are opened in a decoder's child process."""
     rows: list[dict[str, Any]] = []
-    with IsolatedDecoder(DecodeConfig()) as decoder:
+    with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s)) as decoder:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
             rows.extend(probe_object(store.Entry(str(url), int(size), str(version)), decoder))
     return rows

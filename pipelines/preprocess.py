@@ -218,7 +218,8 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
         manifest = manifests.read_manifest(store.normalise(config.input))
         root = _common_root(manifest)
     else:
-        manifest, root = manifests.scan(config.input), store.normalise(config.input)
+        manifest = manifests.scan(config.input, timeout_s=config.decoder_timeout_s)
+        root = store.normalise(config.input)
     if manifest.empty:
         raise PipelineError(f"input={config.input}: the manifest has no videos")
     plan = make_plan(manifest, root, config.clip, config.shard.clips)

@@ -7,7 +7,7 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +212,15 @@ def test_a_member_stored_sparse_is_a_failed_row_and_the_rest_of_its_tar_is_read(
     assert (holes["uri"], holes["reason"]) == (f"{tmp_path / 't.tar'}#a holes.mp4", "unreadable")
     assert "make the tar without -S" in holes["detail"]
     assert (whole["uri"], whole["status"], whole["frames"]) == (f"{tmp_path / 't.tar'}#b good.mp4", "ok", 30)
+
+
+def test_a_video_that_takes_too_long_to_open_fails_and_is_tried_again_by_the_next_scan(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    video = str(make_video(tmp_path / "counted.avi", frames=60, size=(640, 480)))  # probing it decodes it all
+    hurried = scan(video, timeout_s=1e-6)
+    assert hurried["reason"].tolist() == ["decoder_timeout"]
+    assert scan(video, hurried)["status"].tolist() == ["ok"]
 
 
 def test_links_and_devices_in_a_tar_are_passed_over(tmp_path: Path) -> None:
