@@ -196,8 +196,10 @@ def test_too_many_failures_stop_the_job_and_keep_what_is_committed(
     done = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins, "max_failed_fraction=0.01")
     assert done.returncode == 2 and "1 unreadable" in done.stderr and "max_failed_fraction=0.01" in done.stderr
     assert open_dataset(str(output)).committed()
-    again = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
-    assert again.returncode == 0 and runs.tree(output) == undisturbed.files
+    again = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins, "max_failed_fraction=0.01")
+    assert again.returncode == 2 and again.stderr == done.stderr, "failures of earlier runs count"
+    higher = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
+    assert higher.returncode == 0 and runs.tree(output) == undisturbed.files
 
 
 @pytest.mark.usefixtures("ray_session")
