@@ -14,11 +14,12 @@ import logging
 import os
 import random
 import re
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -226,32 +227,32 @@ def glob(pattern: str) -> list[str]:
 
 
 def _list_local(url: str) -> Iterator[Entry]:
-    if os.path.isfile(url):
-        stat = os.stat(url)
-        yield Entry(url, stat.st_size, str(stat.st_mtime_ns))
-        return
     found: list[Entry] = []
     seen: set[tuple[int, int]] = set()
-
-    def unreadable(error: OSError) -> None:
-        raise StoreError(_explain(error, str(error.filename))) from error
-
-    if not os.path.isdir(url):
-        return
-    for folder, folders, files in os.walk(url, followlinks=True, onerror=unreadable):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders[:] = []
+    waiting = [url]
+    while waiting:
+        path = waiting.pop()
+        about = retrying(partial(_stat, path), path)
+        if about is None:
             continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = os.path.join(folder, name)
-            if name.startswith(".") or not os.path.isfile(path):  # hidden, dangling link, socket, pipe
-                continue
-            stat = os.stat(path)
-            found.append(Entry(path, stat.st_size, str(stat.st_mtime_ns)))
+        if stat.S_ISREG(about.st_mode):
+            found.append(Entry(path, about.st_size, str(about.st_mtime_ns)))
+        elif stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in seen:
+            seen.add((about.st_dev, about.st_ino))
+            with suppress(FileNotFoundError):
+                names = retrying(partial(os.listdir, path), path)
+                waiting += [os.path.join(path, name) for name in sorted(names, reverse=True) if name[0] != "."]
     yield from sorted(found, key=lambda entry: entry.url)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """None where nothing is: removed meanwhile, or a link that leads nowhere."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def exists(url: str) -> bool:

@@ -166,6 +166,29 @@ def test_local_listing_follows_links_but_not_loops_and_skips_what_is_not_a_file(
     assert names == {"a", "b"}
 
 
+@pytest.mark.parametrize("where", ["", "folder", "folder/a"])
+def test_local_listing_leaves_nothing_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_bytes(b"1")
+    (tmp_path / "folder" / "round").symlink_to("round")
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
+    real, troubles = os.stat, [errno.ESTALE, errno.EIO]
+
+    def troubled(path: Any, **options: Any) -> os.stat_result:
+        if troubles and path == str(tmp_path / where):
+            raise OSError(troubles.pop(), "trouble", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", troubled)
+    listed = [entry.url for entry in store.list_objects(str(tmp_path))]
+    assert listed == [str(tmp_path / "folder" / "a")] and not troubles
+    troubles = [errno.EACCES]  # as of each file in a folder that may be read and not entered
+    with pytest.raises(StoreError, match=f"{tmp_path / where}: permission denied"):
+        list(store.list_objects(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     "name", ["a::b", "memory:x", "x#y", "tab\tname", "-flag", "per%20cent", "new\nline", "$HOME", "~"]
 )
