@@ -33,6 +33,7 @@ def run(config: ScanConfig, console: Console) -> int:
     output = store.normalise(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
     manifests.list_videos(config.input)  # a missing input need not wait for Ray
+    store.require_writable(output.rpartition("/")[0])  # nor should an hour's scan end in one that cannot be kept
     with running(config.ray):
         manifest = manifests.scan(config.input, previous, config.decoder_timeout_s)
     store.publish(manifests.manifest_bytes(manifest), output)

@@ -178,11 +178,10 @@ def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = Deco
     fresh: list[store.Entry] = []
     for entry in entries:
         kept = known.get(entry.url, [])
-        if kept and all(row["version"] == entry.version and not _may_pass(row) for row in kept):
+        if kept and entry.version and all(row["version"] == entry.version and not _may_pass(row) for row in kept):
             rows.extend(kept)
-        elif not _is_utf8(entry.url):
+        elif (shown := in_utf8(entry.url)) != entry.url:
             # Parquet holds UTF-8 only, and a name we cannot write down is one nobody could look up again.
-            shown = entry.url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
         else:
             fresh.append(entry)
@@ -327,7 +326,7 @@ def _failed(
 ) -> dict[str, Any]:
     return {
         "uri": uri,
-        "object": entry.url if _is_utf8(entry.url) else uri,
+        "object": in_utf8(entry.url),
         "offset": offset,
         "bytes": size,
         "version": entry.version,
@@ -354,12 +353,9 @@ def _is_tar(name: str) -> bool:
     return name.lower().endswith(TAR_SUFFIX)
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def in_utf8(url: str) -> str:
+    """A URL as manifests hold it: bytes of a local name that are not UTF-8 are escaped."""
+    return url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def manifest_bytes(manifest: pd.DataFrame) -> bytes:

@@ -307,7 +307,7 @@ def _input_changes(config: PreprocessConfig, output: str) -> str:
         return ""
     planned = manifests.read_manifest(store.join(output, "manifest.parquet"))
     before = dict(zip(planned["object"], planned["version"], strict=True))
-    now = {entry.url: entry.version for entry in manifests.list_videos(config.input)}
+    now = {manifests.in_utf8(entry.url): entry.version for entry in manifests.list_videos(config.input)}
     added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sum(now[url] != before[url] for url in now.keys() & before.keys())
     if not added + gone + changed:

@@ -42,6 +42,8 @@ _RETRY_SECONDS = 120.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _TELL_SECONDS = 5.0  # an outage is told of when it has lasted this long
 _CHUNK = 8 << 20
+# What fsspec's stores call that which changes with an object's bytes, best first.
+_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modificationTime", "created")
 T = TypeVar("T")
 
 
@@ -55,7 +57,10 @@ class TransientStoreError(StoreError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a store: its URL, size in bytes, and `version`, which changes when its bytes do (ETag or mtime)."""
+    """One object of a store: its URL, size in bytes, and `version`, which changes when its bytes do (ETag or mtime).
+
+    A version of "" is that of a store which tells none.
+    """
 
     url: str
     bytes: int
@@ -199,7 +204,7 @@ def list_objects(url: str) -> Iterator[Entry]:
         base = name.rsplit("/", 1)[-1]
         if info.get("type") != "file" or base.startswith("."):
             continue
-        version = str(info.get("ETag") or info.get("LastModified") or info.get("created") or "").strip('"')
+        version = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
         yield Entry(fs.unstrip_protocol(name), int(info["size"] or 0), version)
 
 

@@ -239,6 +239,14 @@ def test_a_name_that_is_not_utf8_is_a_failed_row(store_of_videos: Path, tmp_path
     assert manifest[["status", "reason"]].fillna("").to_numpy().tolist() == [["failed", "bad_name"], ["ok", ""]]
 
 
+def test_a_rescan_opens_again_what_has_no_version(store_of_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = str(store_of_videos / "clip0.mp4")
+    monkeypatch.setattr(store, "list_objects", lambda url: [store.Entry(url, os.stat(url).st_size, "")])
+    first = scan(video)
+    changed = first.assign(frames=1)
+    pd.testing.assert_frame_equal(scan(video, changed), first)
+
+
 def test_a_fingerprint_is_of_the_bytes_not_of_the_place(tmp_path: Path) -> None:
     data = os.urandom(300_000)
     (tmp_path / "a").write_bytes(data)

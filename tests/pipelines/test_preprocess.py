@@ -14,7 +14,7 @@ import pytest
 import runs
 from conftest import Run
 
-from pipelines.preprocess import PreprocessConfig, plan_job
+from pipelines.preprocess import PreprocessConfig, plan_job, resume
 from pipelines.shards import open_dataset
 from pipelines.verify import verify
 
@@ -207,6 +207,16 @@ def test_the_time_limit_of_decoding_holds_for_the_scan_too(make_video: Callable[
     video = make_video(tmp_path / "counted.avi", frames=60, size=(640, 480))  # probing it decodes it all
     config = PreprocessConfig(str(video), str(tmp_path / "gaze"), decoder_timeout_s=1e-6)
     assert set(plan_job(config, write=False).plan["reason"]) == {"decoder_timeout"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_name_that_is_not_utf8_is_no_change_of_the_input(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    video = make_video(tmp_path / "videos" / "good.mp4", frames=4)
+    os.link(video, os.fsencode(video.parent) + b"/bad\xff.mp4")
+    config = PreprocessConfig(str(video.parent), str(tmp_path / "gaze"))
+    plan_job(config)
+    job = resume(config)
+    assert job is not None and job.notice == ""
 
 
 @pytest.fixture

@@ -39,6 +39,15 @@ def test_what_is_published_is_listed_and_read(place: str) -> None:
         assert store.read(entry.url, 1, 0) == b""
 
 
+@pytest.mark.parametrize("key", ["ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "created"])
+def test_a_version_is_whatever_the_file_system_calls_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    fsspec.filesystem("memory").store.clear()
+    store.publish(b"data", "memory://store/x")
+    found = {"/store/x": {"type": "file", "size": 4, key: '"changes with the bytes"'}}
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", lambda *_, **__: found)
+    assert list(store.list_objects("memory://store")) == [store.Entry("memory:///store/x", 4, "changes with the bytes")]
+
+
 def test_fetch_copies_a_range(place: str, tmp_path: Path) -> None:
     data = os.urandom(20_000_000)
     store.publish(data, store.join(place, "x"))
