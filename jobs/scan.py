@@ -9,15 +9,19 @@ from rich.console import Console
 from cluster.local import RayConfig, running
 from pipelines import manifest as manifests
 from pipelines import store
+from pipelines.decode import check_timeout
 from pipelines.errors import PipelineError
 
 
 @dataclass
 class ScanConfig:
-    """Scan a video store into a manifest. An output that exists is brought up to date: only new and changed open."""
+    """Scan a video store into a manifest. An output that exists is brought up to date."""
 
     input: str = field(default="", metadata={"help": "folder, file, s3:// prefix or tar of videos"})
     output: str = field(default="manifest.parquet", metadata={"help": "where the manifest goes"})
+    decoder_timeout_s: float = field(
+        default=60.0, metadata={"help": "a video that takes longer to open fails as decoder_timeout"}
+    )
     ray: RayConfig = field(default_factory=RayConfig)
 
 
@@ -25,11 +29,13 @@ def run(config: ScanConfig, console: Console) -> int:
     """Write the manifest and print what is in it; the exit status."""
     if not config.input:
         raise PipelineError("input= is missing: autogaze scan input=/data/videos output=manifest.parquet")
+    check_timeout(config.decoder_timeout_s)
     output = store.normalise(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
     manifests.list_videos(config.input)  # a missing input need not wait for Ray
+    store.require_writable(output.rpartition("/")[0])  # nor should an hour's scan end in one that cannot be kept
     with running(config.ray):
-        manifest = manifests.scan(config.input, previous)
+        manifest = manifests.scan(config.input, previous, config.decoder_timeout_s)
     store.publish(manifests.manifest_bytes(manifest), output)
     ok = manifest[manifest["status"] == "ok"]
     console.print(

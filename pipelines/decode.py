@@ -41,6 +41,7 @@ from pipelines.decoders.base import (
     outcomes,
 )
 from pipelines.decoders.isolated import IsolatedDecoder
+from pipelines.errors import PipelineError
 
 __all__ = [
     "DECODERS",
@@ -50,10 +51,20 @@ __all__ = [
     "Source",
     "VideoError",
     "VideoInfo",
+    "check_timeout",
     "decode_clips",
     "decoder_fingerprint",
     "probe",
 ]
+
+
+_LONGEST_S = 86400.0
+
+
+def check_timeout(seconds: float) -> None:
+    """Raise PipelineError for a decoder_timeout_s that no wait can have."""
+    if not 0 < seconds <= _LONGEST_S:
+        raise PipelineError(f"decoder_timeout_s={seconds}: must be more than 0 and at most {_LONGEST_S:.0f}, a day")
 
 
 def probe(source: Source) -> VideoInfo:

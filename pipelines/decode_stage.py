@@ -167,9 +167,5 @@ class _Opened(AbstractContextManager[Source]):
 
 
 def _require_unchanged(source: Source, planned: pd.Series) -> None:
-    try:
-        mark = fingerprint(source.path, source.offset, source.size)
-    except FileNotFoundError:
-        raise VideoError("missing", "removed since it was planned") from None
-    if mark != planned["fingerprint"]:
+    if fingerprint(source.path, source.offset, source.size) != planned["fingerprint"]:
         raise VideoError("source_changed", "its bytes are not those that were planned")

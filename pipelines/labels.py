@@ -14,7 +14,6 @@ import glob
 import hashlib
 import itertools
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,8 @@ from pipelines.shards import Dataset, read_index, read_members
 
 _CHUNK = 1 << 20
 _SHARDS_AT_ONCE = 4
+_LARGEST = torch.finfo(torch.float32).max
+_CUT = 16  # of what a chunk's end cuts in two, JSON's parser names a place at most this far before it
 
 
 def video_key(uri: str) -> str:
@@ -213,10 +214,13 @@ def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) 
     if initial is None and not all(ids):
         raise ValueError(f"frame {ids.index([])} has no id, and no initial_losses say what its error is")
     for number in [*itertools.chain(*losses), *(initial or [])]:
-        if type(number) not in (int, float) or not math.isfinite(number):
-            raise ValueError(f"a loss is {json.dumps(number)}, which is no number")
+        if type(number) not in (int, float) or not abs(number) <= _LARGEST:
+            raise ValueError(f"a loss is {json.dumps(number)[:40]}, which is no number that float32 holds")
     gaze = Gaze.from_label(entry, vocabulary)
     places, slots = entry.get("places"), entry.get("slots")
+    for number in [*itertools.chain(*(places or [])), *(slots or [])]:
+        if type(number) is not int:
+            raise ValueError(f"places and slots hold {json.dumps(number)[:40]}, which is no whole number")
     return Gaze(
         gaze.tokens,
         gaze.lengths,
@@ -275,8 +279,9 @@ def _entries(url: str, digest: Any) -> Iterator[tuple[str, Any]]:
         while True:
             try:
                 found, end = decoder.raw_decode(text, at)
-            except ValueError:
-                if not more():  # what is there will not become JSON by more text
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(text) - _CUT or error.msg.startswith("Unterminated string")
+                if not cut or not more():  # what is there will not become JSON by more text
                     raise
                 continue
             if end < len(text) or not more():  # a number could go on in the next chunk

@@ -1,7 +1,8 @@
 """Scan a video store into a manifest: one parquet row per video, with what the plan needs to know.
 
 A store is a folder, a URL prefix, or WebDataset tars holding videos, mixed freely; a tar member is read in place by its
-byte range and never unpacked. A scan made over an earlier manifest opens only the objects that are new or changed.
+byte range and never unpacked. A scan made over an earlier manifest opens only the objects that are new, changed, or
+could not be read.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from functools import partial
+from typing import IO, Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -72,10 +74,37 @@ SCHEMA = pa.schema(
 _ENDS = 64 << 10
 _OBJECTS_PER_TASK = 16
 _HEADER = 1 << 20  # bytes of the longest name, or set of extended attributes, of a tar's member
+T = TypeVar("T")
 
 
 def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
-    """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies."""
+    """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies.
+
+    Raises VideoError: missing, unreadable. StoreError: the disk does not answer.
+    """
+    return _reading(partial(_hash_ends, path, offset, length), path)
+
+
+def _reading(action: Callable[[], T], url: str) -> T:
+    """What `action` reads of a video or tar: what is wrong with this one alone becomes a VideoError.
+
+    Raises VideoError: missing, or of the local ones unreadable. StoreError: the store itself is in trouble.
+    """
+    try:
+        return store.retrying(action, url)
+    except FileNotFoundError:
+        raise VideoError("missing", "no such file") from None
+    except store.StoreError as error:
+        if store.is_local(url) and isinstance(error.__cause__, NotADirectoryError):
+            raise VideoError("missing", "no such file") from None
+        if store.is_local(url) and isinstance(error.__cause__, IsADirectoryError):
+            raise VideoError("unreadable", "a folder, not a file") from None
+        if store.is_local(url) and isinstance(error.__cause__, PermissionError):
+            raise VideoError("unreadable", "no permission to read the file") from None
+        raise
+
+
+def _hash_ends(path: str, offset: int, length: int | None) -> str:
     with open(path, "rb") as file:
         end = os.fstat(file.fileno()).st_size if length is None else offset + length
         file.seek(offset)
@@ -130,12 +159,13 @@ def list_videos(url: str) -> list[store.Entry]:
     return entries
 
 
-def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
+def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = DecodeConfig.timeout_s) -> pd.DataFrame:
     """The manifest of a store, rows sorted by uri. Needs a running Ray.
 
     Args:
         url: folder, file, URL prefix, tar.
-        previous: an earlier manifest; rows whose object has the same version are kept without opening it.
+        previous: an earlier manifest; rows of objects that were read and have the same version are kept as they are.
+        timeout_s: a video that takes longer to open fails as decoder_timeout; the next scan tries it again.
     Raises:
         PipelineError: nothing there, or nothing that looks like a video.
     """
@@ -148,11 +178,10 @@ def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
     fresh: list[store.Entry] = []
     for entry in entries:
         kept = known.get(entry.url, [])
-        if kept and all(row["version"] == entry.version for row in kept):
+        if kept and entry.version and all(row["version"] == entry.version and not _may_pass(row) for row in kept):
             rows.extend(kept)
-        elif not _is_utf8(entry.url):
+        elif (shown := in_utf8(entry.url)) != entry.url:
             # Parquet holds UTF-8 only, and a name we cannot write down is one nobody could look up again.
-            shown = entry.url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
         else:
             fresh.append(entry)
@@ -164,16 +193,22 @@ def scan(url: str, previous: pd.DataFrame | None = None) -> pd.DataFrame:
             {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
             for part in (fresh[i : i + _OBJECTS_PER_TASK] for i in range(0, len(fresh), _OBJECTS_PER_TASK))
         ]
-        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(_probe, num_cpus=1)
+        probe = partial(_probe, timeout_s=timeout_s)
+        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(probe, num_cpus=1)
         rows.extend(pipeline_errors(probed.iter_rows()))
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
 
 
-def _probe(task: dict[str, Any]) -> list[dict[str, Any]]:
+def _may_pass(row: dict[str, Any]) -> bool:
+    """Whether a row failed for what was no fact of the bytes: they were not read, or the time was too short."""
+    return not row["fingerprint"] or row["reason"] == "decoder_timeout"
+
+
+def _probe(task: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
     """Ray Data task: objects -> manifest rows. Untrusted bytes are opened in a decoder's child process."""
     rows: list[dict[str, Any]] = []
-    with IsolatedDecoder(DecodeConfig()) as decoder:
+    with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s)) as decoder:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
             rows.extend(probe_object(store.Entry(str(url), int(size), str(version)), decoder))
     return rows
@@ -183,23 +218,40 @@ def probe_object(entry: store.Entry, decoder: IsolatedDecoder) -> list[dict[str,
     """Manifest rows of one object: one for a video, one per video member for a tar."""
     if not _is_tar(entry.url):
         return [_probe_video(entry.url, entry, 0, entry.bytes, decoder)]
-    rows, problem = [], None
     try:
-        for name, offset, size in tar_members(entry.url):
+        videos, problem = _reading(partial(_tar_videos, entry.url), entry.url)
+    except VideoError as error:
+        videos, problem = {}, error
+    rows = []
+    for name, (offset, size) in videos.items():
+        uri = f"{entry.url}#{name}"
+        if offset is None:
+            rows.append(_failed(uri, entry, 0, 0, "", "unreadable", "stored sparse; make the tar without -S"))
+        else:
+            rows.append(_probe_video(uri, entry, offset, size, decoder))
+    if problem:
+        rows.append(_failed(entry.url, entry, 0, entry.bytes, "", problem.reason, problem.detail))
+    return rows
+
+
+def _tar_videos(url: str) -> tuple[dict[str, tuple[int | None, int]], VideoError | None]:
+    """First byte and size of the videos of a tar by name, and what is wrong with the tar, if anything."""
+    videos: dict[str, tuple[int | None, int]] = {}
+    try:
+        for name, offset, size in tar_members(url):
             if _is_video(name):
-                rows.append(_probe_video(f"{entry.url}#{name}", entry, offset, size, decoder))
+                videos[name] = offset, size  # of two of one name the later one, as when tar unpacks them
     except tarfile.TarError as error:
-        problem = _failed(entry.url, entry, 0, entry.bytes, "", "unreadable", f"not a plain tar: {error}")
+        return videos, VideoError("unreadable", f"not a plain tar: {error}")
     except EOFError:
-        problem = _failed(entry.url, entry, 0, entry.bytes, "", "truncated", "the tar ends inside a member")
-    if problem is None and not rows:
-        problem = _failed(entry.url, entry, 0, entry.bytes, "", "unreadable", "no videos in this tar")
-    return [*rows, problem] if problem else rows
+        return videos, VideoError("truncated", "the tar ends inside a member")
+    return videos, None if videos else VideoError("unreadable", "no videos in this tar")
 
 
-def tar_members(url: str) -> Iterator[tuple[str, int, int]]:
+def tar_members(url: str) -> Iterator[tuple[str, int | None, int]]:
     """(name, first byte, size) of each regular file of a tar, without reading the files' bytes.
 
+    The first byte is None where a file is stored sparse: without its holes, so that its bytes do not lie in a row.
     Names are only ever labels: nothing is unpacked, so a member called ../../x is as harmless as any other.
     Raises EOFError when a member reaches past the end of the object, tarfile.TarError when it is no tar.
     """
@@ -214,6 +266,9 @@ def tar_members(url: str) -> Iterator[tuple[str, int, int]]:
                     if member.size < 0:
                         raise tarfile.ReadError(f"a member of {member.size} bytes")
                     if not member.isreg():
+                        continue
+                    if member.issparse():
+                        yield member.name, None, member.size
                         continue
                     if member.offset_data + member.size > total:
                         raise EOFError(member.name)
@@ -271,7 +326,7 @@ def _failed(
 ) -> dict[str, Any]:
     return {
         "uri": uri,
-        "object": entry.url if _is_utf8(entry.url) else uri,
+        "object": in_utf8(entry.url),
         "offset": offset,
         "bytes": size,
         "version": entry.version,
@@ -298,12 +353,9 @@ def _is_tar(name: str) -> bool:
     return name.lower().endswith(TAR_SUFFIX)
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def in_utf8(url: str) -> str:
+    """A URL as manifests hold it: bytes of a local name that are not UTF-8 are escaped."""
+    return url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def manifest_bytes(manifest: pd.DataFrame) -> bytes:

@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
 TILES = ("whole", "native")
 ROW_LIMIT = 2 << 30  # a shard's frames are one Arrow array, which addresses its bytes with 31 bits
 _GROUP_ROWS = 16384
+_LONGEST_STRIDE = 2**31 - 1
 
 
 @dataclass
@@ -78,6 +79,8 @@ def check_clip_config(clip: ClipConfig, shard_clips: int) -> None:
     ):
         if value < least:
             raise PipelineError(f"{name}={value}: must be at least {least}")
+    if clip.stride > _LONGEST_STRIDE:
+        raise PipelineError(f"clip.stride={clip.stride}: must be at most {_LONGEST_STRIDE}")
     if clip.fps < 0 or not np.isfinite(clip.fps):
         raise PipelineError(f"clip.fps={clip.fps}: must be 0 (use clip.stride) or a positive rate")
     if clip.fps and clip.stride != 1:
@@ -114,7 +117,7 @@ def clip_starts(frames: int, clip_frames: int, stride: int, per_video: int) -> n
     if per_video == 0:
         return np.arange(0, max(frames, 1), span, dtype=np.int64)
     last = max(frames - (span - stride + 1), 0)
-    return np.unique(np.linspace(0, last, per_video).round().astype(np.int64))
+    return np.unique(np.linspace(0, last, min(per_video, last + 1)).round().astype(np.int64))
 
 
 def frame_numbers(start: int, stride: int, frames: int, video_frames: int) -> np.ndarray:
@@ -150,7 +153,8 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
             grid = None
         grids.append(grid)
         if clip.fps:
-            strides[row] = max(1, round(video.fps / clip.fps)) if video.fps > 0 else 1
+            # Untrusted bytes say what a video's rate is.
+            strides[row] = max(1, round(min(video.fps / clip.fps, _LONGEST_STRIDE))) if video.fps > 0 else 1
         else:
             strides[row] = clip.stride
         starts = clip_starts(int(video.frames), clip.frames, int(strides[row]), clip.per_video)

@@ -83,8 +83,9 @@ def _smallest(input: str) -> list[Sample]:
     found = []
     for entry in sorted(manifests.list_videos(input), key=lambda entry: entry.bytes)[:_TRIED]:
         if entry.url.lower().endswith(manifests.TAR_SUFFIX):
-            members = islice(manifests.tar_members(entry.url), _TRIED)
-            found += [Sample(f"{entry.url}#{name}", entry.url, offset, size) for name, offset, size in members]
+            for name, offset, size in islice(manifests.tar_members(entry.url), _TRIED):
+                if offset is not None:
+                    found.append(Sample(f"{entry.url}#{name}", entry.url, offset, size))
         else:
             found.append(Sample(entry.url, entry.url, 0, entry.bytes))
     return found[:_TRIED]

@@ -14,6 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,6 +64,7 @@ FORMAT = 2
 # round: a gaze actor on every CPU, and few decoding actors between them. All ask for less than a core: they fit.
 _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
 _NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
+_INDEXES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,8 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
         manifest = manifests.read_manifest(store.normalise(config.input))
         root = _common_root(manifest)
     else:
-        manifest, root = manifests.scan(config.input), store.normalise(config.input)
+        manifest = manifests.scan(config.input, timeout_s=config.decoder_timeout_s)
+        root = store.normalise(config.input)
     if manifest.empty:
         raise PipelineError(f"input={config.input}: the manifest has no videos")
     plan = make_plan(manifest, root, config.clip, config.shard.clips)
@@ -304,7 +307,7 @@ def _input_changes(config: PreprocessConfig, output: str) -> str:
         return ""
     planned = manifests.read_manifest(store.join(output, "manifest.parquet"))
     before = dict(zip(planned["object"], planned["version"], strict=True))
-    now = {entry.url: entry.version for entry in manifests.list_videos(config.input)}
+    now = {manifests.in_utf8(entry.url): entry.version for entry in manifests.list_videos(config.input)}
     added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sum(now[url] != before[url] for url in now.keys() & before.keys())
     if not added + gone + changed:
@@ -362,8 +365,9 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     if not job.missing:
         return totals
     decode, gaze = min(workers.decode, len(job.missing)), min(workers.gaze, len(job.missing))
-    limit = job.config.max_failed_fraction * len(job.rows)
-    config = job.config
+    config, clips = job.config, len(job.rows)
+    failed_before = _failed_before(job) if config.max_failed_fraction < 1 else Counter[str]()
+    _require_few(failed_before, clips, config)
     configure_ray_data()
     # A few rows in flight per actor. Without a bound, decoders faster than gaze fill the object store.
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
@@ -399,17 +403,28 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
     for row in pipeline_errors(rows.iter_rows()):
         totals.add(row)
         on_shard(totals)
-        if sum(totals.failed.values()) > limit:
-            raise PipelineError(
-                f"stopped: {sum(totals.failed.values())} of {len(job.rows)} clips failed "
-                f"({_reasons(totals.failed)}), more than max_failed_fraction={config.max_failed_fraction}; "
-                "what is committed stays"
-            )
+        _require_few(failed_before + totals.failed, clips, config)
     return totals
 
 
-def _reasons(failed: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(failed.items()))
+def _failed_before(job: Job) -> Counter[str]:
+    """Reasons of the failed clips that earlier runs committed."""
+
+    def failed(shard: int) -> Counter[str]:
+        rows = shards.read_index(job.output, shard).to_pandas()
+        return Counter(rows["reason"][rows["outcome"] == "failed"])
+
+    with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
+        return sum(pool.map(failed, set(job.rows["shard"]) - set(job.missing)), Counter[str]())
+
+
+def _require_few(failed: Counter[str], clips: int, config: PreprocessConfig) -> None:
+    if failed.total() > config.max_failed_fraction * clips:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(failed.items()))
+        raise PipelineError(
+            f"stopped: {failed.total()} of {clips} clips failed ({reasons}), "
+            f"more than max_failed_fraction={config.max_failed_fraction}; what is committed stays"
+        )
 
 
 def run_record(

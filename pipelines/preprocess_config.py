@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from pipelines import frames, gazers, store
-from pipelines.decode import DECODERS
+from pipelines.decode import DECODERS, check_timeout
 from pipelines.errors import PipelineError
 from pipelines.gazers import DEVICES, GazeSettings
 from pipelines.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
@@ -63,7 +63,7 @@ class PreprocessConfig:
     jpeg_quality: int = field(default=90, metadata={"help": "1-95, for frames=jpeg"})
     decoder: str = field(default="pyav", metadata={"help": "pyav, decord or torchcodec"})
     decoder_timeout_s: float = field(
-        default=60.0, metadata={"help": "a video with no clip for this long fails as decoder_timeout"}
+        default=60.0, metadata={"help": "a video that takes longer to open, or over a clip, fails as decoder_timeout"}
     )
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     device: str = field(
@@ -161,8 +161,7 @@ def check_config(config: PreprocessConfig) -> None:
             f"targets.frames={config.targets.frames}: must be between 0 and the {config.clip.frames} of clip.frames"
         )
     gazers.check(gaze_settings(config), config.device)
-    if config.decoder_timeout_s <= 0:
-        raise PipelineError(f"decoder_timeout_s={config.decoder_timeout_s}: must be more than 0")
+    check_timeout(config.decoder_timeout_s)
     for name, value, zero in (
         ("workers.decode", config.workers.decode, "automatic"),
         ("workers.gaze", config.workers.gaze, "automatic"),

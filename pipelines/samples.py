@@ -275,6 +275,8 @@ class Redecoder(AbstractContextManager["Redecoder"]):
                 self._decode(source, row, out)
         except FileNotFoundError:
             raise BadSample(f"its video {row['object']} is missing") from None
+        except VideoError as error:
+            raise BadSample(f"its video {row['object']} cannot be decoded: {error.reason} ({error.detail})") from None
 
     def _decode(self, source: Source, row: dict[str, Any], out: np.ndarray) -> None:
         if fingerprint(source.path, source.offset, source.size) != row["fingerprint"]:
@@ -284,5 +286,5 @@ class Redecoder(AbstractContextManager["Redecoder"]):
         native = None if grid is None else (grid.height, grid.width)
         [(_, decoded)] = self.decoder.decode_clips(source, [numbers], native=native)
         if isinstance(decoded, VideoError):
-            raise BadSample(f"its video {row['object']} cannot be decoded: {decoded.reason} ({decoded.detail})")
+            raise decoded
         out[...] = decoded if grid is None else grid.cut(decoded, [grid.parse(row["tile"])])[0]

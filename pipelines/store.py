@@ -14,11 +14,12 @@ import logging
 import os
 import random
 import re
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,8 @@ _RETRY_SECONDS = 120.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 15.0
 _TELL_SECONDS = 5.0  # an outage is told of when it has lasted this long
 _CHUNK = 8 << 20
+# What fsspec's stores call that which changes with an object's bytes, best first.
+_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modificationTime", "created")
 T = TypeVar("T")
 
 
@@ -54,7 +57,10 @@ class TransientStoreError(StoreError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One object of a store: its URL, size in bytes, and `version`, which changes when its bytes do (ETag or mtime)."""
+    """One object of a store: its URL, size in bytes, and `version`, which changes when its bytes do (ETag or mtime).
+
+    A version of "" is that of a store which tells none.
+    """
 
     url: str
     bytes: int
@@ -198,7 +204,7 @@ def list_objects(url: str) -> Iterator[Entry]:
         base = name.rsplit("/", 1)[-1]
         if info.get("type") != "file" or base.startswith("."):
             continue
-        version = str(info.get("ETag") or info.get("LastModified") or info.get("created") or "").strip('"')
+        version = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
         yield Entry(fs.unstrip_protocol(name), int(info["size"] or 0), version)
 
 
@@ -226,32 +232,32 @@ def glob(pattern: str) -> list[str]:
 
 
 def _list_local(url: str) -> Iterator[Entry]:
-    if os.path.isfile(url):
-        stat = os.stat(url)
-        yield Entry(url, stat.st_size, str(stat.st_mtime_ns))
-        return
     found: list[Entry] = []
     seen: set[tuple[int, int]] = set()
-
-    def unreadable(error: OSError) -> None:
-        raise StoreError(_explain(error, str(error.filename))) from error
-
-    if not os.path.isdir(url):
-        return
-    for folder, folders, files in os.walk(url, followlinks=True, onerror=unreadable):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders[:] = []
+    waiting = [url]
+    while waiting:
+        path = waiting.pop()
+        about = retrying(partial(_stat, path), path)
+        if about is None:
             continue
-        seen.add((stat.st_dev, stat.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = os.path.join(folder, name)
-            if name.startswith(".") or not os.path.isfile(path):  # hidden, dangling link, socket, pipe
-                continue
-            stat = os.stat(path)
-            found.append(Entry(path, stat.st_size, str(stat.st_mtime_ns)))
+        if stat.S_ISREG(about.st_mode):
+            found.append(Entry(path, about.st_size, str(about.st_mtime_ns)))
+        elif stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in seen:
+            seen.add((about.st_dev, about.st_ino))
+            with suppress(FileNotFoundError):
+                names = retrying(partial(os.listdir, path), path)
+                waiting += [os.path.join(path, name) for name in sorted(names, reverse=True) if name[0] != "."]
     yield from sorted(found, key=lambda entry: entry.url)
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """None where nothing is: removed meanwhile, or a link that leads nowhere."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
 
 
 def exists(url: str) -> bool:
@@ -279,9 +285,12 @@ def read(url: str, offset: int = 0, length: int | None = None) -> bytes:
 
 
 def open_read(url: str, block_bytes: int = 1 << 20) -> IO[bytes]:
-    """A seekable binary reader over an object; remote ones are read in blocks, each as by `read`."""
+    """A seekable binary reader over an object; remote ones are read in blocks, each as by `read`.
+
+    Raises FileNotFoundError, StoreError.
+    """
     if is_local(url):
-        return open(url, "rb")
+        return retrying(lambda: open(url, "rb"), url)
     return io.BufferedReader(_Reader(url), block_bytes)
 
 
@@ -343,9 +352,9 @@ def _into(path: str, act: Callable[[], T]) -> T:
 
 
 def size(url: str) -> int:
-    """Bytes of an object. Raises FileNotFoundError."""
+    """Bytes of an object. Raises FileNotFoundError, StoreError."""
     if is_local(url):
-        return os.stat(url).st_size
+        return retrying(lambda: os.stat(url), url).st_size
     if _is_s3(url):
         found = retrying(lambda: store_s3.head(url), url)
         if found is None or not found.key:

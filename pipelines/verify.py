@@ -39,8 +39,10 @@ class Verdict:
 def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | None = None) -> Verdict:
     """Check a dataset: every planned clip has one row, every row's bytes are there, hash right and mean what it says.
 
-    Raises PipelineError when there is no dataset to check.
+    Raises PipelineError when there is no dataset to check, or no thread to check it with.
     """
+    if threads < 1:
+        raise PipelineError(f"threads={threads}: must be at least 1")
     dataset = shards.open_dataset(url)
     verdict = Verdict()
     about = dataset.about

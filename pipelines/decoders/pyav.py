@@ -15,6 +15,7 @@ from itertools import chain, islice
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from pipelines.decoders.base import (
@@ -139,7 +140,13 @@ def _pixels(
     height, width = (size, size) if native is None else (frame.height, frame.width)
     if native is not None:
         require_size(number, *((width, height) if turns % 2 else (height, width)), native)
-    scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1)
+    try:
+        scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1)
+    except MemoryError:  # one of libav's errors too, but no fact of the picture
+        raise
+    except FFmpegError:
+        picture = f"{frame.width}x{frame.height} {frame.format.name}, colour matrix {int(frame.colorspace)}"
+        raise VideoError("unsupported_picture", f"libswscale makes no RGB of frame {number}: {picture}") from None
     plane = scaled.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     return np.rot90(rows[:height, : width * 3].reshape(height, width, 3), -turns)

@@ -204,6 +204,10 @@ def broken(**changes: Any) -> str:
         (broken(gazing_pos=[[0], [265], [530]]), "frame 0 has 1 ids and 2 losses"),
         (broken(gazing_pos=[[0, 4], [], [530]], task_losses=[[1, 1], [], [1]]), "frame 1 has no id"),
         (broken(task_losses=[[0.1, float("nan")], [0.1], [0.1]]), "a loss is NaN"),
+        (broken(task_losses=[[0.1, 1e39], [0.1], [0.1]]), "a loss is 1e+39, which is no number that float32 holds"),
+        (broken(task_losses=[[0.1, 10**400], [0.1], [0.1]]), "a loss is 1000000"),
+        (broken(places=[[0, 1e39], [0], [0]], slots=[2, 1, 1]), "places and slots hold 1e+39"),
+        (broken(task_losses=[[0.1, "X"], [0.1], [0.1]]).replace('"X"', "1" * 5000), "not a JSON object of labels"),
         (broken(initial_losses=[0.1]), "corpus/train/v0.mp4: initial"),
         (broken(stride=4), "has stride 4, the dataset 1"),
         (broken(scales=[64, 128]), "has scales"),
@@ -284,6 +288,21 @@ def test_files_are_read_piece_by_piece_whatever_the_pieces(
         monkeypatch.setattr(labels, "_CHUNK", chunk)
         if chunk > 1 or len(text) < 20_000:
             assert dict(labels._entries(str(tmp_path / "l.json"), Nothing())) == expected
+
+
+def test_a_mistake_is_told_before_the_rest_of_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted:
+        bytes = 0
+
+        def update(self, data: bytes) -> None:
+            self.bytes += len(data)
+
+    monkeypatch.setattr(labels, "_CHUNK", 1000)
+    (tmp_path / "l.json").write_text('{"a": [1, 2, oops, ' + "3, " * 100_000 + "4]}")
+    read = Counted()
+    with pytest.raises(PipelineError, match="not a JSON object of labels"):
+        list(labels._entries(str(tmp_path / "l.json"), read))
+    assert read.bytes == 1000
 
 
 def test_labels_go_to_s3_and_come_from_there(bucket: str, exported: tuple[Path, str], dataset: str) -> None:

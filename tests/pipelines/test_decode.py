@@ -14,6 +14,7 @@ import sys
 import tarfile
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -403,6 +404,20 @@ def test_random_damage_raises_nothing_but_a_video_error(tmp_path: Path) -> None:
         frames = 60 if info is None else min(info.frames, 80)
         for _, outcome in decode_clips(source, [[n] for n in range(0, frames, 9)], SMALL):
             assert isinstance(outcome, (np.ndarray, VideoError))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "native"),
+    [
+        ("ycgco.mp4", {"x264-params": "colormatrix=YCgCo"}, None),
+        ("ycgco.mp4", {"x264-params": "colormatrix=YCgCo"}, (64, 96)),
+        ("flat.mkv", {"codec": "ffv1", "width": 30000, "height": 4}, None),
+    ],
+)
+def test_a_picture_that_swscale_refuses_fails_its_clip(tmp_path: Path, name: str, options: dict, native: Any) -> None:
+    source = Source(str(make(tmp_path / name, frames=4, **options)))
+    outcomes = decode_clips(source, [[0, 1], [3]], DecodeConfig(), native)
+    assert [getattr(outcome, "reason", "ok") for _, outcome in outcomes] == ["unsupported_picture"] * 2
 
 
 @pytest.mark.parametrize("decoder", ["decord", "torchcodec"])

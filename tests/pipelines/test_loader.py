@@ -312,6 +312,11 @@ def test_frames_not_stored_are_decoded_again(tmp_path: Path, make_video: Callabl
     skipped = [skip for batch in batches for skip in batch.skipped]
     assert skipped and {skip.clip for skip in skipped} <= gone
     assert all("not those that were planned" in skip.reason for skip in skipped)
+    changed.unlink()
+    changed.mkdir()
+    batches = list(ShardLoader(config(url, bad_samples="skip", global_batch=3), epochs=1))
+    skipped = [skip for batch in batches for skip in batch.skipped]
+    assert skipped and all("unreadable (a folder, not a file)" in skip.reason for skip in skipped)
 
 
 def test_other_decoders_than_the_datasets_are_refused(tmp_path: Path) -> None:

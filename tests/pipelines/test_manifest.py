@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -119,6 +122,107 @@ def test_a_bad_tar_is_a_failed_row_and_keeps_its_good_members(
     assert [row["status"] for row in rows[:-1]] == (["ok"] if damage == "cut" else [])
 
 
+@pytest.mark.parametrize("name", ["video.mp4", "videos.tar"])
+@pytest.mark.parametrize("instead", ["nothing", "a folder", "a file above it", "no permission"])
+def test_what_cannot_be_opened_any_more_is_a_failed_row(
+    tmp_path: Path, decoder: IsolatedDecoder, name: str, instead: str
+) -> None:
+    path = tmp_path / "deep" / name
+    path.parent.mkdir()
+    path.write_bytes(b"listed")
+    listed = entry(path)
+    if instead == "no permission":
+        if os.geteuid() == 0:
+            pytest.skip("root may read everything")
+        path.chmod(0)
+    else:
+        path.unlink()
+    if instead == "a folder":
+        path.mkdir()
+    elif instead == "a file above it":
+        path.parent.rmdir()
+        path.parent.write_bytes(b"")
+    [row] = probe_object(listed, decoder)
+    assert row["uri"] == str(path) and row["status"] == "failed"
+    assert row["reason"] == ("unreadable" if instead in ("a folder", "no permission") else "missing")
+
+
+def test_a_disk_that_does_not_answer_is_asked_again_and_then_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    troubles = [errno.ESTALE, errno.EIO]
+
+    def troubled(*arguments: Any) -> Any:
+        if troubles:
+            raise OSError(troubles.pop(), "the disk is in trouble")
+        return open(*arguments)
+
+    path = tmp_path / "a"
+    path.write_bytes(b"some bytes")
+    expected = fingerprint(str(path))
+    monkeypatch.setattr(manifests, "open", troubled, raising=False)
+    assert fingerprint(str(path)) == expected and troubles == []
+    troubles = [errno.EIO] * 1000
+    with pytest.raises(store.TransientStoreError, match=f"{path}: no answer for 120 s"):
+        fingerprint(str(path))
+
+
+def test_a_rescan_opens_again_what_could_not_be_read(store_of_videos: Path, tmp_path: Path) -> None:
+    os.link(store_of_videos / "clip0.mp4", tmp_path / "0.mp4")
+    good = scan(str(tmp_path))
+    denied = good.assign(status="failed", reason="unreadable", detail="no permission to read the file", fingerprint="")
+    pd.testing.assert_frame_equal(scan(str(tmp_path), denied), good)
+
+
+def test_of_two_members_of_one_name_the_later_one_counts(
+    store_of_videos: Path, tmp_path: Path, decoder: IsolatedDecoder
+) -> None:
+    older, newer = ((store_of_videos / f"clip{number}.mp4").read_bytes() for number in (1, 2))
+    make_tar(tmp_path / "t.tar", {"./a.mp4": older})
+    with tarfile.open(tmp_path / "t.tar", "a") as archive:  # as tar -r does
+        info = tarfile.TarInfo("./a.mp4")
+        info.size = len(newer)
+        archive.addfile(info, io.BytesIO(newer))
+    [row] = probe_object(entry(tmp_path / "t.tar"), decoder)
+    assert (row["status"], row["frames"], row["bytes"]) == ("ok", 40, len(newer))
+
+
+@pytest.mark.parametrize("version", ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", None])
+def test_a_member_stored_sparse_is_a_failed_row_and_the_rest_of_its_tar_is_read(
+    store_of_videos: Path, tmp_path: Path, decoder: IsolatedDecoder, version: str | None
+) -> None:
+    """version: of the ways in which GNU tar stores holes; None: the one it has for --format=posix now."""
+    good = (store_of_videos / "clip1.mp4").read_bytes()
+    with (tmp_path / "a holes.mp4").open("wb") as file:
+        file.write(good)
+        file.truncate(1 << 20)
+        for hole in range(2, 60, 2):  # more than fit into one header
+            file.seek(hole << 20)
+            file.write(good)
+    (tmp_path / "b good.mp4").write_bytes(good)
+    how = [version or "--format=posix", *(["--format=posix"] if version and "sparse" in version else [])]
+    names = ["a holes.mp4", "b good.mp4"]
+    made = subprocess.run(["tar", "-S", *how, "-cf", "t.tar", *names], cwd=tmp_path, capture_output=True)
+    if made.returncode or (tmp_path / "t.tar").stat().st_size > 10 << 20:
+        pytest.skip("this tar, or this file system, makes no sparse members")
+    holes, whole = probe_object(entry(tmp_path / "t.tar"), decoder)
+    assert (holes["uri"], holes["reason"]) == (f"{tmp_path / 't.tar'}#a holes.mp4", "unreadable")
+    assert "make the tar without -S" in holes["detail"]
+    assert (whole["uri"], whole["status"], whole["frames"]) == (f"{tmp_path / 't.tar'}#b good.mp4", "ok", 30)
+
+
+def test_a_video_that_takes_too_long_to_open_fails_and_is_tried_again_by_the_next_scan(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    video = str(make_video(tmp_path / "counted.avi", frames=60, size=(640, 480)))  # probing it decodes it all
+    hurried = scan(video, timeout_s=1e-6)
+    assert hurried["reason"].tolist() == ["decoder_timeout"]
+    assert scan(video, hurried)["status"].tolist() == ["ok"]
+
+
 def test_links_and_devices_in_a_tar_are_passed_over(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
         for kind, name in ((tarfile.SYMTYPE, "link.mp4"), (tarfile.LNKTYPE, "hard.mp4"), (tarfile.CHRTYPE, "dev.mp4")):
@@ -133,6 +237,14 @@ def test_a_name_that_is_not_utf8_is_a_failed_row(store_of_videos: Path, tmp_path
     os.link(store_of_videos / "clip0.mp4", tmp_path / "good.mp4")
     manifest = scan(str(tmp_path))
     assert manifest[["status", "reason"]].fillna("").to_numpy().tolist() == [["failed", "bad_name"], ["ok", ""]]
+
+
+def test_a_rescan_opens_again_what_has_no_version(store_of_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = str(store_of_videos / "clip0.mp4")
+    monkeypatch.setattr(store, "list_objects", lambda url: [store.Entry(url, os.stat(url).st_size, "")])
+    first = scan(video)
+    changed = first.assign(frames=1)
+    pd.testing.assert_frame_equal(scan(video, changed), first)
 
 
 def test_a_fingerprint_is_of_the_bytes_not_of_the_place(tmp_path: Path) -> None:

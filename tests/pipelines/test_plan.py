@@ -136,6 +136,18 @@ def test_a_target_rate_sets_the_stride_of_each_video() -> None:
     assert plan.groupby("video")["stride"].first().tolist() == [5, 2, 1]
 
 
+@pytest.mark.parametrize("fps", [0.5, 1e-320])
+def test_a_rate_that_no_video_has_gives_a_stride_that_ends_with_the_video(fps: float) -> None:
+    plan = make_plan(manifest(a=(40, 2147483647.0)), "/videos", ClipConfig(fps=fps), 4)
+    [row] = plan.to_dict("records")
+    assert (row["stride"], row["padded"]) == (2**31 - 1, 15)
+    assert frame_numbers(row["start"], row["stride"], row["frames"], row["video_frames"]).tolist() == [0] + [39] * 15
+
+
+def test_more_clips_than_there_are_starts_are_all_the_starts() -> None:
+    assert clip_starts(20, 16, 1, 10**12).tolist() == [0, 1, 2, 3, 4]
+
+
 def test_names_are_readable_stable_and_travel_with_the_store() -> None:
     key = video_key("/data/videos/a/My clip (1).mp4", "/data/videos")
     assert key.startswith("My_clip_1-")
@@ -158,6 +170,7 @@ def test_names_are_readable_stable_and_travel_with_the_store() -> None:
     [
         (ClipConfig(frames=0), 4, "clip.frames=0"),
         (ClipConfig(stride=0), 4, "clip.stride=0"),
+        (ClipConfig(stride=2**31), 4, "clip.stride=2147483648"),
         (ClipConfig(per_video=-1), 4, "clip.per_video=-1"),
         (ClipConfig(fps=-1), 4, "clip.fps=-1"),
         (ClipConfig(fps=5, stride=2), 4, "clip.fps and clip.stride"),

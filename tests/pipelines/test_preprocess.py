@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ import pytest
 import runs
 from conftest import Run
 
+from pipelines.preprocess import PreprocessConfig, plan_job, resume
 from pipelines.shards import open_dataset
 from pipelines.verify import verify
 
@@ -195,8 +196,27 @@ def test_too_many_failures_stop_the_job_and_keep_what_is_committed(
     done = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins, "max_failed_fraction=0.01")
     assert done.returncode == 2 and "1 unreadable" in done.stderr and "max_failed_fraction=0.01" in done.stderr
     assert open_dataset(str(output)).committed()
-    again = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
-    assert again.returncode == 0 and runs.tree(output) == undisturbed.files
+    again = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins, "max_failed_fraction=0.01")
+    assert again.returncode == 2 and again.stderr == done.stderr, "failures of earlier runs count"
+    higher = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
+    assert higher.returncode == 0 and runs.tree(output) == undisturbed.files
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_time_limit_of_decoding_holds_for_the_scan_too(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    video = make_video(tmp_path / "counted.avi", frames=60, size=(640, 480))  # probing it decodes it all
+    config = PreprocessConfig(str(video), str(tmp_path / "gaze"), decoder_timeout_s=1e-6)
+    assert set(plan_job(config, write=False).plan["reason"]) == {"decoder_timeout"}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_name_that_is_not_utf8_is_no_change_of_the_input(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    video = make_video(tmp_path / "videos" / "good.mp4", frames=4)
+    os.link(video, os.fsencode(video.parent) + b"/bad\xff.mp4")
+    config = PreprocessConfig(str(video.parent), str(tmp_path / "gaze"))
+    plan_job(config)
+    job = resume(config)
+    assert job is not None and job.notice == ""
 
 
 @pytest.fixture

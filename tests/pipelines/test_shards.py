@@ -244,6 +244,11 @@ def test_verify_says_what_is_wrong(dataset: Path, damage: Callable[[Path], objec
     assert not any("shard 0" in problem for problem in problems), "the other shard is not blamed"
 
 
+def test_verify_without_threads_is_one_clear_line(dataset: Path) -> None:
+    with pytest.raises(PipelineError, match="threads=0: must be at least 1"):
+        verify(str(dataset), threads=0)
+
+
 def test_verify_without_a_dataset_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no dataset here"):
         verify(str(tmp_path))

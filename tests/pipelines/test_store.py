@@ -39,6 +39,15 @@ def test_what_is_published_is_listed_and_read(place: str) -> None:
         assert store.read(entry.url, 1, 0) == b""
 
 
+@pytest.mark.parametrize("key", ["ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "created"])
+def test_a_version_is_whatever_the_file_system_calls_it(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    fsspec.filesystem("memory").store.clear()
+    store.publish(b"data", "memory://store/x")
+    found = {"/store/x": {"type": "file", "size": 4, key: '"changes with the bytes"'}}
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", lambda *_, **__: found)
+    assert list(store.list_objects("memory://store")) == [store.Entry("memory:///store/x", 4, "changes with the bytes")]
+
+
 def test_fetch_copies_a_range(place: str, tmp_path: Path) -> None:
     data = os.urandom(20_000_000)
     store.publish(data, store.join(place, "x"))
@@ -164,6 +173,29 @@ def test_local_listing_follows_links_but_not_loops_and_skips_what_is_not_a_file(
     os.mkfifo(tmp_path / "pipe")
     names = {os.path.basename(entry.url) for entry in store.list_objects(str(tmp_path))}
     assert names == {"a", "b"}
+
+
+@pytest.mark.parametrize("where", ["", "folder", "folder/a"])
+def test_local_listing_leaves_nothing_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_bytes(b"1")
+    (tmp_path / "folder" / "round").symlink_to("round")
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
+    real, troubles = os.stat, [errno.ESTALE, errno.EIO]
+
+    def troubled(path: Any, **options: Any) -> os.stat_result:
+        if troubles and path == str(tmp_path / where):
+            raise OSError(troubles.pop(), "trouble", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(os, "stat", troubled)
+    listed = [entry.url for entry in store.list_objects(str(tmp_path))]
+    assert listed == [str(tmp_path / "folder" / "a")] and not troubles
+    troubles = [errno.EACCES]  # as of each file in a folder that may be read and not entered
+    with pytest.raises(StoreError, match=f"{tmp_path / where}: permission denied"):
+        list(store.list_objects(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
