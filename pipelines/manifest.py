@@ -150,7 +150,7 @@ def list_videos(url: str) -> list[store.Entry]:
     listed = list(store.list_objects(url))
     if not listed and not store.exists(url):
         raise PipelineError(f"input={url}: does not exist")
-    entries = [entry for entry in listed if entry.url == url or _is_video(entry.url) or _is_tar(entry.url)]
+    entries = [entry for entry in listed if entry.url == url or is_video(entry.url) or _is_tar(entry.url)]
     if not entries:
         raise PipelineError(
             f"input={url}: no videos among its {len(listed)} files; looked for {TAR_SUFFIX} and "
@@ -239,7 +239,7 @@ def _tar_videos(url: str) -> tuple[dict[str, tuple[int | None, int]], VideoError
     videos: dict[str, tuple[int | None, int]] = {}
     try:
         for name, offset, size in tar_members(url):
-            if _is_video(name):
+            if is_video(name):
                 videos[name] = offset, size  # of two of one name the later one, as when tar unpacks them
     except tarfile.TarError as error:
         return videos, VideoError("unreadable", f"not a plain tar: {error}")
@@ -345,7 +345,8 @@ def _failed(
     }
 
 
-def _is_video(name: str) -> bool:
+def is_video(name: str) -> bool:
+    """Whether a file's name is one that a scan opens as a video."""
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 

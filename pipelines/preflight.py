@@ -6,7 +6,10 @@ These functions run on the nodes; `autogaze cluster preflight` makes rows of wha
 from __future__ import annotations
 
 import hashlib
+import tarfile
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 
@@ -60,10 +63,10 @@ def remove_probe(url: str) -> None:
 def find_sample(input: str, decoder: str) -> Sample:
     """One of the smallest videos of a store, or of a manifest, that decodes here.
 
-    Raises PipelineError: there is none, or none of the first few decodes.
+    Raises PipelineError: there is none, or none of the first few decodes. StoreError.
     """
-    failed = []
-    for sample in _smallest(input):
+    failed: list[str] = []
+    for sample in islice(_smallest(input, failed), _TRIED):
         try:
             decode_sample(sample, decoder)
         except VideoError as error:
@@ -73,22 +76,28 @@ def find_sample(input: str, decoder: str) -> Sample:
     raise PipelineError(f"input={input}: no video decodes among the {len(failed)} smallest ({', '.join(failed)})")
 
 
-def _smallest(input: str) -> list[Sample]:
+def _smallest(input: str, failed: list[str]) -> Iterator[Sample]:
+    """Videos to try, small ones first; tars that are none, or hold no video, are noted in `failed`."""
     if input.endswith(".parquet"):
         rows = manifests.read_manifest(store.normalise(input))
         good = rows[rows["status"] == "ok"].nsmallest(_TRIED, "bytes")
         if good.empty:
             raise PipelineError(f"input={input}: the manifest has no video that is ok")
-        return [Sample(str(r.uri), str(r.object), int(r.offset), int(r.bytes)) for r in good.itertuples()]
-    found = []
+        for row in good.itertuples():
+            yield Sample(str(row.uri), str(row.object), int(row.offset), int(row.bytes))
+        return
     for entry in sorted(manifests.list_videos(input), key=lambda entry: entry.bytes)[:_TRIED]:
-        if entry.url.lower().endswith(manifests.TAR_SUFFIX):
-            for name, offset, size in islice(manifests.tar_members(entry.url), _TRIED):
-                if offset is not None:
-                    found.append(Sample(f"{entry.url}#{name}", entry.url, offset, size))
-        else:
-            found.append(Sample(entry.url, entry.url, 0, entry.bytes))
-    return found[:_TRIED]
+        if not entry.url.lower().endswith(manifests.TAR_SUFFIX):
+            yield Sample(entry.url, entry.url, 0, entry.bytes)
+            continue
+        found = False
+        with suppress(tarfile.TarError, EOFError):  # what comes before the damage may serve
+            for name, offset, size in manifests.tar_members(entry.url):
+                if manifests.is_video(name) and offset is not None:
+                    found = True
+                    yield Sample(f"{entry.url}#{name}", entry.url, offset, size)
+        if not found:
+            failed.append(f"{entry.url} is no tar of videos")
 
 
 def decode_sample(sample: Sample, decoder: str) -> str:

@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cluster.preflight import Node, check_groups, skew
 from cluster.preflight import _same_kind as same_kind
 from cluster.spec import ClusterSpec, NodeGroup
 from pipelines import preflight
+from pipelines.errors import PipelineError
 
 TWO_NODES = ["head.cpus=1", "decode.nodes=1", "decode.cpus=1"]
 
@@ -176,3 +178,17 @@ def test_a_probe_that_comes_back_changed_is_refused(tmp_path: Path) -> None:
         preflight.read_probe(url)
     preflight.remove_probe(url)
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_sample_is_found_behind_what_is_no_video(tmp_path: Path, make_video: Callable[..., Path]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "damaged.tar").write_bytes(b"no tar" * 100)
+    (tmp_path / "notes.txt").write_text("label " * 20)
+    with tarfile.open(tmp_path / "in" / "few.tar", "w") as archive:
+        for number in range(7):
+            archive.add(tmp_path / "notes.txt", f"{number}.txt")
+    with pytest.raises(PipelineError, match=r"2 smallest \(.*damaged.tar is no tar of videos, .*few.tar is no tar of"):
+        preflight.find_sample(str(tmp_path / "in"), "pyav")
+    with tarfile.open(tmp_path / "in" / "few.tar", "a") as archive:
+        archive.add(make_video(tmp_path / "good.mp4", frames=3), "good.mp4")
+    assert preflight.find_sample(str(tmp_path / "in"), "pyav").uri == f"{tmp_path}/in/few.tar#good.mp4"
