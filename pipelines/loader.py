@@ -63,8 +63,11 @@ class ShardLoader(IterableDataset[Batch]):
         consumed: int = 0,
         epochs: int | None = None,
         split: str = "train",
+        datasets: list[Samples] | None = None,
     ) -> None:
         """Read the indexes. `epochs` counts from the run's beginning, not from `consumed`.
+
+        datasets: those of config.data, where another loader has read their indexes already.
 
         Raises PipelineError, in one line: a value out of range, no dataset or none that fits the others, no sample.
         """
@@ -76,7 +79,7 @@ class ShardLoader(IterableDataset[Batch]):
             )
         self.config, self.rank, self.world, self.consumed, self.epochs = config, rank, world, consumed, epochs
         cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
-        self.datasets = [open_samples(url, cache) for url in config.data]
+        self.datasets = datasets or [open_samples(url, cache) for url in config.data]
         _require_alike(self.datasets)
         self.num_frames, self.vocabulary = self.datasets[0].frames, self.datasets[0].vocabulary
         self._first_ids = np.cumsum([0, *map(len, self.datasets)])

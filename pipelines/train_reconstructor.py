@@ -52,10 +52,10 @@ class ReconstructorTask(Task):
 
         mine = self.model.reconstruct(frames, gaze)
         canvas = load("canvas").reconstruct(frames, gaze)
-        target = frames.float()
+        target = frames.cpu().float()
         sums = {"clips": float(gaze.clips), "error": float(mine.error.mean(dim=1).sum())}
         for name, pixels in (("pixel_error", mine.pixels), ("canvas_pixel_error", canvas.pixels)):
-            sums[name] = float((pixels.float() - target.cpu()).abs().flatten(1).mean(dim=1).sum()) / 255
+            sums[name] = float((pixels.cpu().float() - target).abs().flatten(1).mean(dim=1).sum()) / 255
         return sums
 
     @staticmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))  # for `import runs`: tests are no package
 
@@ -24,6 +25,12 @@ from pipelines.train_config import ReconstructorTrainConfig
 
 RECONSTRUCTOR = ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "model.decoder_hidden_size=32"]
 RECONSTRUCTOR += ["model.decoder_num_layers=1", "model.decoder_num_heads=2"]
+
+
+def reconstructor_settings(data: str, run: Path, *changed: str) -> list[str]:
+    """As training.settings, for a small reconstructor."""
+    words = training.settings(data, run, *RECONSTRUCTOR, *changed)
+    return [word for word in words if not word.startswith(("policy.", "max_ratio"))]
 
 
 @pytest.fixture(scope="module")
@@ -125,21 +132,26 @@ def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_pa
         return training.canvas_gaze(training.clip_of(number))
 
     url = training.write_dataset(tmp_path / "data", clips=8, gaze=canvas)
-    shared = [word for word in training.SMALL if not word.startswith(("policy.", "max_ratio"))]
-    words = [*shared, *RECONSTRUCTOR, f"data={url}", "epochs=30", "optimizer.lr=5e-3", "min_ratio=0.05"]
-    words += ["val_clips=2", "every.checkpoint=0"]
-    words = [f"{k}={v}" for k, v in dict(word.split("=", 1) for word in words).items()]
+    changed = ["epochs=30", "optimizer.lr=5e-3", "min_ratio=0.05", "val_clips=2", "every.checkpoint=0"]
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert main(["train", "reconstructor", *words, f"run={whole}"]) == 0
+    assert main(["train", "reconstructor", *reconstructor_settings(url, whole, *changed)]) == 0
     events = read_events(str(whole))
     losses = events.query("kind == 'step'")["loss"].to_numpy()
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
     last = events.query("kind == 'validation'").iloc[-1]
     assert 0 < last["pixel_error"] < 1 and 0 < last["canvas_pixel_error"] < 1 and last["error"] > 0
 
-    config = configs.load(ReconstructorTrainConfig, [*words, f"run={run}"])
+    config = configs.load(ReconstructorTrainConfig, reconstructor_settings(url, run, *changed))
     asked = iter([False] * 7 + [True])
     assert train(config, stopping=lambda: next(asked)) == "stopped"
     assert train(config) == "done"
     assert training.end_of(run) == training.end_of(whole)
     training.require_clean(run)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_reconstructor_is_trained_and_validated_on_a_gpu(data: str, tmp_path: Path) -> None:
+    words = reconstructor_settings(data, tmp_path, "epochs=1", "val_clips=2", "scale.device=cuda")
+    assert main(["train", "reconstructor", *words]) == 0
+    [last] = read_events(str(tmp_path)).query("kind == 'validation'")["canvas_pixel_error"]
+    assert 0 < last < 1
