@@ -105,6 +105,8 @@ def check_rl_config(config: RLConfig) -> None:
         if not 0 <= number < math.inf:
             where = "rollouts" if name == "gpus" else "objective"
             raise PipelineError(f"{where}.{name}={number}: must be 0 or more")
+    if rollouts.gpus > 1 and rollouts.gpus % 1:
+        raise PipelineError(f"rollouts.gpus={rollouts.gpus}: above 1 only whole numbers; Ray shares out no other parts")
     for name, text, known in (
         ("sample.strategy", sample.strategy, STRATEGIES),
         ("objective.advantage", objective.advantage, ADVANTAGES),

@@ -6,6 +6,7 @@ started again finds its place in the run's folder.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,11 +14,39 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.errors import PipelineError
+from pipelines.rl_config import RLConfig, RolloutsConfig
 from pipelines.train_config import TrainConfig
 
 _STOP = "autogaze-stop"
 _AGAIN = "run the same command again to go on from the last checkpoint"
 _TIMEOUT_S = 120  # a rank that does not answer for so long has hung; one that died is noticed at once
+
+
+def require_room(config: TrainConfig, cpus: int, gpus: int) -> None:
+    """Raise PipelineError unless the ranks that would be started, and all their rollout actors, fit at once.
+
+    Ray would wait for what does not fit, and the learners for their actors, without end.
+
+    cpus, gpus: that the cluster has.
+    """
+    scale, rollouts = config.scale, config.rollouts if isinstance(config, RLConfig) else RolloutsConfig()
+    counted, on_gpu = scale.max_workers > 1, scale.device == "cuda"  # one rank alone runs outside of Ray
+    fit = gpus if on_gpu else cpus // scale.threads
+    ranks = max(scale.min_workers, min(scale.max_workers, fit))
+    actors = ranks * rollouts.actors
+    need_cpus = scale.threads * (ranks * (counted and not on_gpu) + actors * (not rollouts.gpus))
+    need_gpus = ranks * (counted and on_gpu)
+    if 0 < rollouts.gpus < 1:  # no actor lies on parts of two
+        need_gpus += math.ceil(actors / math.floor(1 / rollouts.gpus))
+    else:
+        need_gpus += actors * int(rollouts.gpus)
+    if need_cpus > cpus or need_gpus > gpus:
+        told = f" with rollouts.actors={rollouts.actors} and rollouts.gpus={rollouts.gpus:g}" if actors else ""
+        raise PipelineError(
+            f"{ranks} rank{'s' * (ranks > 1)} of scale.threads={scale.threads}{told} need {need_cpus} CPUs and "
+            f"{need_gpus} GPUs; the cluster has {cpus} CPUs and {gpus} GPUs: lower these or scale.max_workers "
+            "(on one machine, ray.cpus= sets how many Ray counts)"
+        )
 
 
 def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:

@@ -113,6 +113,24 @@ def test_a_mistake_is_one_line_and_2_and_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "job, words",
+    [
+        (["train", "policy"], ["scale.min_workers=2", "scale.max_workers=2", "scale.threads=9"]),
+        (["rl"], ["rollouts.actors=9"]),
+        (["rl"], ["rollouts.actors=4", "scale.max_workers=2"]),
+    ],
+)
+def test_a_job_that_ray_has_no_room_for_is_refused_before_anything_starts(
+    data: str, ray_session: str, tmp_path: Path, job: list[str], words: list[str]
+) -> None:
+    done = runs.autogaze(
+        job[0], *job[1:], *training.settings(data, tmp_path / "run", *words), f"ray.address={ray_session}", timeout=120
+    )
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "the cluster has 6 CPUs and 0 GPUs" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_flipped_bit_is_one_line_with_shard_and_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = training.write_dataset(tmp_path / "data", clips=8)
     row = shards.open_dataset(url).index().iloc[3]

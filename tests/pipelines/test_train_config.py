@@ -7,6 +7,7 @@ import pytest
 
 from jobs import config as configs
 from pipelines.errors import PipelineError
+from pipelines.rl_config import RLConfig, check_rl_config
 from pipelines.train_config import (
     OptimizerConfig,
     PolicyTrainConfig,
@@ -14,6 +15,7 @@ from pipelines.train_config import (
     check_train_config,
     learning_rate,
 )
+from pipelines.train_workers import require_room
 
 
 def rates(steps: int, **told: object) -> np.ndarray:
@@ -68,6 +70,40 @@ def test_a_value_that_cannot_work_is_one_line_that_names_it(word: str, told: str
     with pytest.raises(PipelineError) as error:
         check_train_config(config)
     assert str(error.value).startswith(told) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words, cpus, gpus, told",
+    [
+        (["scale.max_workers=2", "scale.threads=4"], 4, 0, ""),  # one rank begins, and another when there is room
+        (["scale.min_workers=2", "scale.max_workers=2", "scale.threads=4"], 4, 0, "2 ranks of scale.threads=4 need 8 "),
+        (["scale.min_workers=2", "scale.max_workers=4", "scale.device=cuda"], 64, 1, "need 0 CPUs and 2 GPUs"),
+        (["rollouts.actors=4"], 2, 0, "1 rank of scale.threads=1 with rollouts.actors=4 and rollouts.gpus=0 need 4 "),
+        (["rollouts.actors=4"], 4, 0, ""),  # the rank itself is outside of Ray
+        (
+            ["rollouts.actors=1", "scale.max_workers=4"],
+            4,
+            0,
+            "need 8 CPUs and 0 GPUs; the cluster has 4 ",
+        ),
+        (["rollouts.actors=1", "scale.max_workers=2", "scale.device=cuda"], 2, 2, ""),
+        (["rollouts.actors=2", "rollouts.gpus=0.6"], 8, 1, "need 0 CPUs and 2 GPUs"),  # they do not share one
+        (["rollouts.actors=4", "rollouts.gpus=0.25", "scale.device=cuda"], 8, 1, ""),
+        (["rollouts.actors=20", "rollouts.gpus=0.1", "scale.device=cuda"], 8, 2, ""),
+        (["rollouts.actors=2", "rollouts.gpus=2"], 8, 3, "need 0 CPUs and 4 GPUs"),
+    ],
+)
+def test_ranks_and_actors_that_would_wait_for_ever_are_refused(
+    words: list[str], cpus: int, gpus: int, told: str
+) -> None:
+    config = configs.load(RLConfig, ["data=/d", "run=/r", "global_batch=12", *words])
+    check_rl_config(config)
+    if not told:
+        require_room(config, cpus, gpus)
+        return
+    with pytest.raises(PipelineError, match=told) as error:
+        require_room(config, cpus, gpus)
+    assert "\n" not in str(error.value)
 
 
 def test_linear_falls_from_lr_in_the_first_step_to_min_lr_in_the_last() -> None:
