@@ -19,7 +19,7 @@ from pipelines.train_config import TrainConfig
 
 _STOP = "autogaze-stop"
 _AGAIN = "run the same command again to go on from the last checkpoint"
-_TIMEOUT_S = 120  # a rank that does not answer for so long has hung; one that died is noticed at once
+_PATIENCE_S = 1800  # an outage of a store and the upload of a large checkpoint fit in it many times
 
 
 def require_room(config: TrainConfig, cpus: int, gpus: int) -> None:
@@ -49,6 +49,13 @@ def require_room(config: TrainConfig, cpus: int, gpus: int) -> None:
         )
 
 
+def patience_s(config: TrainConfig) -> int:
+    """Seconds that ranks wait for one that does not answer. Only one that hangs lasts so long: a dead one is noticed at
+    once, by its connections and by Ray."""
+    hung = 3 * config.rollouts.timeout_s if isinstance(config, RLConfig) else 0.0  # a learner that waits for actors
+    return _PATIENCE_S + math.ceil(hung)
+
+
 def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
     """Train on between scale.min_workers and scale.max_workers ranks; what `train` returned. Needs a running Ray.
 
@@ -67,7 +74,9 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # what it returns is in the result, which is not annotated
             train_loop_config={"config": config},
-            torch_config=TorchConfig(backend="nccl" if scale.device == "cuda" else "gloo", timeout_s=_TIMEOUT_S),
+            torch_config=TorchConfig(
+                backend="nccl" if scale.device == "cuda" else "gloo", timeout_s=patience_s(config)
+            ),
             scaling_config=ScalingConfig(
                 num_workers=workers,  # type: ignore[arg-type]  # elastic pairs are documented, not annotated
                 use_gpu=scale.device == "cuda",

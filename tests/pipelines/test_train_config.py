@@ -15,7 +15,7 @@ from pipelines.train_config import (
     check_train_config,
     learning_rate,
 )
-from pipelines.train_workers import require_room
+from pipelines.train_workers import patience_s, require_room
 
 
 def rates(steps: int, **told: object) -> np.ndarray:
@@ -104,6 +104,12 @@ def test_ranks_and_actors_that_would_wait_for_ever_are_refused(
     with pytest.raises(PipelineError, match=told) as error:
         require_room(config, cpus, gpus)
     assert "\n" not in str(error.value)
+
+
+def test_ranks_outwait_a_learner_whose_rollout_actors_hang() -> None:
+    assert patience_s(configs.load(PolicyTrainConfig, [])) >= 1800
+    for seconds in (600, 5000):  # three actors may be lost over a group before it is an error
+        assert patience_s(configs.load(RLConfig, [f"rollouts.timeout_s={seconds}"])) > 3 * seconds
 
 
 def test_linear_falls_from_lr_in_the_first_step_to_min_lr_in_the_last() -> None:
