@@ -10,6 +10,7 @@ import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,12 +87,26 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
             run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=scale.max_failures)),
         )
         try:
-            result = trainer.fit()
+            result = _fit(trainer)
         except RayActorError as error:  # a rank's own death is told otherwise
             raise PipelineError(f"training stopped: the process of Ray Train's controller died; {_AGAIN}") from error
         except Exception as error:  # what a rank raised comes wrapped, in classes that differ between versions
             raise PipelineError(_told(error)) from error
-    return str(result.return_value)  # type: ignore[attr-defined]
+    return str(result.return_value)
+
+
+def _fit(trainer: Any) -> Any:
+    """What trainer.fit() gives. In a thread: in the main one it takes Ctrl-C over, and aborts without a checkpoint."""
+    found: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            found.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 (it comes out of result())
+            found.set_exception(error)
+
+    threading.Thread(target=fit, name="fit", daemon=True).start()
+    return found.result()
 
 
 def _worker(told: dict[str, Any]) -> str:

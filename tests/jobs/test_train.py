@@ -38,13 +38,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return training.write_dataset(tmp_path_factory.mktemp("gazes") / "data")
 
 
-def test_a_signal_saves_and_ends_well_on_all_ranks(data: str, ray_session: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_well_on_all_ranks(
+    data: str, ray_session: str, tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
     settings = ["epochs=1000", "every.checkpoint=0", "scale.min_workers=2", "scale.max_workers=2"]
     job = runs.start("train", "policy", *training.settings(data, run, *settings), f"ray.address={ray_session}")
     events = run / "events.jsonl"
     assert runs.wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
-    job.send_signal(signal.SIGTERM)  # which Ray takes for itself when it starts
+    job.send_signal(number)  # Ray takes both for itself, when it starts and when it trains
     assert job.wait(60) == 0
     assert training.newest(run).name >= "step-000002"
     training.require_clean(run)
