@@ -64,8 +64,11 @@ def train(
     With world > 1 a torch.distributed process group is there. stopping: asked once a step on every rank; one yes stops
     all of them, after a checkpoint.
 
-    Raises PipelineError: the run was begun with another config, data that cannot be read, a loss that is not a number.
+    Raises PipelineError: the run was begun with another config, data that cannot be read, a loss that is not a number,
+    no GPU where one is wanted.
     """
+    if config.scale.device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("scale.device=cuda: no GPU is here that PyTorch can use; set scale.device=cpu")
     torch.set_num_threads(config.scale.threads)
     device = torch.device("cuda", torch.cuda.current_device()) if config.scale.device == "cuda" else torch.device("cpu")
     task = make_task(config, device)
@@ -384,6 +387,8 @@ def _claim(config: TrainConfig, task: Task, fingerprint: str) -> None:
         begun = yaml.safe_load(store.read(url))
     except yaml.YAMLError as error:
         raise PipelineError(f"{url}: damaged; choose another run") from error
+    if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
+        raise PipelineError(f"{url}: is not of a training run; choose another run")
     for name, value in _flat(_kept(about)).items():
         other = _flat(_kept(begun)).get(name)
         if other != value:

@@ -86,10 +86,6 @@ class ReconstructorTask(Task):
 
     def _model(self) -> VideoMAE:
         config, teachers = self.config, self.config.teachers.given()
-        if not 0 < config.min_ratio <= config.max_ratio <= 1:
-            raise PipelineError(
-                f"min_ratio={config.min_ratio}, max_ratio={config.max_ratio}: wanted 0 < min <= max <= 1"
-            )
         try:
             if config.init:
                 return VideoMAE.from_pretrained(config.init, teachers, device=self.device)

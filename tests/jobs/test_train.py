@@ -74,6 +74,17 @@ def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(data: str, tm
     assert AutoGaze.from_pretrained(training.newest(run) / "policy").positions == "consistent"
 
 
+def test_a_folder_of_something_else_is_refused_as_a_run(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("learning_rate: 1\n", "config: mine\n", "[1, 2]\n", ""):
+        (tmp_path / "config.yaml").write_text(text)
+        assert main(["train", "policy", *training.settings(data, tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "config.yaml: is not of a training run; choose another run" in error and error.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_a_finished_run_says_so(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "policy", *training.settings(data, tmp_path / "run", "epochs=0.5")]
     assert main(words) == 0 and "done: " in capsys.readouterr().out
@@ -104,6 +115,11 @@ def test_another_config_is_refused_in_one_line(data: str, tmp_path: Path, capsys
         ("data=/nowhere", "/nowhere: no dataset here"),
         ("init=/nowhere", "init=/nowhere: "),
         ("reconstructor=/nowhere", "reconstructor=/nowhere: "),
+        pytest.param(
+            "scale.device=cuda",
+            "scale.device=cuda: no GPU is here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         ("ray.address=127.0.0.1:1", "ray.address=127.0.0.1:1: one rank runs in this process, without Ray"),
     ],
 )

@@ -12,6 +12,7 @@ from pipelines.train_config import (
     OptimizerConfig,
     PolicyTrainConfig,
     ReconstructorTrainConfig,
+    TrainConfig,
     check_train_config,
     learning_rate,
 )
@@ -62,14 +63,47 @@ def test_the_defaults_are_the_papers_and_may_be_used(kind: type) -> None:
         ("scale.dtype=float16", "scale.dtype=float16: must be one of float32, bfloat16"),
         ("loader.val_fraction=1", "loader.val_fraction=1.0: must be 0 or more, and less than 1"),
         ("loader.val_fraction=nan", "loader.val_fraction=nan: must be 0 or more, and less than 1"),
+        ("data=,", "data=,: names no dataset"),
+        ("policy.num_heads=0", "policy.num_heads=0: must be at least 1"),
+        ("policy.num_layers=0", "policy.num_layers=0: must be at least 1"),
+        ("policy.block_size=0", "policy.block_size=0: must be at least 1"),
+        ("policy.num_heads=5", "policy.hidden_size=192: is no even multiple of policy.num_heads=5"),
+        ("max_ratio=2", "max_ratio=2.0: must be more than 0, and at most 1"),
+        ("threshold=-1", "threshold=-1.0: must be 0 or more"),
+        ("loss_prediction=nan", "loss_prediction=nan: must be 0 or more"),
         ("scale.max_workers=3", "global_batch=256: 3 ranks cannot share it evenly"),
     ],
 )
 def test_a_value_that_cannot_work_is_one_line_that_names_it(word: str, told: str) -> None:
-    config = configs.load(PolicyTrainConfig, ["data=/d", "run=/r", word])
+    require_refused(configs.load(PolicyTrainConfig, ["data=/d", "run=/r", word]), told)
+
+
+@pytest.mark.parametrize(
+    "word, told",
+    [
+        ("model.num_heads=0", "model.num_heads=0: must be at least 1"),
+        ("model.num_heads=5", "model.hidden_size=1024: is no multiple of 4 and of model.num_heads=5"),
+        ("model.hidden_size=18", "model.hidden_size=18: is no multiple of 4 and of model.num_heads=16"),
+        ("model.decoder_num_layers=0", "model.decoder_num_layers=0: must be at least 1"),
+        ("model.decoder_num_heads=5", "model.decoder_hidden_size=512: is no multiple of 4 and of model.decoder_num"),
+        ("frames=0", "frames=0: must be at least 1"),
+        ("frames=-1", "frames=-1: must be at least 1"),
+        ("min_ratio=0", "min_ratio=0.0, max_ratio=0.5: wanted 0 < min <= max <= 1"),
+        ("stored_gaze=2", "stored_gaze=2.0: must be 0 or more, and at most 1"),
+    ],
+)
+def test_a_reconstructor_that_cannot_be_is_one_line_that_names_it(word: str, told: str) -> None:
+    require_refused(configs.load(ReconstructorTrainConfig, ["data=/d", "run=/r", word]), told)
+
+
+def require_refused(config: TrainConfig, told: str) -> None:
     with pytest.raises(PipelineError) as error:
         check_train_config(config)
     assert str(error.value).startswith(told) and "\n" not in str(error.value)
+
+
+def test_the_sizes_of_a_checkpoint_are_its_own() -> None:
+    check_train_config(configs.load(PolicyTrainConfig, ["data=/d", "run=/r", "init=/c", "policy.num_heads=5"]))
 
 
 @pytest.mark.parametrize(
