@@ -186,6 +186,19 @@ def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_pa
     training.require_clean(run)
 
 
+def test_the_reconstructor_is_trained_and_validated_in_bfloat16(data: str, tmp_path: Path) -> None:
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        run = tmp_path / dtype
+        words = reconstructor_settings(data, run, "epochs=1", "val_clips=2", f"scale.dtype={dtype}")
+        assert main(["train", "reconstructor", *words]) == 0
+        events = read_events(str(run))
+        losses.append(events.query("kind == 'step'")["loss"].to_numpy())
+        assert 0 < events.query("kind == 'validation'")["pixel_error"].iloc[-1] < 1
+    assert (losses[0] != losses[1]).any()
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_reconstructor_is_trained_and_validated_on_a_gpu(data: str, tmp_path: Path) -> None:
     words = reconstructor_settings(data, tmp_path, "epochs=1", "val_clips=2", "scale.device=cuda")

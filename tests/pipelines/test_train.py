@@ -258,14 +258,15 @@ def test_clipping_changes_the_step_and_not_the_norm_that_is_told(gazes: str, smo
     assert apart(weights(tmp_path), weights(smooth_run)) > 1e-4
 
 
-def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(
-    gazes: str, smooth_run: Path, tmp_path: Path
-) -> None:
-    assert train(policy_config(gazes, tmp_path, "scale.dtype=bfloat16", "val_clips=2")) == "done"
-    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
-    exact, found = steps(smooth_run)["loss"], steps(tmp_path)["loss"]
+def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(gazes: str, tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        run, words = tmp_path / dtype, [f"scale.dtype={dtype}", "policy.num_layers=2", "val_clips=2"]
+        assert train(policy_config(gazes, run, *words)) == "done"
+        assert {value.dtype for value in weights(run).values()} == {torch.float32}
+    exact, found = (steps(tmp_path / dtype)["loss"] for dtype in ("float32", "bfloat16"))
     assert (exact.to_numpy() != found.to_numpy()).all()
     np.testing.assert_allclose(found, exact, rtol=0.02)
+    assert (steps(tmp_path / "bfloat16", "validation")["ratio"] > 0).all()
 
 
 # -- learning --------------------------------------------------------------------------------------------------------
