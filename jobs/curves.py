@@ -111,15 +111,16 @@ def draw_curves(
     y_label: str,
     mark: tuple[float, str] | None = None,
 ) -> Drawing:
-    """Error bars are one standard error to each side. y begins at 0.
+    """Error bars are one standard error to each side. y begins at 0. Points at x = 0 have no place, and are left out.
 
     Args:
         ticks: values of x, in (0, 1], that are named, as percent.
         mark: a value of y to draw a line at, and a word for it.
     """
     drawing = Drawing(title)
-    marks = [[*one.points, one.beside] for one in series]
-    xs = [x for points in marks for x, _, _ in points] + list(ticks)
+    joined = [[point for point in one.points if point[0] > 0] for one in series]
+    marks = [[*line, *([one.beside] if one.beside[0] > 0 else [])] for line, one in zip(joined, series, strict=True)]
+    xs = [x for points in marks for x, _, _ in points] + list(ticks) or [1.0]
     low, high = math.log(min(xs)) - 0.08, math.log(max(xs)) + 0.08
     tops = [y + (spread or 0.0) for points in marks for _, y, spread in points]
     axis = Axis.to(y_label, max([*tops, mark[0] * 1.1 if mark else 0.0]))
@@ -153,7 +154,8 @@ def draw_curves(
     for number, one in reversed(list(enumerate(series))):  # the first on top
         colour = "#{:02x}{:02x}{:02x}".format(*PALETTE[number % len(PALETTE)])
         shape = _SHAPES[number % len(_SHAPES)]
-        drawing.line([at(x, y) for x, y, _ in one.points], colour, 2.2)
+        if joined[number]:
+            drawing.line([at(x, y) for x, y, _ in joined[number]], colour, 2.2)
         for x, y, spread in marks[number]:
             if spread:
                 drawing.line([at(x, max(y - spread, 0.0)), at(x, y + spread)], colour, 1.2)

@@ -63,6 +63,12 @@ def run(config: EvaluateConfig, console: Console) -> int:
     reconstructor = _load(config, dataset, device)
     output = store.normalise(config.output or dataset.url.rsplit("/", 1)[-1] + "-evaluate")
     rows = sample_clips(dataset, config.clips, config.seed)
+    patches = rows[0]["frames"] * reconstructor.vocabulary.size
+    if not round(ratios[0] * patches):
+        raise PipelineError(
+            f"ratios={config.ratios}: {ratios[0]:g} of a clip's {patches} patches is none; "
+            f"give {1 / patches:.2g} or more"
+        )
     store.require_writable(output)
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from cluster.local import RayConfig, running
 from jobs.train import runs_here, say
-from pipelines.errors import PipelineError
 from pipelines.rl_config import RLConfig, check_rl_config
 
 
@@ -24,21 +23,16 @@ def run(config: RL, console: Console) -> int:
     check_rl_config(config)
     settings = RLConfig(**{name: value for name, value in vars(config).items() if name != "ray"})
     from pipelines.train import stop_on_sigterm, train  # after the checks, since it imports torch
+    from pipelines.train_workers import require_room, train_on_ray
 
     with stop_on_sigterm() as stopping:
         if config.scale.max_workers > 1:
-            from pipelines.train_workers import train_on_ray
-
-            with running(config.ray):
+            with running(config.ray) as size:
+                require_room(config, size.cpus, size.gpus)
                 status = train_on_ray(settings, stopping)
         elif config.rollouts.actors:
             with running(config.ray) as size:
-                wanted = config.rollouts.actors * config.rollouts.gpus
-                if wanted > size.gpus:
-                    raise PipelineError(
-                        f"rollouts.actors={config.rollouts.actors} with rollouts.gpus={config.rollouts.gpus}: "
-                        f"want {wanted:g} GPUs, the cluster has {size.gpus}; lower them, or set rollouts.gpus=0"
-                    )
+                require_room(config, size.cpus, size.gpus)
                 status = train(settings, console=console, stopping=stopping)
         else:
             runs_here(config.ray)

@@ -35,9 +35,10 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
             runs_here(config.ray)
             status = train(_without_ray(config), console=console, stopping=stopping)
         else:
-            from pipelines.train_workers import train_on_ray
+            from pipelines.train_workers import require_room, train_on_ray
 
-            with running(config.ray):
+            with running(config.ray) as size:
+                require_room(config, size.cpus, size.gpus)
                 status = train_on_ray(_without_ray(config), stopping)
     say(status, config.run, console)
     return 0

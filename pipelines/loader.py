@@ -39,6 +39,7 @@ __all__ = ["Batch", "LoaderConfig", "ShardLoader", "Skipped"]
 
 SPLITS = ("train", "val", "all")
 _READ_AHEAD = 4  # batches whose bytes are fetched together, for each that is decoded ahead
+_BLOCK_BYTES = 256 << 20  # fewer where they come to this: two such blocks are in memory, or two batches
 T = TypeVar("T")
 
 
@@ -63,8 +64,11 @@ class ShardLoader(IterableDataset[Batch]):
         consumed: int = 0,
         epochs: int | None = None,
         split: str = "train",
+        datasets: list[Samples] | None = None,
     ) -> None:
         """Read the indexes. `epochs` counts from the run's beginning, not from `consumed`.
+
+        datasets: those of config.data, where another loader has read their indexes already.
 
         Raises PipelineError, in one line: a value out of range, no dataset or none that fits the others, no sample.
         """
@@ -76,7 +80,7 @@ class ShardLoader(IterableDataset[Batch]):
             )
         self.config, self.rank, self.world, self.consumed, self.epochs = config, rank, world, consumed, epochs
         cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
-        self.datasets = [open_samples(url, cache) for url in config.data]
+        self.datasets = datasets or [open_samples(url, cache) for url in config.data]
         _require_alike(self.datasets)
         self.num_frames, self.vocabulary = self.datasets[0].frames, self.datasets[0].vocabulary
         self._first_ids = np.cumsum([0, *map(len, self.datasets)])
@@ -131,7 +135,7 @@ class ShardLoader(IterableDataset[Batch]):
         threads = self.config.workers
         with Reading(self.config, self.datasets, self._first_ids) as reading:
             ahead = self.config.prefetch if threads else 0
-            blocks = _blocks(steps, _READ_AHEAD * max(ahead, 1) if threads else 1)
+            blocks = self._blocks(steps, _READ_AHEAD * max(ahead, 1) if threads else 1)
             fetched = itertools.chain.from_iterable(_ahead(map(reading.fetch, blocks), 1 if threads else 0))
             for begun in _ahead(map(reading.decode, fetched), ahead):
                 yield reading.finish(begun)
@@ -148,6 +152,25 @@ class ShardLoader(IterableDataset[Batch]):
                 mine = (rank_part(rows[row], self.rank, self.world) for rows in cut)
                 yield Step(epoch * self.steps_per_epoch + row, epoch, ids, *mine)
             epoch, first = epoch + 1, 0
+
+    def _blocks(self, steps: Iterator[Step], most: int) -> Iterator[list[Step]]:
+        """Batches that are fetched together: `most`, or fewer that come to _BLOCK_BYTES."""
+        block: list[Step] = []
+        for step in steps:
+            block.append(step)
+            if len(block) == most or sum(map(self._bytes, block)) >= _BLOCK_BYTES:
+                yield block
+                block = []
+        if block:
+            yield block
+
+    def _bytes(self, step: Step) -> int:
+        """What the samples of a batch take in their shards."""
+        ids = step.order[step.places]
+        of, total = np.searchsorted(self._first_ids, ids, "right") - 1, 0
+        for number, dataset in enumerate(self.datasets):
+            total += int(dataset.column("size")[ids[of == number] - self._first_ids[number]].sum())
+        return total
 
     def _ids(self, order: Order) -> np.ndarray:
         ids = np.empty(len(order), np.int64)
@@ -199,11 +222,6 @@ def _require_alike(datasets: Sequence[Samples]) -> None:
                 raise PipelineError(
                     f"{first.url} and {other.url} differ in their {what}: {here} and {there}; give datasets that agree"
                 )
-
-
-def _blocks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    while block := list(itertools.islice(items, size)):
-        yield block
 
 
 def _ahead(items: Iterator[T], n: int) -> Iterator[T]:

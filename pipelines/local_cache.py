@@ -50,13 +50,13 @@ class LocalCache:
             raise PipelineError(f"cache_dir={self.folder}: belongs to another user; give a folder of your own")
 
     @contextmanager
-    def local(self, name: str, make: Callable[[str], object], size: int = 0) -> Iterator[str]:
+    def local(self, name: str, make: Callable[[str], object], size: Callable[[], int] | int = 0) -> Iterator[str]:
         """Path of the entry `name`, for as long as the context lasts.
 
         Args:
             name: what the entry holds, for ever: a URL and what says which version of it.
             make: writes it to the path it is given, if it is not there yet.
-            size: bytes it will have, for which room is made first.
+            size: bytes it will have, for which room is made first. A function is asked only if it is not there yet.
         """
         key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         entry, link = self.folder / key, self._temporary()
@@ -64,7 +64,7 @@ class LocalCache:
             if not _linked(entry, link):
                 with self._locked(key):
                     if not _linked(entry, link):
-                        self._make_room(size)
+                        self._make_room(size if isinstance(size, int) else size())
                         make(str(link))
                         with suppress(FileExistsError):
                             os.link(link, entry)

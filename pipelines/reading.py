@@ -6,6 +6,7 @@ neighbours are read in one go), `decode` (each sample straight into its place in
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -232,10 +233,10 @@ class Reading(AbstractContextManager["Reading"]):
                 begin, end = min(row["offset"] for row in rows), max(row["offset"] + row["size"] for row in rows)
                 data = memoryview(store.read(url, begin, end - begin))
                 return {row["offset"]: data[row["offset"] - begin :][: row["size"]] for row in rows}
-            size = store.size(url)
+            size = functools.cache(lambda: store.size(url))
             found = {}
             with (
-                self.cache.local(_cached(samples[0]), lambda path: store.fetch(url, path, 0, size), size) as path,
+                self.cache.local(_cached(samples[0]), lambda path: store.fetch(url, path, 0, size()), size) as path,
                 open(path, "rb") as file,
             ):
                 for row in rows:

@@ -105,6 +105,8 @@ def check_rl_config(config: RLConfig) -> None:
         if not 0 <= number < math.inf:
             where = "rollouts" if name == "gpus" else "objective"
             raise PipelineError(f"{where}.{name}={number}: must be 0 or more")
+    if rollouts.gpus > 1 and rollouts.gpus % 1:
+        raise PipelineError(f"rollouts.gpus={rollouts.gpus}: above 1 only whole numbers; Ray shares out no other parts")
     for name, text, known in (
         ("sample.strategy", sample.strategy, STRATEGIES),
         ("objective.advantage", objective.advantage, ADVANTAGES),
@@ -136,8 +138,6 @@ def check_rl_config(config: RLConfig) -> None:
         raise PipelineError("sample.min_threshold and sample.max_threshold are given together, or neither")
     if low is not None and high is not None and not 0 < low <= high < math.inf:
         raise PipelineError(f"sample.min_threshold={low}: must be more than 0, and at most sample.max_threshold={high}")
-    if not 0 < config.max_ratio <= 1:
-        raise PipelineError(f"max_ratio={config.max_ratio}: must be more than 0, and at most 1")
     if config.loader.bad_samples != "fail":
         raise PipelineError(
             f"loader.bad_samples={config.loader.bad_samples}: an RL run consumes whole groups in a fixed order; "

@@ -27,6 +27,7 @@ from pipelines.rollouts import Ask, Group, RolloutMaker
 _AT_ONCE = 2  # requests an actor holds: one it works on, and one so that it never waits
 _KILLS = 3  # actors that one group may take with it
 _LOOK_S = 0.2
+_COMES_UP_S = 600.0  # what a first actor may take: it loads a reconstructor and reads the datasets' indexes
 
 Make = Callable[[], RolloutMaker]
 """What makes a maker, in the process that is to run it."""
@@ -127,7 +128,8 @@ class _Actor:
     handle: Any
     held: deque[tuple[Any, Ask, int]] = field(default_factory=deque)  # reference, what was asked, its place
     up: Any = None  # a reference that is there when it is; None: it is
-    since: float = 0.0  # when it began what it works on
+    since: float = field(default_factory=time.monotonic)  # when it was started, or began what it works on
+    fallen: int = 0  # how many before it, in its place, did not come up
 
     def drop(self, ref: Any) -> tuple[Ask, int]:
         [found] = [entry for entry in self.held if entry[0] == ref]
@@ -199,13 +201,13 @@ class ActorRollouts:
         for actor in self._actors:
             ray.kill(actor.handle)
 
-    def _start(self) -> _Actor:
+    def _start(self, fallen: int = 0) -> _Actor:
         import ray
 
         # Not in the placement group of a learner that Ray Train started, which has room for learners only.
         kind = ray.remote(_Maker).options(scheduling_strategy="DEFAULT", max_concurrency=1, **self._options)
         handle: Any = kind.remote(self._make)
-        return _Actor(handle, up=handle.up.remote())
+        return _Actor(handle, up=handle.up.remote(), fallen=fallen)
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -231,12 +233,12 @@ class ActorRollouts:
             if self._over:
                 return False
             self._hand_out()
+            self._require_one()
             refs = [ref for actor in self._actors for ref, _, _ in actor.held]
             if not refs:
                 self._lock.wait(_LOOK_S)
-                return True
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.02)
-        if not ready:
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.02) if refs else ([], [])
+        if refs and not ready:
             ready, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_S)
         for ref in ready:
             # What a dead actor held is ready too, as an error; it was handed on when the first of it came up.
@@ -245,15 +247,42 @@ class ActorRollouts:
                 self._take_in(owner, ref)
         for actor in list(self._actors):
             if actor.up is not None and ray.wait([actor.up], timeout=0)[0]:
-                actor.up, actor.since = None, time.monotonic()
-            if actor.up is None and actor.held and time.monotonic() - actor.since > self._timeout:
+                self._come_up(actor)
+            elif actor.up is None and actor.held and time.monotonic() - actor.since > self._timeout:
                 ray.kill(actor.handle)
                 self._replace(actor, f"took longer than {self._timeout:g} s")
         return True
 
+    def _come_up(self, actor: _Actor) -> None:
+        import ray
+        from ray.exceptions import RayActorError
+
+        try:
+            ray.get(actor.up)
+        except RayActorError as error:
+            if actor.fallen + 1 >= _KILLS:
+                raise PipelineError(
+                    f"{_KILLS} rollout actors in a row did not come up ({_why(error)}); "
+                    "look at memory and at the logs of Ray"
+                ) from error
+            self._replace(actor, _why(error))
+        else:
+            actor.up, actor.fallen = None, 0
+
+    def _require_one(self) -> None:
+        """Raise PipelineError when groups have long been waiting for a first actor: Ray itself would wait for ever."""
+        waited = min(time.monotonic() - actor.since for actor in self._actors)
+        if self._queue and waited > _COMES_UP_S and all(actor.up is not None for actor in self._actors):
+            raise PipelineError(
+                f"no rollout actor came up in {_COMES_UP_S:g} s; Ray may have no room for one: look at `ray status`, "
+                "and lower scale.max_workers or rollouts.actors"
+            )
+
     def _hand_out(self) -> None:
-        while self._queue:
-            actor = min(self._actors, key=lambda actor: len(actor.held))
+        # Only to those that are up: some may wait for room in the cluster for as long as it has none.
+        up = [actor for actor in self._actors if actor.up is None]
+        while self._queue and up:
+            actor = min(up, key=lambda actor: len(actor.held))
             if len(actor.held) >= _AT_ONCE:
                 return
             ask, place = self._queue.popleft()
@@ -289,7 +318,8 @@ class ActorRollouts:
             self.deaths += 1
             working = dead.held[0][1] if dead.held else None
             self._queue.extendleft((ask, place) for _, ask, place in reversed(dead.held))
-            self._actors[self._actors.index(dead)] = self._start()
+            fallen = 0 if dead.up is None else dead.fallen + 1
+            self._actors[self._actors.index(dead)] = self._start(fallen)
         if working is not None:
             self._kills[working] = self._kills.get(working, 0) + 1
             if self._kills[working] >= _KILLS:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -64,12 +64,16 @@ def train(
     With world > 1 a torch.distributed process group is there. stopping: asked once a step on every rank; one yes stops
     all of them, after a checkpoint.
 
-    Raises PipelineError: the run was begun with another config, data that cannot be read, a loss that is not a number.
+    Raises PipelineError: the run was begun with another config, data that cannot be read, a loss that is not a number,
+    no GPU where one is wanted.
     """
+    if config.scale.device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("scale.device=cuda: no GPU is here that PyTorch can use; set scale.device=cpu")
     torch.set_num_threads(config.scale.threads)
     device = torch.device("cuda", torch.cuda.current_device()) if config.scale.device == "cuda" else torch.device("cpu")
     task = make_task(config, device)
     loader = ShardLoader(_loader_config(config), rank=rank, world=world, split="train")
+    held_out = _held_out(config, loader)
     steps = max(1, round(config.epochs * loader.steps_per_epoch))
     if rank == 0:
         _claim(config, task, loader.fingerprint)
@@ -91,9 +95,7 @@ def train(
         return "finished"
     # After loading, since DistributedDataParallel hands out the weights of rank 0 as they are now.
     model: nn.Module = DistributedDataParallel(task.module) if world > 1 else task.module
-    loader = ShardLoader(
-        _loader_config(config), rank=rank, world=world, split="train", consumed=done * config.global_batch
-    )
+    loader.consumed = done * config.global_batch
     ledger = Ledger(
         config.run,
         attempt,
@@ -113,13 +115,13 @@ def train(
     events = Events(config.run, rank, world, console, peak=peak)
     events.log("start", attempt=attempt, step=done, steps=steps, world=world, device=str(device))
 
-    def save(step: int, wait: bool) -> None:
+    def save(step: int) -> None:
         ledger.flush()
         _barrier(world)  # every rank's ledger is durable before `latest` may move beyond it
         if rank == 0:
             files = task.files() | {"optimizer.safetensors": pack_optimizer(optimizer)}
             state = {"consumed": step * config.global_batch, "world": world, "steps": steps, "random": pack_random()}
-            checkpoints.save(step, files, state, wait=wait)
+            checkpoints.save(step, files, state)
 
     status, step = "done", done
     try:
@@ -160,14 +162,18 @@ def train(
             if row["skipped"]:  # of all ranks together, and so the same on each
                 told = [f"{one.shard}: {one.clip} (sample {one.id}): {one.reason}" for one in batch.skipped]
                 events.log("skipped", step=step, samples=list(itertools.chain(*_gathered(told, world))))
+            # Saved first: what goes wrong in a validation costs no step.
+            if step == steps or (config.every.checkpoint and step % config.every.checkpoint == 0):
+                save(step)
             if step == steps or (config.every.validate and step % config.every.validate == 0):
-                events.log("validation", step=step, **validate(config, task, rank, world, device))
+                found = validate(config, task, held_out, device) if held_out else {}
+                events.log("validation", step=step, **found)
                 task.note(events, step)
-            if config.every.checkpoint and step % config.every.checkpoint == 0 and step < steps:
-                save(step, wait=False)
             if step == steps:
                 break
-        save(step, wait=True)
+        if status == "stopped":
+            save(step)
+        checkpoints.wait()
         events.log(status, step=step)
     finally:
         task.close()
@@ -178,20 +184,12 @@ def train(
     return status
 
 
-def validate(config: TrainConfig, task: Task, rank: int, world: int, device: torch.device) -> dict[str, float]:
-    """Means over the first held-out clips, shared out among the ranks; {} when none is held out."""
-    if not config.val_clips or not config.loader.val_fraction:
-        return {}
-    # One clip a step and rank, the same clips for any number of ranks.
-    sizes = _loader_config(config)
-    sizes.global_batch = world
-    try:
-        loader = ShardLoader(sizes, rank=rank, world=world, epochs=1, split="val")
-    except PipelineError:
-        return {}
+def validate(config: TrainConfig, task: Task, held_out: ShardLoader, device: torch.device) -> dict[str, float]:
+    """Means over the first held-out clips, shared out among the ranks. held_out: of `_held_out`."""
+    rank, world = held_out.rank, held_out.world
     task.module.eval()
     sums: dict[str, float] = {}
-    for batch in itertools.islice(loader, math.ceil(config.val_clips / world)):
+    for batch in itertools.islice(held_out, math.ceil(config.val_clips / world)):
         mine = [place for place in range(len(batch.ids)) if not batch.repeat[place]]
         taken = batch.step * world + rank
         if mine and taken < config.val_clips:
@@ -363,6 +361,18 @@ def _loader_config(config: TrainConfig) -> LoaderConfig:
     )
 
 
+def _held_out(config: TrainConfig, loader: ShardLoader) -> ShardLoader | None:
+    """What a validation reads, of the datasets that `loader` has opened; None where no clip is held out.
+
+    One clip a step and rank: the same clips for any number of ranks.
+    """
+    fraction = config.loader.val_fraction
+    if not config.val_clips or not any(len(dataset.split("val", fraction)) for dataset in loader.datasets):
+        return None
+    sizes = replace(_loader_config(config), global_batch=loader.world)
+    return ShardLoader(sizes, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)
+
+
 def _claim(config: TrainConfig, task: Task, fingerprint: str) -> None:
     """Write down what this run is, or check that it is still that. Raises PipelineError naming what differs.
 
@@ -377,6 +387,8 @@ def _claim(config: TrainConfig, task: Task, fingerprint: str) -> None:
         begun = yaml.safe_load(store.read(url))
     except yaml.YAMLError as error:
         raise PipelineError(f"{url}: damaged; choose another run") from error
+    if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
+        raise PipelineError(f"{url}: is not of a training run; choose another run")
     for name, value in _flat(_kept(about)).items():
         other = _flat(_kept(begun)).get(name)
         if other != value:

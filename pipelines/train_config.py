@@ -131,6 +131,8 @@ def check_train_config(config: TrainConfig) -> None:
     for name in ("data", "run"):
         if not getattr(config, name):
             raise PipelineError(f"{name}= is missing: autogaze train policy data=/data/gaze run=/data/runs/1")
+    if not config.data.strip(","):
+        raise PipelineError(f"data={config.data}: names no dataset")
     optimizer, loader, scale, every = config.optimizer, config.loader, config.scale, config.every
     for name, value, least in (
         ("global_batch", config.global_batch, 1),
@@ -180,6 +182,49 @@ def check_train_config(config: TrainConfig) -> None:
             f"global_batch={config.global_batch}: {uneven[0]} ranks cannot share it evenly; give a multiple of every "
             f"number of ranks from scale.min_workers={scale.min_workers} to scale.max_workers={scale.max_workers}"
         )
+    if isinstance(config, PolicyTrainConfig):
+        _check_policy(config)
+    if isinstance(config, ReconstructorTrainConfig):
+        _check_reconstructor(config)
+
+
+def _check_policy(config: PolicyTrainConfig) -> None:
+    _check_sizes("policy", config.policy)
+    sizes = config.policy
+    if sizes.hidden_size % (2 * sizes.num_heads) and not config.init:
+        raise PipelineError(
+            f"policy.hidden_size={sizes.hidden_size}: is no even multiple of policy.num_heads={sizes.num_heads}"
+        )
+    if not 0 < config.max_ratio <= 1:
+        raise PipelineError(f"max_ratio={config.max_ratio}: must be more than 0, and at most 1")
+    for name, number in (("threshold", config.threshold), ("loss_prediction", config.loss_prediction)):
+        if number is not None and not 0 <= number < math.inf:
+            raise PipelineError(f"{name}={number}: must be 0 or more")
+
+
+def _check_reconstructor(config: ReconstructorTrainConfig) -> None:
+    _check_sizes("model", config.model)
+    sizes = config.model
+    for name, hidden, heads in (
+        ("", sizes.hidden_size, sizes.num_heads),
+        ("decoder_", sizes.decoder_hidden_size, sizes.decoder_num_heads),
+    ):
+        if hidden % math.lcm(4, heads) and not config.init:
+            raise PipelineError(
+                f"model.{name}hidden_size={hidden}: is no multiple of 4 and of model.{name}num_heads={heads}"
+            )
+    if config.frames < 1:
+        raise PipelineError(f"frames={config.frames}: must be at least 1")
+    if not 0 < config.min_ratio <= config.max_ratio <= 1:
+        raise PipelineError(f"min_ratio={config.min_ratio}, max_ratio={config.max_ratio}: wanted 0 < min <= max <= 1")
+    if not 0 <= config.stored_gaze <= 1:
+        raise PipelineError(f"stored_gaze={config.stored_gaze}: must be 0 or more, and at most 1")
+
+
+def _check_sizes(prefix: str, sizes: PolicySizeConfig | ReconstructorSizeConfig) -> None:
+    for name, value in vars(sizes).items():
+        if value < 1:
+            raise PipelineError(f"{prefix}.{name}={value}: must be at least 1")
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -105,10 +105,6 @@ class PolicyTask(Task):
             policy.config = replace(policy.config, positions="consistent")
             return policy
         sizes = config.policy
-        if sizes.hidden_size % (2 * sizes.num_heads):
-            raise PipelineError(
-                f"policy.hidden_size={sizes.hidden_size}: is no even multiple of policy.num_heads={sizes.num_heads}"
-            )
         torch.manual_seed(config.loader.seed)
         return AutoGaze(
             AutoGazeConfig(

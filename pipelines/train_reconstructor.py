@@ -52,10 +52,10 @@ class ReconstructorTask(Task):
 
         mine = self.model.reconstruct(frames, gaze)
         canvas = load("canvas").reconstruct(frames, gaze)
-        target = frames.float()
+        target = frames.cpu().float()
         sums = {"clips": float(gaze.clips), "error": float(mine.error.mean(dim=1).sum())}
         for name, pixels in (("pixel_error", mine.pixels), ("canvas_pixel_error", canvas.pixels)):
-            sums[name] = float((pixels.float() - target.cpu()).abs().flatten(1).mean(dim=1).sum()) / 255
+            sums[name] = float((pixels.cpu().float() - target).abs().flatten(1).mean(dim=1).sum()) / 255
         return sums
 
     @staticmethod
@@ -86,10 +86,6 @@ class ReconstructorTask(Task):
 
     def _model(self) -> VideoMAE:
         config, teachers = self.config, self.config.teachers.given()
-        if not 0 < config.min_ratio <= config.max_ratio <= 1:
-            raise PipelineError(
-                f"min_ratio={config.min_ratio}, max_ratio={config.max_ratio}: wanted 0 < min <= max <= 1"
-            )
         try:
             if config.init:
                 return VideoMAE.from_pretrained(config.init, teachers, device=self.device)

@@ -6,18 +6,55 @@ started again finds its place in the run's folder.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 from pipelines.errors import PipelineError
+from pipelines.rl_config import RLConfig, RolloutsConfig
 from pipelines.train_config import TrainConfig
 
 _STOP = "autogaze-stop"
 _AGAIN = "run the same command again to go on from the last checkpoint"
-_TIMEOUT_S = 120  # a rank that does not answer for so long has hung; one that died is noticed at once
+_PATIENCE_S = 1800  # an outage of a store and the upload of a large checkpoint fit in it many times
+
+
+def require_room(config: TrainConfig, cpus: int, gpus: int) -> None:
+    """Raise PipelineError unless the ranks that would be started, and all their rollout actors, fit at once.
+
+    Ray would wait for what does not fit, and the learners for their actors, without end.
+
+    cpus, gpus: that the cluster has.
+    """
+    scale, rollouts = config.scale, config.rollouts if isinstance(config, RLConfig) else RolloutsConfig()
+    counted, on_gpu = scale.max_workers > 1, scale.device == "cuda"  # one rank alone runs outside of Ray
+    fit = gpus if on_gpu else cpus // scale.threads
+    ranks = max(scale.min_workers, min(scale.max_workers, fit))
+    actors = ranks * rollouts.actors
+    need_cpus = scale.threads * (ranks * (counted and not on_gpu) + actors * (not rollouts.gpus))
+    need_gpus = ranks * (counted and on_gpu)
+    if 0 < rollouts.gpus < 1:  # no actor lies on parts of two
+        need_gpus += math.ceil(actors / math.floor(1 / rollouts.gpus))
+    else:
+        need_gpus += actors * int(rollouts.gpus)
+    if need_cpus > cpus or need_gpus > gpus:
+        told = f" with rollouts.actors={rollouts.actors} and rollouts.gpus={rollouts.gpus:g}" if actors else ""
+        raise PipelineError(
+            f"{ranks} rank{'s' * (ranks > 1)} of scale.threads={scale.threads}{told} need {need_cpus} CPUs and "
+            f"{need_gpus} GPUs; the cluster has {cpus} CPUs and {gpus} GPUs: lower these or scale.max_workers "
+            "(on one machine, ray.cpus= sets how many Ray counts)"
+        )
+
+
+def patience_s(config: TrainConfig) -> int:
+    """Seconds that ranks wait for one that does not answer. Only one that hangs lasts so long: a dead one is noticed at
+    once, by its connections and by Ray."""
+    hung = 3 * config.rollouts.timeout_s if isinstance(config, RLConfig) else 0.0  # a learner that waits for actors
+    return _PATIENCE_S + math.ceil(hung)
 
 
 def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
@@ -38,7 +75,9 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # what it returns is in the result, which is not annotated
             train_loop_config={"config": config},
-            torch_config=TorchConfig(backend="nccl" if scale.device == "cuda" else "gloo", timeout_s=_TIMEOUT_S),
+            torch_config=TorchConfig(
+                backend="nccl" if scale.device == "cuda" else "gloo", timeout_s=patience_s(config)
+            ),
             scaling_config=ScalingConfig(
                 num_workers=workers,  # type: ignore[arg-type]  # elastic pairs are documented, not annotated
                 use_gpu=scale.device == "cuda",
@@ -48,12 +87,26 @@ def train_on_ray(config: TrainConfig, stopping: Callable[[], bool]) -> str:
             run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=scale.max_failures)),
         )
         try:
-            result = trainer.fit()
+            result = _fit(trainer)
         except RayActorError as error:  # a rank's own death is told otherwise
             raise PipelineError(f"training stopped: the process of Ray Train's controller died; {_AGAIN}") from error
         except Exception as error:  # what a rank raised comes wrapped, in classes that differ between versions
             raise PipelineError(_told(error)) from error
-    return str(result.return_value)  # type: ignore[attr-defined]
+    return str(result.return_value)
+
+
+def _fit(trainer: Any) -> Any:
+    """What trainer.fit() gives. In a thread: in the main one it takes Ctrl-C over, and aborts without a checkpoint."""
+    found: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            found.set_result(trainer.fit())
+        except BaseException as error:  # noqa: BLE001 (it comes out of result())
+            found.set_exception(error)
+
+    threading.Thread(target=fit, name="fit", daemon=True).start()
+    return found.result()
 
 
 def _worker(told: dict[str, Any]) -> str:

@@ -206,7 +206,8 @@ class AutoGaze(nn.Module):
 
         slots: patches of each frame, instead of max_ratio. Raises ValueError, one line, for what makes no sense.
         """
-        encoded = self.encode(frames)
+        with self._own_precision():
+            encoded = self.encode(frames)
         rows, length = encoded.tokens.shape[:2]
         if slots is None:
             caps, thresholds = self._limits(max_ratio, loss_threshold, rows, length)
@@ -216,7 +217,8 @@ class AutoGaze(nn.Module):
             )
         else:
             caps, thresholds = list(slots), frame_thresholds(loss_threshold, rows, length)
-        gazed = self._gaze_frames(encoded, caps, thresholds, sample)
+        with self._own_precision():
+            gazed = self._gaze_frames(encoded, caps, thresholds, sample)
         drawn, log_probs = [], []
         for frame in gazed:
             assert frame.drawn is not None and frame.log_probs is not None
@@ -265,7 +267,7 @@ class AutoGaze(nn.Module):
         sample: Sampling | None,
         batches: list[int] | None = None,
     ) -> Gaze:
-        with torch.inference_mode():
+        with torch.inference_mode(), self._own_precision():
             gazed = self._gaze_frames(self.encode(clips), caps, thresholds, sample, batches)
         # Out here, so that what users get are ordinary tensors.
         return as_gaze(gazed, self.vocabulary)
@@ -338,6 +340,10 @@ class AutoGaze(nn.Module):
         graphs = self._graphed.steps(decoder, rows, room, sample)
         return Generation(decoder, graphs.cache, self.positions, sample, graphs, batches)
 
+    def _own_precision(self) -> torch.autocast:
+        """Off with the caller's autocast: the cache holds what the weights' precision gives."""
+        return torch.autocast(self.device.type, enabled=False)
+
     def _cache(self, rows: int, room: int) -> Cache:
         kind = RaggedCache if self.device.type == "cpu" else PaddedCache
         return kind(self.config, rows, room, self.device, self.dtype)
@@ -383,7 +389,7 @@ class Stream:
                 f" [{self.batch}, H, W, 3] or floats [{self.batch}, 3, H, W]"
             )
         policy = self.policy
-        with torch.inference_mode():
+        with torch.inference_mode(), policy._own_precision():
             images = as_model_input(check_frames(given[:, None]), policy.config.input_size, policy.device, policy.dtype)
             tokens, past = policy.gazing_model.vision_model(images, self._past)
             vision = policy.gazing_model.connector(tokens)[:, 0]

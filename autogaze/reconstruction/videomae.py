@@ -229,11 +229,12 @@ class VideoMAE(nn.Module):
         at = list(range(clips.shape[1])) if at is None else list(at)
         self._check(gaze, clips.shape[0], clips.shape[1], at)
         pixels, errors = [], []
-        for b in range(len(clips)):  # one by one, so that a clip's numbers never depend on its batch
-            video = self.normalised(clips[b : b + 1])
-            rebuilt = self(video, gaze[b], at)
-            errors.append(self.frame_loss(rebuilt[0].float(), video[0, at].float(), targets))
-            pixels.append(to_pixels(rebuilt[0]))
+        with self.own_precision():
+            for b in range(len(clips)):  # one by one, so that a clip's numbers never depend on its batch
+                video = self.normalised(clips[b : b + 1])
+                rebuilt = self(video, gaze[b], at)
+                errors.append(self.frame_loss(rebuilt[0].float(), video[0, at].float(), targets))
+                pixels.append(to_pixels(rebuilt[0]))
         return Reconstruction(torch.stack(pixels), torch.stack(errors).cpu())
 
     def search(self, frames: Tensor | np.ndarray) -> VideoMAESearch:
@@ -253,6 +254,10 @@ class VideoMAE(nn.Module):
         return float(np.float32(threshold))
 
     # -- the network -------------------------------------------------------------------------------------------------
+
+    def own_precision(self) -> torch.autocast:
+        """Off with the caller's autocast: an error is the same wherever it is measured."""
+        return torch.autocast(self.vit.layernorm.weight.device.type, enabled=False)
 
     def normalised(self, frames: Tensor) -> Tensor:
         """uint8 [..., S, S, 3] -> [..., 3, S, S], as the network was trained on, on its device."""
@@ -279,7 +284,7 @@ class VideoMAE(nn.Module):
         for t in range(frames):
             slots = slice(int(begin[t]), int(begin[t] + lengths[t]))
             if t in wanted:
-                whole = self.decoder.mask_token.expand(clips, self.vocabulary.size, -1)
+                whole = self.decoder.mask_token.to(x.dtype).expand(clips, self.vocabulary.size, -1)
                 # Unused slots are written behind the last patch, and cut off again.
                 target = ids[:, slots].masked_fill(~real[:, slots], self.vocabulary.size)
                 whole = torch.cat((whole, whole[:, :1]), dim=1)

@@ -30,13 +30,15 @@ class VideoMAESearch:
     """See autogaze.reconstruction.Search. Errors are the losses themselves, float32."""
 
     def __init__(self, model: VideoMAE, clips: Tensor) -> None:
+        self._model = model
         self._all = [_ClipSearch(model, clip) for clip in clips]
         self._held = list(self._all)
 
     @torch.no_grad()
     def open(self, t: int) -> Tensor:
         self._held = list(self._all)
-        return torch.stack([clip.open(t) for clip in self._held])
+        with self._model.own_precision():
+            return torch.stack([clip.open(t) for clip in self._held])
 
     def keep(self, places: Tensor) -> None:
         self._held = [self._held[place] for place in places.tolist()]
@@ -44,7 +46,8 @@ class VideoMAESearch:
     @torch.no_grad()
     def errors(self, tokens: Tensor | None = None) -> Tensor:
         parts = [None] * len(self._held) if tokens is None else list(tokens)
-        return torch.stack([clip.errors(part) for clip, part in zip(self._held, parts, strict=True)])
+        with self._model.own_precision():
+            return torch.stack([clip.errors(part) for clip, part in zip(self._held, parts, strict=True)])
 
     def take(self, tokens: Tensor) -> None:
         for clip, token in zip(self._held, tokens.tolist(), strict=True):

@@ -53,6 +53,17 @@ def shorter(gaze: Gaze, lengths: list[list[int]]) -> Gaze:
     return Gaze.from_lists(frames)
 
 
+def test_errors_and_labels_are_the_same_under_autocast(model, clips, gaze):
+    def found():
+        labels = greedy.label(clips[:1, :2], model, max_ratio=0.004, threshold=0.0)
+        return model.reconstruct(clips, gaze, [1]).error, labels.tokens, labels.losses
+
+    exact = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found()
+    assert all(torch.equal(one, other) for one, other in zip(exact, cast, strict=True))
+
+
 # -- equal to the reference ----------------------------------------------------------------------------------------
 
 

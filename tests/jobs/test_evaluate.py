@@ -158,6 +158,18 @@ def test_one_clip_has_no_standard_error_and_other_units_no_ratio(
     assert "give threshold=" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("methods", ["stored", "stored,random"])
+def test_a_dataset_whose_gaze_is_empty_is_measured_and_drawn(
+    gazed_dataset: Callable[..., str], tmp_path: Path, methods: str
+) -> None:
+    place, out = gazed_dataset(tmp_path / "gaze", threshold=1.0), tmp_path / "out"  # which grey frames meet
+    assert cli.main(["evaluate", place, f"output={out}", "ratios=0.02", f"methods={methods}"]) == 0
+    stored = json.loads((out / "evaluate.json").read_text())["methods"]["stored"]
+    assert stored["with_stored_lengths"]["ratio"] == 0 and stored["with_stored_lengths"]["error"] > 0
+    assert stored["ratio_for_threshold"] == 0
+    assert "nan" not in (out / "evaluate.svg").read_text() and Image.open(out / "evaluate.png").size
+
+
 @pytest.mark.parametrize(
     "settings, told",
     [
@@ -167,6 +179,7 @@ def test_one_clip_has_no_standard_error_and_other_units_no_ratio(
         (["{failed}"], "no clip in it is ok"),
         (["{good}", "reconstructor=painter"], "reconstructor=painter: "),
         (["{good}", "ratios=0.1,2"], "at most 1"),
+        (["{good}", "ratios=0.1,0.0001"], "0.0001 of a clip's 795 patches is none; give 0.0013 or more"),
         (["{good}", "ratios=few"], "numbers with commas"),
         (["{good}", "methods=random,best"], "best is not one of stored, greedy"),
         (["{good}", "clips=0"], "clips=0"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))  # for `import runs`: tests are no package
 
@@ -26,18 +27,27 @@ RECONSTRUCTOR = ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=
 RECONSTRUCTOR += ["model.decoder_num_layers=1", "model.decoder_num_heads=2"]
 
 
+def reconstructor_settings(data: str, run: Path, *changed: str) -> list[str]:
+    """As training.settings, for a small reconstructor."""
+    words = training.settings(data, run, *RECONSTRUCTOR, *changed)
+    return [word for word in words if not word.startswith(("policy.", "max_ratio"))]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return training.write_dataset(tmp_path_factory.mktemp("gazes") / "data")
 
 
-def test_a_signal_saves_and_ends_well_on_all_ranks(data: str, ray_session: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_well_on_all_ranks(
+    data: str, ray_session: str, tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
     settings = ["epochs=1000", "every.checkpoint=0", "scale.min_workers=2", "scale.max_workers=2"]
     job = runs.start("train", "policy", *training.settings(data, run, *settings), f"ray.address={ray_session}")
     events = run / "events.jsonl"
     assert runs.wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
-    job.send_signal(signal.SIGTERM)  # which Ray takes for itself when it starts
+    job.send_signal(number)  # Ray takes both for itself, when it starts and when it trains
     assert job.wait(60) == 0
     assert training.newest(run).name >= "step-000002"
     training.require_clean(run)
@@ -62,6 +72,17 @@ def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(data: str, tm
     audit = runs.autogaze("audit", run)
     assert audit.returncode == 0 and "in 2 attempts" in audit.stdout
     assert AutoGaze.from_pretrained(training.newest(run) / "policy").positions == "consistent"
+
+
+def test_a_folder_of_something_else_is_refused_as_a_run(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("learning_rate: 1\n", "config: mine\n", "[1, 2]\n", ""):
+        (tmp_path / "config.yaml").write_text(text)
+        assert main(["train", "policy", *training.settings(data, tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "config.yaml: is not of a training run; choose another run" in error and error.count("\n") == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_a_finished_run_says_so(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +115,11 @@ def test_another_config_is_refused_in_one_line(data: str, tmp_path: Path, capsys
         ("data=/nowhere", "/nowhere: no dataset here"),
         ("init=/nowhere", "init=/nowhere: "),
         ("reconstructor=/nowhere", "reconstructor=/nowhere: "),
+        pytest.param(
+            "scale.device=cuda",
+            "scale.device=cuda: no GPU is here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         ("ray.address=127.0.0.1:1", "ray.address=127.0.0.1:1: one rank runs in this process, without Ray"),
     ],
 )
@@ -104,6 +130,24 @@ def test_a_mistake_is_one_line_and_2_and_leaves_no_run(
     error = capsys.readouterr().err
     assert told in error and error.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "job, words",
+    [
+        (["train", "policy"], ["scale.min_workers=2", "scale.max_workers=2", "scale.threads=9"]),
+        (["rl"], ["rollouts.actors=9"]),
+        (["rl"], ["rollouts.actors=4", "scale.max_workers=2"]),
+    ],
+)
+def test_a_job_that_ray_has_no_room_for_is_refused_before_anything_starts(
+    data: str, ray_session: str, tmp_path: Path, job: list[str], words: list[str]
+) -> None:
+    done = runs.autogaze(
+        job[0], *job[1:], *training.settings(data, tmp_path / "run", *words), f"ray.address={ray_session}", timeout=120
+    )
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "the cluster has 6 CPUs and 0 GPUs" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_flipped_bit_is_one_line_with_shard_and_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,21 +169,39 @@ def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_pa
         return training.canvas_gaze(training.clip_of(number))
 
     url = training.write_dataset(tmp_path / "data", clips=8, gaze=canvas)
-    shared = [word for word in training.SMALL if not word.startswith(("policy.", "max_ratio"))]
-    words = [*shared, *RECONSTRUCTOR, f"data={url}", "epochs=30", "optimizer.lr=5e-3", "min_ratio=0.05"]
-    words += ["val_clips=2", "every.checkpoint=0"]
-    words = [f"{k}={v}" for k, v in dict(word.split("=", 1) for word in words).items()]
+    changed = ["epochs=30", "optimizer.lr=5e-3", "min_ratio=0.05", "val_clips=2", "every.checkpoint=0"]
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert main(["train", "reconstructor", *words, f"run={whole}"]) == 0
+    assert main(["train", "reconstructor", *reconstructor_settings(url, whole, *changed)]) == 0
     events = read_events(str(whole))
     losses = events.query("kind == 'step'")["loss"].to_numpy()
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
     last = events.query("kind == 'validation'").iloc[-1]
     assert 0 < last["pixel_error"] < 1 and 0 < last["canvas_pixel_error"] < 1 and last["error"] > 0
 
-    config = configs.load(ReconstructorTrainConfig, [*words, f"run={run}"])
+    config = configs.load(ReconstructorTrainConfig, reconstructor_settings(url, run, *changed))
     asked = iter([False] * 7 + [True])
     assert train(config, stopping=lambda: next(asked)) == "stopped"
     assert train(config) == "done"
     assert training.end_of(run) == training.end_of(whole)
     training.require_clean(run)
+
+
+def test_the_reconstructor_is_trained_and_validated_in_bfloat16(data: str, tmp_path: Path) -> None:
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        run = tmp_path / dtype
+        words = reconstructor_settings(data, run, "epochs=1", "val_clips=2", f"scale.dtype={dtype}")
+        assert main(["train", "reconstructor", *words]) == 0
+        events = read_events(str(run))
+        losses.append(events.query("kind == 'step'")["loss"].to_numpy())
+        assert 0 < events.query("kind == 'validation'")["pixel_error"].iloc[-1] < 1
+    assert (losses[0] != losses[1]).any()
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_reconstructor_is_trained_and_validated_on_a_gpu(data: str, tmp_path: Path) -> None:
+    words = reconstructor_settings(data, tmp_path, "epochs=1", "val_clips=2", "scale.device=cuda")
+    assert main(["train", "reconstructor", *words]) == 0
+    [last] = read_events(str(tmp_path)).query("kind == 'validation'")["canvas_pixel_error"]
+    assert 0 < last < 1

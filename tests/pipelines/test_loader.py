@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from autogaze.gaze import Gaze
+from pipelines import loader as loader_module
 from pipelines import shards, store
 from pipelines.decode import DecodeConfig, IsolatedDecoder, decode_clips, decoder_fingerprint
 from pipelines.errors import PipelineError
@@ -29,6 +30,7 @@ from pipelines.loader import Batch, LoaderConfig, ShardLoader
 from pipelines.manifest import SCHEMA as MANIFEST
 from pipelines.manifest import local_copy, probe_object
 from pipelines.plan import ClipConfig, frame_numbers, make_plan, plan_bytes
+from pipelines.reading import Reading, Step
 from pipelines.samples import open_samples
 from pipelines.shards import Outcome, build_shard, commit_shard
 
@@ -216,6 +218,26 @@ def test_neighbours_are_read_in_one_go(dataset: str, monkeypatch: pytest.MonkeyP
     assert len(list(loader)) * 8 > 3 * len(reads) > 0
 
 
+def test_what_is_read_ahead_is_bounded_in_bytes(dataset: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(dataset, other, workers=2, prefetch=2)
+    whole = digest([list(ShardLoader(settings, epochs=2))])
+    blocks: list[list[int]] = []
+    fetch = Reading.fetch
+
+    def seen(reading: Reading, steps: list[Step]) -> list[Any]:
+        fetched = fetch(reading, steps)
+        blocks.append([sum(sample.row["size"] for sample in samples) for _, samples in fetched])
+        return fetched
+
+    monkeypatch.setattr(Reading, "fetch", seen)
+    for limit in (1, 1 << 20, 1 << 40):
+        monkeypatch.setattr(loader_module, "_BLOCK_BYTES", limit)
+        blocks.clear()
+        assert digest([list(ShardLoader(settings, epochs=2))]) == whole
+        assert all(sum(block[:-1]) < limit and len(block) <= 8 for block in blocks)
+        assert all(sum(block) >= limit or len(block) == 8 for block in blocks[:-1]), "and no smaller than need be"
+
+
 # -- bad samples -----------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +394,16 @@ def test_s3_gives_what_local_gives_by_ranges_and_through_the_cache(bucket: str, 
 
 
 # -- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_cache_holds_needs_no_store(tmp_path: Path) -> None:
+    url = write_dataset(str(tmp_path / "gaze"), invented(6))
+    settings = config(url, cache_mb=64, cache_dir=str(tmp_path / "cache"))
+    loaders = [ShardLoader(settings, epochs=1) for _ in range(2)]
+    first = digest([list(loaders[0])])
+    for tar in (tmp_path / "gaze").rglob("*.tar"):
+        tar.unlink()
+    assert digest([list(loaders[1])]) == first
 
 
 def test_a_damaged_cache_entry_is_read_anew_from_the_store(dataset: str, tmp_path: Path) -> None:

@@ -396,6 +396,7 @@ def test_the_audit_names_a_group_of_another_version(undisturbed_rl: dict[int, Pa
         (["rollouts.dump=a", "rollouts.replay=b"], "leave one of them empty"),
         (["rollouts.replay=b", "rollouts.actors=2"], "set it to 0"),
         (["loader.bad_samples=skip"], "only fail works here"),
+        (["rollouts.gpus=1.5"], "rollouts.gpus=1.5: above 1 only whole numbers"),
         (["max_ratio=0"], "max_ratio=0.0"),
     ],
 )

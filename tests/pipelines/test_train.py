@@ -17,9 +17,10 @@ from training import end_of, newest, policy_config, require_clean
 
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
-from pipelines import shards
+from pipelines import loader, shards
 from pipelines.errors import PipelineError
 from pipelines.metrics import read_events
+from pipelines.samples import open_samples
 from pipelines.train import train
 
 GOLDEN = runs.ROOT / "tests" / "golden"
@@ -165,6 +166,41 @@ def test_a_flipped_bit_stops_with_shard_and_clip_and_loses_nothing(smooth_run: P
     require_clean(tmp_path / "run")
 
 
+def test_what_goes_wrong_in_a_validation_costs_no_step(tmp_path: Path) -> None:
+    data = training.write_dataset(tmp_path / "data")
+    held_out = int(open_samples(data).split("val", 0.25)[0])
+    shard, clip = damage(data, held_out)
+    run = tmp_path / "run"
+    with pytest.raises(PipelineError) as error:
+        train(policy_config(data, run, "val_clips=1", "every.validate=4"))
+    assert shard in str(error.value) and clip in str(error.value)
+    assert newest(run).name == "step-000004"
+
+
+# -- validation --------------------------------------------------------------------------------------------------------
+
+
+def test_indexes_are_read_once_however_often_a_run_validates(
+    gazes: str, smooth_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(loader, "open_samples", lambda url, cache: opened.append(url) or open_samples(url, cache))
+    assert train(policy_config(gazes, tmp_path, "val_clips=2", "every.validate=1")) == "done"
+    assert opened == [gazes]
+    found = steps(tmp_path, "validation")
+    assert found["step"].tolist() == steps(tmp_path)["step"].tolist() and (found["val_loss"] > 0).all()
+    assert end_of(tmp_path) == end_of(smooth_run), "a validation changes nothing"
+
+
+def test_a_run_in_which_no_clip_is_held_out_trains_without_validation(gazes: str, tmp_path: Path) -> None:
+    few = ["loader.val_fraction=1e-9", "val_clips=2", "every.validate=2", "epochs=1"]
+    assert train(policy_config(gazes, tmp_path, *few)) == "done"
+    assert "val_loss" not in steps(tmp_path, "validation")
+
+
+# -- bad samples -------------------------------------------------------------------------------------------------------
+
+
 def test_skipped_samples_are_counted_and_named_and_every_batch_is_whole(tmp_path: Path) -> None:
     data = training.write_dataset(tmp_path / "data")
     damage(data, 0)
@@ -222,14 +258,15 @@ def test_clipping_changes_the_step_and_not_the_norm_that_is_told(gazes: str, smo
     assert apart(weights(tmp_path), weights(smooth_run)) > 1e-4
 
 
-def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(
-    gazes: str, smooth_run: Path, tmp_path: Path
-) -> None:
-    assert train(policy_config(gazes, tmp_path, "scale.dtype=bfloat16", "val_clips=2")) == "done"
-    assert {value.dtype for value in weights(tmp_path).values()} == {torch.float32}
-    exact, found = steps(smooth_run)["loss"], steps(tmp_path)["loss"]
+def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(gazes: str, tmp_path: Path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        run, words = tmp_path / dtype, [f"scale.dtype={dtype}", "policy.num_layers=2", "val_clips=2"]
+        assert train(policy_config(gazes, run, *words)) == "done"
+        assert {value.dtype for value in weights(run).values()} == {torch.float32}
+    exact, found = (steps(tmp_path / dtype)["loss"] for dtype in ("float32", "bfloat16"))
     assert (exact.to_numpy() != found.to_numpy()).all()
     np.testing.assert_allclose(found, exact, rtol=0.02)
+    assert (steps(tmp_path / "bfloat16", "validation")["ratio"] > 0).all()
 
 
 # -- learning --------------------------------------------------------------------------------------------------------

@@ -84,3 +84,17 @@ def test_slots_that_make_no_sense_are_refused(small_policy, clips):
             model.rollout(frames, Sampling(), slots=slots)
     with pytest.raises(ValueError, match="no max_ratio"):
         model.rollout(frames, Sampling(), slots=[1, 1], max_ratio=0.5)
+
+
+def test_a_gaze_is_of_the_weights_precision_under_autocast(policy, video):
+    def found():
+        k4, sample = policy("k4"), Sampling(seeds=[1, 2])
+        stream = k4.stream(max_ratio=0.02, batch=2)
+        gazes = [k4.gaze(video, max_ratio=0.02), *(stream.push(frame) for frame in video.unbind(1))]
+        rollout = k4.rollout(video, sample, max_ratio=0.02)
+        return [tensor for gaze in gazes for tensor in (gaze.tokens, gaze.losses)] + [rollout.drawn, rollout.log_probs]
+
+    exact = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found()
+    assert all(torch.equal(one, other) for one, other in zip(exact, cast, strict=True))
