@@ -62,8 +62,7 @@ import os, sys
 from cluster.local import RayConfig, running
 with running(RayConfig(address=sys.argv[1])):
     import ray
-    names = "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_PROFILE", "AWS_SECRET_ACCESS_KEY"
-    print(ray.get(ray.remote(lambda: [os.environ.get(name) for name in names]).remote()))
+    print(sorted(ray.get(ray.remote(lambda: [v for n, v in os.environ.items() if n.startswith("AWS_")]).remote())))
 """
     said = {"AWS_ENDPOINT_URL": "http://lab:9000", "AWS_REGION": "lab-1", "AWS_PROFILE": "mine"}
     done = subprocess.run(
@@ -75,4 +74,5 @@ with running(RayConfig(address=sys.argv[1])):
         timeout=120,
         check=False,
     )
-    assert done.stdout.strip() == "['http://lab:9000', 'lab-1', None, None]", done.stdout + done.stderr
+    assert "'http://lab:9000'" in done.stdout and "'lab-1'" in done.stdout, done.stdout + done.stderr
+    assert "'mine'" not in done.stdout and "must-stay-here" not in done.stdout

@@ -38,7 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return training.write_dataset(tmp_path_factory.mktemp("gazes") / "data")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_ends_well_on_all_ranks(
     data: str, ray_session: str, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -136,8 +136,8 @@ def test_a_mistake_is_one_line_and_2_and_leaves_no_run(
     "job, words",
     [
         (["train", "policy"], ["scale.min_workers=2", "scale.max_workers=2", "scale.threads=9"]),
-        (["rl"], ["rollouts.actors=9"]),
-        (["rl"], ["rollouts.actors=4", "scale.max_workers=2"]),
+        pytest.param(["rl"], ["rollouts.actors=9"], marks=pytest.mark.slow),
+        pytest.param(["rl"], ["rollouts.actors=4", "scale.max_workers=2"], marks=pytest.mark.slow),
     ],
 )
 def test_a_job_that_ray_has_no_room_for_is_refused_before_anything_starts(
