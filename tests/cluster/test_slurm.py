@@ -104,7 +104,7 @@ def test_a_job_cancelled_or_off_a_node_goes_on_to_the_bytes_of_a_local_run(
 
     cancelled = submit(spec, command)
     assert runs.wait_until(lambda: shards() or status(spec, cancelled).exit is not None, 150, 0.05)
-    cancel(cancelled)
+    cancel(spec, cancelled)
     assert ended(spec, cancelled).state == "CANCELLED", "and it stays so"
     assert runs.wait_until(lambda: not left([cancelled]), 40, 0.2), left([cancelled])
     assert not list(Path(spec.environment.tmp).iterdir()), "nothing stays on the nodes"
