@@ -10,12 +10,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-# What zipfile and numpy raise for bytes that are none: a flipped bit may ask for a password, or for a compression that
-# there is not or that the bytes are not of.
+# What zipfile and numpy raise for bytes that are no such file: a flipped bit may ask for a password (RuntimeError), for
+# a compression that there is not, or that the bytes are not of, or make an array's header another expression.
 _DAMAGED = (
-    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError,
-    AttributeError, TypeError, NotImplementedError, RuntimeError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    AttributeError,
+    TypeError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 def write(arrays: Mapping[str, np.ndarray]) -> bytes:

@@ -56,7 +56,8 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
 
     Args:
         schema: the config dataclass.
-        arguments: KEY=VALUE strings; one without '=' sets the key named `positional`.
+        arguments: KEY=VALUE strings, without credentials (`refuse_secrets`); one without '=' sets the key named
+            `positional`.
         file: path of a YAML file.
         positional: key that a bare argument sets ('' = none may).
     Raises:
@@ -68,7 +69,6 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         values.update(_from_file(file, known))
     for argument in arguments:
         name, equals, text = argument.partition("=")
-        refuse_secrets(argument)
         # A path that exists and has a '=' in it is a path, not a key nobody knows.
         bare = not equals or (positional and name not in known and os.path.exists(argument))
         if bare and positional and positional not in values:

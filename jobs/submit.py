@@ -30,8 +30,9 @@ def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], Any]
         PipelineError, ClusterError: the file cannot be used, or the launcher refuses.
     """
     spec = load_spec(file)
-    if spec.backend == "local":
+    if spec.backend != "kuberay":  # pods have an environment of their own, and kubectl may need another profile
         os.environ.update(storage_variables(spec))
+    if spec.backend == "local":
         _join(config, spec.address)
         result = run(config, console)
         return result if isinstance(result, int) else 0
@@ -130,7 +131,6 @@ def _to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
 def _to_array(spec: ClusterSpec, name: str, config: Any) -> str:
     """Submit the parts that have shards to make; the array's id, or '' when there are none."""
     _require_parts(name, config)
-    os.environ.update(storage_variables(spec))
     from pipelines import preprocess, store  # here, not above: it imports torch
 
     planned = store.exists(store.join(store.normalise(config.output), "dataset.json"))

@@ -52,7 +52,8 @@ class DecodeStage:
         watch, shard = Stopwatch(), int(row["shard"])
         with self.turn, watch.time("decode"):
             began, restarts = time.time(), self.decoder.restarts
-            frames, failures = self._decode(self.plan.shard(shard), self.plan.straddling(shard), watch)
+            straddling = self.plan.straddling(shard) if self.cache else set()
+            frames, failures = self._decode(self.plan.shard(shard), straddling, watch)
             restarts = self.decoder.restarts - restarts
         ok = np.array([number not in failures for number in range(len(frames))], bool)
         jpegs: list[bytes] = []

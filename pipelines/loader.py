@@ -156,11 +156,13 @@ class ShardLoader(IterableDataset[Batch]):
     def _blocks(self, steps: Iterator[Step], most: int) -> Iterator[list[Step]]:
         """Batches that are fetched together: `most`, or fewer that come to _BLOCK_BYTES."""
         block: list[Step] = []
+        held = 0
         for step in steps:
             block.append(step)
-            if len(block) == most or sum(map(self._bytes, block)) >= _BLOCK_BYTES:
+            held += self._bytes(step)
+            if len(block) == most or held >= _BLOCK_BYTES:
                 yield block
-                block = []
+                block, held = [], 0
         if block:
             yield block
 

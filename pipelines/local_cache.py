@@ -4,6 +4,7 @@
   remove.
 - One process makes an entry and the others wait for it. The lock is the kernel's (flock), so it dies with its holder.
 - Least recently used entries go first. Whoever uses an entry holds a link to it, so its removal disturbs no reader.
+- A twentieth of the disk is left to others: where that is not free, entries go however few they are.
 
 Trust nothing in it that is not checked: readers compare hashes, and `forget` what is wrong.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -25,6 +27,7 @@ from pipelines.errors import PipelineError
 
 _STALE_S = 1800.0  # a temporary or a link that nobody touched for this long belongs to a process that died
 _LOCKS = 256
+_FREE = 0.05  # of the disk; where less is, Ray takes it for full, and so does preflight
 
 
 class LocalCache:
@@ -108,12 +111,13 @@ class LocalCache:
                     entries.append((about.st_mtime_ns, about.st_size, path))
                 elif now - about.st_mtime > _STALE_S and not _in_use(path):
                     path.unlink(missing_ok=True)
-        total = sum(size for _, size, _ in entries)
-        for _, bytes_, path in sorted(entries):
-            if total + size <= self.limit:
+        disk = shutil.disk_usage(self.folder)
+        room = min(self.limit - sum(held for _, held, _ in entries), disk.free - int(_FREE * disk.total))
+        for _, held, path in sorted(entries):
+            if size <= room:
                 break
             path.unlink(missing_ok=True)
-            total -= bytes_
+            room += held
 
 
 def _linked(entry: Path, link: Path) -> bool:

@@ -132,7 +132,7 @@ def local_copy(url: str, offset: int, length: int, mark: str = "", cache: LocalC
         with cache.local(name, lambda path: store.fetch(url, path, offset, length), length) as path:
             try:
                 yield Source(path, 0, length)
-            except Exception:
+            except Exception:  # whatever it was, the copy may be to blame
                 cache.forget(name)
                 raise
         return

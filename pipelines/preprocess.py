@@ -209,8 +209,8 @@ def missing_parts(config: PreprocessConfig, parts: int) -> list[int]:
     job = resume(replace(config, part=""))
     if job is None:
         return list(range(parts))
-    runs = [shards_of_part(f"{part}/{parts}", job.shards) for part in range(parts)]
-    return [part for part, run in enumerate(runs) if not set(run).isdisjoint(job.missing)]
+    missing = set(job.missing)
+    return [part for part in range(parts) if not missing.isdisjoint(shards_of_part(f"{part}/{parts}", job.shards))]
 
 
 def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
@@ -383,7 +383,7 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
             _decode_config(config),
             config.frames,
             config.jpeg_quality,
-            config.cache_mb,
+            config.cache_mb if job.keeps_videos else 0,
         ),
         compute=ActorPoolStrategy(
             size=decode,

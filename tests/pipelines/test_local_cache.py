@@ -86,3 +86,18 @@ def test_what_is_in_use_is_never_stale_and_a_swept_folder_is_made_again(tmp_path
     shutil.rmtree(tmp_path / "cache")
     with cache.local("x", make) as path:
         assert Path(path).read_bytes() == b"video" and (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_disk_is_never_filled_with_copies(small_disk: Path) -> None:
+    """300 KB, of which three copies take 240; the limit alone would have let it run full."""
+    cache = LocalCache(str(small_disk / "cache"), 4096)
+
+    def make(path: str) -> None:
+        Path(path).write_bytes(bytes(80_000))
+
+    for name in "abcdef":
+        with cache.local(name, make, 80_000) as path:
+            assert len(Path(path).read_bytes()) == 80_000
+        time.sleep(0.01)
+        assert shutil.disk_usage(small_disk).free >= 15_000
+    assert len([path for path in (small_disk / "cache").iterdir() if path.is_file()]) == 3

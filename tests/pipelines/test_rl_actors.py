@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -175,25 +175,21 @@ def test_an_actor_that_cannot_begin_says_why(ray_session: str) -> None:
 
 
 def test_actors_that_ray_has_no_room_for_leave_the_work_to_the_others(ray_session: str) -> None:
-    few = ActorRollouts(Odd, 3, ray.cluster_resources()["CPU"] // 2, 0, 60)  # type: ignore[arg-type]
-    try:
+    half = ray.cluster_resources()["CPU"] // 2
+    with closing(ActorRollouts(Odd, 3, half, 0, 60)) as few:  # type: ignore[arg-type]
         few.publish(0, b"weights")
         few.ask([Ask(0, 0, number, 0) for number in range(5, 15)])
         assert few.take(0) == [f"group {number}" for number in range(5, 15)]
-    finally:
-        few.close()
 
 
 def test_a_pool_that_ray_has_no_room_for_says_so(ray_session: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout_pool, "_COMES_UP_S", 1.5)
-    none = ActorRollouts(Odd, 2, ray.cluster_resources()["CPU"] + 1, 0, 60)  # type: ignore[arg-type]
-    try:
+    more = ray.cluster_resources()["CPU"] + 1
+    with closing(ActorRollouts(Odd, 2, more, 0, 60)) as none:  # type: ignore[arg-type]
         none.publish(0, b"weights")
         none.ask([Ask(0, 0, 5, 0)])
         with pytest.raises(PipelineError, match=r"^no rollout actor came up in 1.5 s; .*lower scale.max_workers"):
             none.take(0)
-    finally:
-        none.close()
 
 
 def test_groups_come_in_the_order_they_were_asked_for(ray_session: str) -> None:
