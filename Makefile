@@ -56,7 +56,7 @@ bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of vid
 	$(BIN)/python benchmarks/rl.py --data build/bench
 
 chaos: $(STAMP) ## random kills, outages and full disks under preprocess, train and rl; CHAOS_ARGS="--seed 1 --faults 20"
-	$(BIN)/python tests/chaos/chaos.py $(CHAOS_ARGS)
+	$(BIN)/python -m tests.chaos.chaos $(CHAOS_ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Decoding rate of pipelines.decode beside PyAV's own bare loop, on the same clips, in the same run.
+"""Decoding rate of pipelines.video.decode beside PyAV's own bare loop, on the same clips, in the same run.
 
     python benchmarks/decode.py                         # 16 files of ../shared/corpus/train, every clip of each
     python benchmarks/decode.py --per-video 4           # 4 random clips a video instead
@@ -26,7 +26,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError, decode_clips, decoder_fingerprint, probe
+from pipelines.video.base import DecodeConfig, Source, VideoError
+from pipelines.video.decode import decode_clips, decoder_fingerprint, probe
+from pipelines.video.isolated import IsolatedDecoder
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus" / "train"
 CLIP = 16

@@ -35,10 +35,10 @@ from reference import load_parts, padded, reply, run_case, scores
 from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
+from autogaze.images import preprocess
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.model.cache import PaddedCache, RaggedCache
 from autogaze.model.encoder import Encoder
-from autogaze.model.images import preprocess
 from autogaze.patches import VOCABULARY
 
 FRAMES, SIZE = 16, VOCABULARY.frame_size

@@ -36,7 +36,7 @@ BATCH = 16
 
 
 def settings(data: str, workers: int) -> object:
-    from pipelines.loader import LoaderConfig
+    from pipelines.loading.reading import LoaderConfig
 
     return LoaderConfig(data=[data], global_batch=BATCH, workers=workers, window=4)
 
@@ -44,7 +44,7 @@ def settings(data: str, workers: int) -> object:
 def ours(data: str, workers: int = 0, processes: int = 0) -> Callable[[], int]:
     import torch
 
-    from pipelines.loader import ShardLoader
+    from pipelines.loading.loader import ShardLoader
 
     loader = ShardLoader(settings(data, workers), epochs=1)  # type: ignore[arg-type]
 
@@ -191,7 +191,7 @@ def million(data: str, work: Path, clips: int, cache_mb: int) -> dict[str, float
             os.symlink(tar, url / "shards" / f"{shard:06d}.tar")
         about = json.loads(Path(data, "dataset.json").read_text()) | {"shards": shards}
         (url / "dataset.json").write_text(json.dumps(about))
-    from pipelines.loader import ShardLoader
+    from pipelines.loading.loader import ShardLoader
 
     config = settings(str(url), 2)
     config.cache_mb, config.cache_dir = cache_mb, str(work / "cache")  # type: ignore[attr-defined]

@@ -46,17 +46,18 @@ def ours(source: Path, work: Path, per_video: int) -> dict[str, float]:
 
 def stages(work: Path) -> dict[str, float]:
     """Both stages alone over the dataset that `ours` made, in a process of their own, called as Ray calls them."""
-    from pipelines.decode import DecodeConfig
-    from pipelines.decode_stage import DecodeStage
-    from pipelines.gaze_stage import GazeStage, settle
-    from pipelines.preprocess_config import PreprocessConfig
+    from pipelines.preprocess.config import PreprocessConfig
+    from pipelines.preprocess.decode_stage import DecodeStage
+    from pipelines.preprocess.gaze_stage import GazeStage
+    from pipelines.preprocess.job import resolve_gaze
+    from pipelines.video.base import DecodeConfig
 
     source, output = work / "ours", work / "alone"
     output.mkdir()
     shutil.copy(source / "plan.parquet", output)
     shards = sorted(int(path.stem) for path in (source / "index").iterdir())
     decode = DecodeStage(str(output), DecodeConfig(), "jpeg", QUALITY)
-    gazer = settle(PreprocessConfig(threshold=THRESHOLD, max_ratio=RATIO))
+    gazer = resolve_gaze(PreprocessConfig(threshold=THRESHOLD, max_ratio=RATIO))
     gaze = GazeStage(str(output), gazer, "jpeg", "cpu")
     gaze(decode({"shard": shards[0]}))  # warm
     clips, spent = 0, 0.0

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autogaze import hub
 from autogaze.gaze import Gaze
+from autogaze.images import as_model_input, check_frames, preprocess
 from autogaze.model import adaptation, checkpoint
 from autogaze.model.cache import Cache, PaddedCache, RaggedCache
 from autogaze.model.config import AutoGazeConfig
@@ -28,7 +30,6 @@ from autogaze.model.cuda_graphs import KeptSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.encoder import Connector, Encoder
 from autogaze.model.generation import FrameGaze, Generation
-from autogaze.model.images import as_model_input, check_frames, preprocess
 from autogaze.model.limits import frame_caps, frame_thresholds
 from autogaze.model.sampling import Sampling, mixed
 from autogaze.model.scoring import Scores, score
@@ -112,7 +113,7 @@ class AutoGaze(nn.Module):
         device = usable_device(device)
         if cuda_graphs and device.type != "cuda":
             raise ValueError(f"cuda_graphs=True on {device}: CUDA graphs need device='cuda'")
-        folder = checkpoint.resolve(path_or_id)
+        folder = hub.resolve(path_or_id)
         config = checkpoint.read_config(folder)
         if positions is not None:
             config = replace(config, positions=positions)

@@ -5,7 +5,7 @@
     error = loss(predicted, original, targets)     # [N], differentiable in `predicted`
 
 Frames are floats [N, 3, S, S] as the reconstructor sees them: pixels in [-1, 1], then ImageNet's mean and deviation
-applied to that (autogaze/model/images.py). Teachers are ordinary transformers checkpoints, by folder or hub id.
+applied to that (autogaze/images.py). Teachers are ordinary transformers checkpoints, by folder or hub id.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autogaze.model.checkpoint import CONFIG, PREPROCESSOR, CheckpointError, resolve
-from autogaze.model.images import MEAN, STD, to_model_size
+from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError, resolve
+from autogaze.images import MEAN, STD, to_model_size
 from autogaze.precision import exact_convolutions
 
 LAYERS = 4
