@@ -1,4 +1,6 @@
-"""Frames to what the network sees: resize, normalise, squash (spec: the released AutoGazeImageProcessor).
+"""Frames to what the network sees: resize, normalise, squash, as the released AutoGazeImageProcessor does.
+
+See docs/method.md, section 'Image preparation'.
 
 uint8 frames get their shortest edge resized to the network's side (PIL, bilinear, antialiased), pixels scaled to
 [-1, 1], and then ImageNet's mean and deviation applied to that. The network itself resizes what is not square yet.

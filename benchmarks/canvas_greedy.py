@@ -65,7 +65,7 @@ def plain_greedy_of_the_tests():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"), help="folder of videos")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
     parser.add_argument("--clips", type=int, default=64, help="videos to take a clip of (default 64)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], help="clips labelled together")
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.05, 0.02], help="error to reach, 0 to 1")

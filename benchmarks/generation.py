@@ -209,7 +209,7 @@ class Work(NamedTuple):
 
 
 def work(gaze: Gaze, config: AutoGazeConfig) -> Work:
-    """As spec 14 counts them: causal pairs in attention, all layers on all tokens."""
+    """Causal pairs in attention, all layers on all tokens: docs/method.md, section 'Arithmetic'."""
     hidden, vision = config.hidden_size, config.num_vision_tokens
     inputs = 3 * config.patch_size**2 + config.conv_depth * 27 * hidden + hidden
     encoder = 2 * gaze.clips * gaze.num_frames * vision * hidden * inputs

@@ -1,7 +1,7 @@
 """How fast samples come off the shards, beside other ways to read the same clips; and what a million of them cost.
 
-    python benchmarks/loader.py --corpus ../shared/corpus/train --videos 16 --per-video 12 --rounds 3
-    python benchmarks/loader.py --million                       # start, memory and first batch, nothing else
+    python benchmarks/loader.py --corpus VIDEOS/train --videos 16 --per-video 12 --rounds 3
+    python benchmarks/loader.py --corpus VIDEOS/train --million # start, memory and first batch, nothing else
     python benchmarks/loader.py --litdata VENV/bin/python       # also LitData, from an environment that has it
 
 Each way runs in a process of its own, on one thread, once to warm up and --rounds times on the clock, and makes
@@ -244,7 +244,7 @@ def part(python: str, *arguments: object) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--corpus", type=Path, help="folder of videos")
     parser.add_argument("--videos", type=int, default=16)
     parser.add_argument("--per-video", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
@@ -262,6 +262,8 @@ def main() -> None:
     if options.part:
         print(json.dumps(measure(options.part, options.data, options.rounds)))
         return
+    if not options.data and options.corpus is None:
+        parser.error("give --corpus FOLDER, any folder of videos, or --data DATASET")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         work = Path(folder)
         data = options.data or make_data(options.corpus, work, options.videos, options.per_video)

@@ -1,6 +1,6 @@
 """How fast is the whole of `autogaze preprocess`, beside its own stages alone and beside what one would write by hand.
 
-    python benchmarks/pipeline.py --corpus ../shared/corpus/train --videos 40 --per-video 24 --rounds 2
+    python benchmarks/pipeline.py --corpus VIDEOS/train --videos 40 --per-video 24 --rounds 2
 
 One decode and one gaze worker on two cores. In each round, one after another and each in processes of its own:
   ours        autogaze preprocess (Ray, isolated decoder, JPEG, WebDataset shards, commit)
@@ -166,7 +166,7 @@ def ray_data(work: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--corpus", type=Path, help="folder of videos")
     parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--per-video", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=1)
@@ -177,6 +177,8 @@ def main() -> None:
     if options.part:
         print(json.dumps(globals()[options.part](options.work)))
         return
+    if options.corpus is None:
+        parser.error("give --corpus FOLDER, any folder of videos")
     videos = sorted(path for path in options.corpus.iterdir() if path.is_file())
     step = max(1, len(videos) // options.videos)
     for number in range(options.rounds):

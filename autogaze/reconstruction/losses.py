@@ -1,4 +1,6 @@
-"""What a reconstructed frame is measured by: pixels (l1) and the features of frozen teachers (spec 9).
+"""What a reconstructed frame is measured by: pixels (l1) and the features of frozen teachers.
+
+See docs/method.md, section 'Frame losses'.
 
     loss = FrameLoss.from_config("l1+dinov2_reg+siglip2", "1+0.3+0.3", {"dinov2_reg": folder, "siglip2": folder})
     targets = loss.targets(original)               # teacher features of the originals, computed once

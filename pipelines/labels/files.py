@@ -1,8 +1,9 @@
 """Gaze as the reference's label files: out of a dataset, and into a new one beside its frames.
 
-A label file is one JSON object: the last three parts of a video's path -> ids and losses of its frames (spec 10). The
-reference knows one clip per video; so a clip from frame 0 has the video's own key, later ones append #<first frame>,
-and tiles their name. What the reference does not read (units, initial losses) stands beside what it does.
+A label file is one JSON object: the last three parts of a video's path -> ids and losses of its frames (docs/method.md,
+section 'Gaze layouts'). The reference knows one clip per video; so a clip from frame 0 has the video's own key, later
+ones append #<first frame>, and tiles their name. What the reference does not read (units, initial losses) stands beside
+what it does.
 
 Files are read and written clip by clip: neither an export nor the text of an import is ever held whole.
 """

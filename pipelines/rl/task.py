@@ -1,4 +1,6 @@
-"""Reinforcement learning of the policy (paper 3.3, spec 11): rollouts earn rewards, GRPO learns from them.
+"""Reinforcement learning of the policy: rollouts earn rewards, GRPO learns from them.
+
+See docs/method.md, section 'Reinforcement learning'.
 
 The loop is the one of every training job (pipelines/train/loop.py); around its steps this task does what is of RL:
 

@@ -1,4 +1,4 @@
-"""Training the policy by next-token prediction on labelled clips (paper 3.3, spec 11)."""
+"""Training the policy by next-token prediction on labelled clips (docs/method.md, section 'Next-token prediction')."""
 
 from __future__ import annotations
 

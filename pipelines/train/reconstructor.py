@@ -1,4 +1,6 @@
-"""Pre-training the reconstructor: show it a random part of a clip's patches, have it rebuild some frames (spec 9).
+"""Pre-training the reconstructor: show it a random part of a clip's patches, have it rebuild some frames.
+
+See docs/method.md, section 'Training the reconstructor'.
 
 The authors released no code for this. What is shown is a random multi-scale mask, its ratio drawn log-uniformly and
 spread over frames as the paper's labels are, or the clip's stored gaze. All that is drawn depends on (seed, epoch,

@@ -1,6 +1,6 @@
 """Frames of a video by number: through the index of its time stamps, or by counting where they tell nothing.
 
-What libav does with damaged data, and what is made of it (measured with libavcodec 62 on ../shared/corpus/hard):
+What libav does with damaged data, and what is made of it (measured with libavcodec 62 on damaged files):
 - A damaged packet raises, or its frame comes out concealed and flagged corrupt, once. Frames that refer to it come out
   smeared and unflagged. So damage counts against everything from the damaged packet up to the next keyframe.
 - A container cut short ends without an error (mov: after a half packet flagged corrupt). What is missing is only known

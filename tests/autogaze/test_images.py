@@ -15,7 +15,7 @@ def inputs(golden):
 
 
 def plain(frames: torch.Tensor) -> torch.Tensor:
-    """The formula as the spec writes it, on square frames of the network's size."""
+    """The formula of docs/method.md, section 'Image preparation', on square frames of the network's size."""
     mean, std = torch.tensor([MEAN, STD]).view(2, 3, 1, 1)
     return (frames.movedim(-1, -3).float() / 127.5 - 1 - mean) / std
 

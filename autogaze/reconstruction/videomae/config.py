@@ -54,7 +54,9 @@ class ReconstructorError(ValueError):
 
 @dataclass(frozen=True)
 class VideoMAEConfig:
-    """Hyper-parameters of a released size (ViT-MAE-large), and what the error is made of (spec 9).
+    """Hyper-parameters of a released size (ViT-MAE-large), and what the error is made of.
+
+    See docs/method.md, section 'VideoMAE reconstructor'.
 
     loss_type, loss_weights: the reference's, as "l1+dinov2_reg+siglip2" and "1+0.3+0.3".
     """

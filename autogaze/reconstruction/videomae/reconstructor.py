@@ -1,4 +1,6 @@
-"""The learned reconstructor: a multi-scale, frame-causal masked autoencoder (spec 9).
+"""The learned reconstructor: a multi-scale, frame-causal masked autoencoder.
+
+See docs/method.md, section 'VideoMAE reconstructor'.
 
 It encodes the gazed patches of a clip, and decodes whole frames from them; a frame sees its own gaze and that of
 earlier frames. Attention goes frame by frame: the tokens of a frame see all tokens up to the frame's end, which is a
@@ -42,7 +44,7 @@ class VideoMAE(VideoMAENetwork):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> VideoMAE:
-        """A checkpoint of the reference: a folder, a .safetensors or a .pt file (spec 9).
+        """A checkpoint of the reference: a folder, a .safetensors or a .pt file.
 
         teachers: where the feature losses it was trained with find their models, as {"dinov2_reg": path or hub id}.
         Raises ReconstructorError or TeacherError, one line.

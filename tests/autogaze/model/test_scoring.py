@@ -24,7 +24,10 @@ SCORED = [
 
 
 def next_token_loss(log_probs, loss_predictions, losses, used):
-    """The reference's training loss of each row, float [B] (spec 11): of the tokens, and of the loss predictions."""
+    """The reference's training loss of each row, float [B]: of the tokens, and of the loss predictions.
+
+    See docs/method.md, section 'Next-token prediction'.
+    """
     rows, total = len(used), used.sum()
     tokens = -(log_probs * used).sum(1) / (total / rows + 1e-6)
     predictions = ((loss_predictions - losses) ** 2 * used).sum(1) / (total / rows + 1e-6)

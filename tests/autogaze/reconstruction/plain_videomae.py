@@ -1,4 +1,6 @@
-"""The learned reconstructor written straight from its definition (spec 9), to compare with: one mask, no cache.
+"""The learned reconstructor written straight from its definition, to compare with: one mask, no cache.
+
+The definition is docs/method.md, section 'VideoMAE reconstructor'.
 
 A batch of padded gaze goes through the network at once, under an explicit mask [B, 1, N, N]. The weights are a state
 dict of the reference. Slow, and easy to check line by line.
