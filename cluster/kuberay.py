@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, NodeGroup, storage_variables
 
 KUBERAY_VERSION = "1.6.2"
