@@ -11,7 +11,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from jobs.cli import main as autogaze
+from jobs import cli
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
         ["gaze", f"{videos}/bikes.mp4", f"output={out}/bikes"],
     ):
         print(f"\n$ autogaze {shlex.join(command)}", flush=True)
-        status = autogaze(command)
+        status = cli.main(command)
         if status:
             return status
     print(
