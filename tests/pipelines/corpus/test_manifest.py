@@ -16,6 +16,7 @@ import pytest
 import ray.data
 
 from pipelines.corpus import manifest as manifests
+from pipelines.corpus import videos
 from pipelines.corpus.manifest import probe_object, scan
 from pipelines.corpus.videos import fingerprint, tar_members
 from pipelines.errors import PipelineError
@@ -166,7 +167,7 @@ def test_a_disk_that_does_not_answer_is_asked_again_and_then_told_in_a_line(
     path = tmp_path / "a"
     path.write_bytes(b"some bytes")
     expected = fingerprint(str(path))
-    monkeypatch.setattr(manifests, "open", troubled, raising=False)
+    monkeypatch.setattr(videos, "open", troubled, raising=False)
     assert fingerprint(str(path)) == expected and troubles == []
     troubles = [errno.EIO] * 1000
     with pytest.raises(retry.TransientStoreError, match=f"{path}: no answer for 120 s"):
