@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cluster.local import ClusterSize, RayConfig, running
-from cluster.preflight import alive_nodes, probing
+from cluster.probes import alive_nodes, probing
 from pipelines.preprocess import graph
 from pipelines.preprocess import job as preprocess_job
 from pipelines.preprocess import record as run_records
@@ -111,7 +111,7 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console,
         preprocess_job.tidy(job)
         if job.keeps_videos:
             with probing(alive_nodes()) as probes:
-                probes.ask(clear_video_cache)
+                probes.call(clear_video_cache)
         status = "done"
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"

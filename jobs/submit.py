@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import kuberay, slurm
+from cluster import kuberay, slurm, slurm_script
 from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import config as configs
@@ -72,8 +72,8 @@ def rendered(spec: ClusterSpec, name: str, config: Any) -> str:
     if spec.backend == "slurm":
         if spec.slurm.array:
             _require_parts(name, config)
-            return slurm.render_array(spec, command(spec, name, config), f"0-{spec.slurm.array - 1}")
-        return slurm.render(spec, command(spec, name, config), joins_ray=joins_ray(config))
+            return slurm_script.render_array(spec, command(spec, name, config), f"0-{spec.slurm.array - 1}")
+        return slurm_script.render(spec, command(spec, name, config), joins_ray=joins_ray(config))
     _join(config, spec.address)
     return shlex.join(["autogaze", *name.split(), *settings(config)]) + "\n"
 
