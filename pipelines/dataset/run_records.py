@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 STAGE_OF_PART = {"fetch": "decode", "encode": "decode", "search": "gaze", "write": "gaze"}
 """A part of a stage -> the stage in whose actors it runs."""
@@ -165,29 +166,33 @@ def time_stamp(seconds: float) -> str:
     return time.strftime(_STAMP, time.gmtime(seconds))
 
 
-def new_record_url(dataset: str, began: float) -> str:
+def new_record_url(dataset: Location, began: float) -> Location:
     """Where a run that begins now keeps its record. Names sort by the time at which their run began."""
     name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)) + f"-{uuid.uuid4().hex[:6]}.json"
-    return urls.join(f"{dataset}.runs", name)
+    return _folder(dataset) / name
 
 
-def read_runs(dataset: str) -> list[RunRecord]:
+def read_runs(dataset: Location) -> list[RunRecord]:
     """Records of the runs that made a dataset, the newest 20, newest first."""
     records = sorted(_records(_record_urls(dataset)), key=lambda record: record.started, reverse=True)
     return records[:_LISTED_RUNS]
 
 
-def newest_record(dataset: str) -> RunRecord | None:
+def newest_record(dataset: Location) -> RunRecord | None:
     """The record of the run that wrote last; None where no run has written one."""
     names = _record_urls(dataset)[-_NEWEST_RECORDS:]  # a run that began long ago may have written last
     return max(_records(names), key=lambda record: record.finished_at, default=None)
 
 
-def _record_urls(dataset: str) -> list[str]:
-    return [entry.url for entry in store.list_objects(f"{dataset}.runs") if entry.url.endswith(".json")]
+def _folder(dataset: Location) -> Location:
+    return Location.as_is(f"{dataset}.runs")
 
 
-def _records(names: list[str]) -> Iterator[RunRecord]:
+def _record_urls(dataset: Location) -> list[Location]:
+    return [entry.url for entry in store.list_objects(_folder(dataset)) if entry.url.endswith(".json")]
+
+
+def _records(names: list[Location]) -> Iterator[RunRecord]:
     """Read records; a file that holds none is passed over, as is one removed since it was listed."""
     for name in names:
         try:

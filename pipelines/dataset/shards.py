@@ -29,7 +29,8 @@ from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import BadSample, Members, split_members
 from pipelines.errors import PipelineError
-from pipelines.storage import store, tables, urls
+from pipelines.storage import store, tables
+from pipelines.storage.location import Location
 
 DATASET_FORMAT = 2
 OUTCOMES = ("ok", "filtered", "failed")
@@ -85,12 +86,12 @@ class Outcome:
         return "ok" if self.gaze is not None else "filtered" if self.filtered else "failed"
 
 
-def tar_url(dataset: str, shard: int) -> str:
-    return urls.join(dataset, "shards", f"{shard:06d}.tar")
+def tar_url(dataset: str, shard: int) -> Location:
+    return Location(dataset) / "shards" / f"{shard:06d}.tar"
 
 
-def index_url(dataset: str, shard: int) -> str:
-    return urls.join(dataset, "index", f"{shard:06d}.parquet")
+def index_url(dataset: str, shard: int) -> Location:
+    return Location(dataset) / "index" / f"{shard:06d}.parquet"
 
 
 def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: float) -> tuple[bytes, bytes]:
@@ -150,17 +151,17 @@ class Dataset:
     """A gaze dataset opened for reading.
 
     Attributes:
-        url: its place.
+        url: where it is.
         about: dataset.json.
     """
 
-    url: str
+    url: Location
     about: dict[str, Any]
 
     @cached_property
     def plan(self) -> pd.DataFrame:
         """plan.parquet, read when it is first needed. Raises PipelineError when it is missing or damaged."""
-        place = urls.join(self.url, "plan.parquet")
+        place = self.url / "plan.parquet"
         try:
             return tables.read(place, PLAN_SCHEMA, "a plan").to_pandas()
         except FileNotFoundError as error:
@@ -249,9 +250,9 @@ def open_dataset(url: str) -> Dataset:
 
     Raises PipelineError when there is none.
     """
-    url = urls.normalise(url)
+    url = Location(url)
     try:
-        about = json.loads(store.read(urls.join(url, "dataset.json")))
+        about = json.loads(store.read(url / "dataset.json"))
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no dataset here (no dataset.json); make one with: autogaze preprocess") from error
     except ValueError as error:  # of JSON, or of UTF-8
@@ -263,7 +264,7 @@ def open_dataset(url: str) -> Dataset:
 
 def committed_shards(dataset: str) -> list[int]:
     """Numbers of the shards whose index exists, ascending."""
-    numbers = (shard_of_index(entry.url) for entry in store.list_objects(urls.join(dataset, "index")))
+    numbers = (shard_of_index(entry.url) for entry in store.list_objects(Location(dataset) / "index"))
     return sorted(number for number in numbers if number is not None)
 
 

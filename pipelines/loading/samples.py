@@ -23,8 +23,9 @@ from pipelines.corpus.plan import PLAN_SCHEMA, video_of_clip
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset, open_dataset
 from pipelines.errors import PipelineError
-from pipelines.storage import store, tables, urls
+from pipelines.storage import store, tables
 from pipelines.storage.cache import LocalCache
+from pipelines.storage.location import Location
 from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decoder_fingerprint
 
@@ -54,7 +55,7 @@ class Samples:
     table: pa.Table
 
     @property
-    def url(self) -> str:
+    def url(self) -> Location:
         return self.dataset.url
 
     @property
@@ -108,7 +109,7 @@ def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
         if name not in dataset.about:
             raise PipelineError(f"{dataset.url}/dataset.json: has no {name}; made by an unknown version of autogaze")
     planned = dataset.about["shards"]
-    entries = list(store.list_objects(urls.join(dataset.url, "index")))
+    entries = list(store.list_objects(dataset.url / "index"))
     committed = sum(shards.shard_of_index(entry.url) is not None for entry in entries)
     if committed != planned:
         raise PipelineError(
@@ -190,7 +191,7 @@ def _draw(video: str) -> int:
 
 def _planned(dataset: Dataset, table: pa.Table) -> pa.Table:
     """The plan's rows of the samples, without what is not needed to decode them."""
-    place = urls.join(dataset.url, "plan.parquet")
+    place = dataset.url / "plan.parquet"
     try:
         plan = tables.read(place, PLAN_SCHEMA, "a plan", ["shard", *_PLAN_COLUMNS], _REPEATING)
     except FileNotFoundError as error:

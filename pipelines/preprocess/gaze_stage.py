@@ -23,7 +23,7 @@ from pipelines.gazing import gazers
 from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.preprocess.rows import CommittedShard, DecodedShard
 from pipelines.preprocess.stopwatch import Stopwatch
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 
 
 class GazeStage:
@@ -40,7 +40,7 @@ class GazeStage:
         torch.set_num_threads(1)  # this actor asks Ray for at most one CPU
         self.dataset, self.storage = dataset, storage
         self.gazer = gazers.start(gazer, device)
-        self.plan = PlanReader(urls.join(dataset, "plan.parquet"))
+        self.plan = PlanReader(Location(dataset) / "plan.parquet")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return self.commit(DecodedShard.from_row(row)).to_row()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset.run_records import RunRecord, StageTime, new_record_url, newest_record, read_runs
+from pipelines.storage.location import Location
 from tests.support.records import run_record
 
 
@@ -52,14 +53,14 @@ def test_stages_are_listed_busiest_first_each_before_its_parts() -> None:
 
 def test_runs_are_listed_newest_first_and_the_newest_is_the_last_that_wrote(tmp_path: Path) -> None:
     dataset = str(tmp_path / "gaze")
-    assert read_runs(dataset) == [] and newest_record(dataset) is None
+    assert read_runs(Location(dataset)) == [] and newest_record(Location(dataset)) is None
     long_one = run_record(started="2026-11-22T10:00:00Z", finished="2026-11-22T18:00:00Z")
     short_one = run_record(started="2026-11-22T11:00:00Z", finished="2026-11-22T11:05:00Z")
     for began, record in ((1.0, long_one), (3600.0, short_one)):
-        place = Path(new_record_url(dataset, began))
+        place = Path(new_record_url(Location(dataset), began))
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(record.to_json())
     (place.parent / "bad.json").write_text("{")
     (place.parent / "notes.txt").write_text("x")
-    assert read_runs(dataset) == [short_one, long_one]
-    assert newest_record(dataset) == long_one
+    assert read_runs(Location(dataset)) == [short_one, long_one]
+    assert newest_record(Location(dataset)) == long_one
