@@ -84,9 +84,9 @@ _VERBS = {
     for verb, schema, positional, help in (
         ("render", "RenderConfig", "", "print what a submission would send to the launcher"),
         ("preflight", "PreflightConfig", "", "ask every node of a running cluster whether a job could work there"),
-        ("status", "AskConfig", "id", "where a submitted job is"),
-        ("logs", "AskConfig", "id", "what it has printed"),
-        ("down", "AskConfig", "id", "end it"),
+        ("status", "SubmittedConfig", "id", "where a submitted job is"),
+        ("logs", "SubmittedConfig", "id", "what it has printed"),
+        ("down", "SubmittedConfig", "id", "end it"),
     )
 }
 

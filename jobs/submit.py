@@ -1,4 +1,4 @@
-"""`autogaze submit JOB KEY=VALUE... cluster=FILE`: the same job, run where a file says: here, on Slurm or in pods."""
+"""`autogaze submit JOB KEY=VALUE... cluster=FILE`: run a job where the file says: here, on Slurm or in pods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs import config as configs
 
 
 def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], Any], console: Console) -> int:
-    """Run a job as the cluster's file says; the exit status: of the job if it runs here, else of the submission.
+    """Run a job where the cluster's file says. Returns the exit status: of a job that runs here, else of submitting.
 
     Args:
         file: YAML of a ClusterSpec.
@@ -58,7 +58,7 @@ def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], Any]
 
 
 def load_spec(file: str) -> ClusterSpec:
-    """A cluster's file, checked. Raises PipelineError, ClusterError in one line."""
+    """Read and check a cluster's file. Raises PipelineError, ClusterError in one line."""
     spec = configs.load(ClusterSpec, [], file)
     check_spec(spec)
     return spec
@@ -79,8 +79,8 @@ def rendered(spec: ClusterSpec, name: str, config: Any) -> str:
 
 
 def command(spec: ClusterSpec, name: str, config: Any) -> list[str]:
-    """The words that run the job on the cluster: every key that differs from its default is spelled out."""
-    if spec.backend == "kuberay":  # Slurm's script adds the address that it learns
+    """The command that runs the job on the cluster, with every key that differs from its default."""
+    if spec.backend == "kuberay":  # Slurm's script adds the address once it has one
         _join(config, "auto")
     if spec.environment.python:
         program = [spec.environment.python, "-m", "jobs.cli"]
@@ -90,7 +90,7 @@ def command(spec: ClusterSpec, name: str, config: Any) -> list[str]:
 
 
 def settings(config: Any) -> Iterator[str]:
-    """KEY=VALUE for every key that differs from its default; jobs.config.load makes the same config of them."""
+    """KEY=VALUE for every key that differs from its default; jobs.config.load turns them into an equal config."""
     for key in configs.keys(type(config)):
         value = attrgetter(key.name)(config)
         if value != key.default:
@@ -101,14 +101,14 @@ def settings(config: Any) -> Iterator[str]:
 
 
 def joins_ray(config: Any) -> bool:
-    """Whether the job works on a Ray cluster; some run in one process, as training by one rank does."""
+    """Whether the job uses a Ray cluster. Some run in one process, such as training with one rank."""
     one_rank = hasattr(config, "scale") and config.scale.max_workers == 1
     actors = hasattr(config, "rollouts") and config.rollouts.actors > 0
     return hasattr(config, "ray") and (actors or not one_rank)
 
 
 def _join(config: Any, address: str) -> None:
-    """Let a job that works on Ray join the one at an address, unless it was told another."""
+    """Set the Ray that a job joins, where it uses Ray and its config names no other."""
     if joins_ray(config) and not config.ray.address:
         config.ray.address = address
 
@@ -130,7 +130,7 @@ def _to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
 
 
 def _to_array(spec: ClusterSpec, name: str, config: Any) -> str:
-    """Submit the parts that have shards to make; the array's id, or '' when there are none."""
+    """Submit the parts that still have shards to make; the array's id, or '' if there are none."""
     _require_parts(name, config)
     from pipelines.preprocess import job as preprocess_job  # here, not above: it imports torch
     from pipelines.storage import store
