@@ -290,7 +290,7 @@ def test_geometry_needs_no_torch():
 def test_a_4k_gaze_is_put_together_at_once():
     grid = TileGrid(2160, 3840)
     tokens = torch.arange(265).repeat(180 * 2)
-    joined = grid.join(Gaze(tokens, torch.full((180, 2), 265)))
+    joined = grid.join(Gaze(tokens=tokens, lengths=torch.full((180, 2), 265)))
     assert isinstance(joined, VideoGaze) and joined.ratio() == 1.0
     assert [mask.shape for mask in joined.masks()] == [(2, 10 * g, 18 * g) for g in VOCABULARY.grids]
     boxes = joined.boxes()

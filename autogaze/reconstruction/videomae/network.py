@@ -305,7 +305,7 @@ class VideoMAENetwork(nn.Module):
 
     def _slots(self, gaze: Gaze, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """ids [B, N] (0 where unused) and which are real [B, N], on the device; slots of each frame [T]."""
-        packed = Gaze(gaze.tokens, gaze.lengths, vocabulary=gaze.vocabulary).padded()
+        packed = Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary).padded()
         slots, unused = packed["num_gazing_each_frame"], packed["if_padded_gazing"]
         frame = torch.repeat_interleave(torch.arange(len(slots)), slots)
         ids = (packed["gazing_pos"] - frame * self.vocabulary.size).masked_fill(unused, 0)

@@ -151,7 +151,7 @@ def test_which_frames_have_targets_is_fixed_by_the_clips_name():
     assert target_frames("bikes-0123abcd-0", 16, 0) == []
     chosen = [frame for clip in range(2000) for frame in target_frames(f"clip-{clip}", 16, 2)]
     assert all(150 < chosen.count(frame) < 350 for frame in range(16))  # 250 each, were it by chance
-    with pytest.raises(ValueError, match=r"targets of 9 frames are wanted of clip-1, which has 8"):
+    with pytest.raises(ValueError, match=r"clip-1: cannot have targets of 9 frames, it has 8"):
         target_frames("clip-1", 8, 9)
 
 
