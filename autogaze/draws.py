@@ -32,8 +32,8 @@ def frame_shares(generator: np.random.Generator, frames: int) -> np.ndarray:
     # A gamma variate of a whole-numbered shape is a sum of exponential ones; normalised, they are a Dirichlet draw.
     first = -np.log1p(-generator.random(FIRST)).sum()
     later = -np.log1p(-generator.random((frames - 1, LATER))).sum(axis=1)
-    shares = np.concatenate([[first], later])
-    return shares / shares.sum()
+    shares: np.ndarray = np.concatenate([[first], later])
+    return shares / float(shares.sum())
 
 
 def log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
