@@ -15,7 +15,8 @@ from typing import Protocol
 from pipelines.errors import PipelineError
 from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.rollouts import RolloutMaker
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 MakeMaker = Callable[[], RolloutMaker]
 """Makes the maker, in the process that is to run it."""
@@ -69,7 +70,7 @@ class Recording:
     """Groups that another run recorded at `url`. Nothing is sampled, so their versions are that run's."""
 
     def __init__(self, url: str) -> None:
-        self.url = urls.normalise(url)
+        self.url = Location(url)
         self._requested: dict[int, list[RolloutRequest]] = {}
 
     def publish(self, version: int, weights: bytes) -> None:
@@ -110,7 +111,7 @@ def record(url: str, groups: Sequence[Group]) -> None:
 
 
 def _recorded_url(url: str, request: RolloutRequest) -> str:
-    return urls.join(urls.normalise(url), f"step-{request.step:06d}", f"{request.epoch:04d}-{request.id:09d}.npz")
+    return Location(url) / f"step-{request.step:06d}" / f"{request.epoch:04d}-{request.id:09d}.npz"
 
 
 def _described(request: RolloutRequest) -> str:

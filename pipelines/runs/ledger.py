@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import PipelineError
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 LEDGER_SCHEMA = pa.schema(
     [("step", pa.int64()), ("epoch", pa.int32()), ("id", pa.int64()), ("repeat", pa.bool_()), ("skipped", pa.bool_())]
@@ -66,13 +67,13 @@ class Ledger:
     """
 
     def __init__(self, run_url: str, attempt: Attempt, rank: int) -> None:
-        url = urls.join(urls.normalise(run_url), "ledger")
-        self._folder, self._rank, self._next = urls.join(url, f"{attempt.number:06d}"), rank, attempt.start
+        url = Location(run_url) / "ledger"
+        self._folder, self._rank, self._next = url / f"{attempt.number:06d}", rank, attempt.start
         self._schema = LEDGER_SCHEMA if attempt.lag is None else RL_LEDGER_SCHEMA
         self._steps: list[pa.Table] = []
         self._rows = 0
         if rank == 0:
-            file = urls.join(url, f"attempt-{attempt.number:06d}.json")
+            file = url / f"attempt-{attempt.number:06d}.json"
             if store.exists(file):
                 raise PipelineError(f"{file}: exists already; another job is at work on this run, stop one of them")
             store.publish(json.dumps(asdict(attempt)).encode() + b"\n", file)
@@ -123,7 +124,7 @@ class Ledger:
         table = pa.concat_tables(self._steps)
         pq.write_table(table, sink, compression="zstd", use_dictionary=["epoch"], column_encoding=encoding)
         name = f"r{self._rank:04d}-s{self._next - len(self._steps):09d}.parquet"
-        store.publish(sink.getvalue(), urls.join(self._folder, name))
+        store.publish(sink.getvalue(), self._folder / name)
         self._steps, self._rows = [], 0
 
 
@@ -134,7 +135,7 @@ def ids_hash(ids: np.ndarray) -> str:
 
 def attempts(run_url: str) -> list[Attempt]:
     """The attempts at a run, in order of their numbers. Raises PipelineError for a damaged one."""
-    url = urls.join(urls.normalise(run_url), "ledger")
+    url = Location(run_url) / "ledger"
     begun = []
     for entry in store.list_objects(url):
         if re.fullmatch(r"attempt-\d+\.json", entry.url[len(url) + 1 :]):

@@ -27,7 +27,7 @@ from pipelines.errors import PipelineError
 from pipelines.runs import sinks
 from pipelines.runs.events import Events, NoEvents, read_events
 from pipelines.runs.peak import Peak, measure_peak
-from pipelines.storage import store, urls
+from pipelines.storage import store
 from tests.support import places
 
 ROOT = places.ROOT
@@ -268,7 +268,7 @@ def test_a_rank_that_is_gone_is_an_error_within_the_timeout(tmp_path: Path, how:
 
 def scalars(run: str, folder: Path) -> dict[str, dict[int, float]]:
     """What TensorBoard's own reader finds in a run, by name and step; files of an object store are copied first."""
-    for entry in store.list_objects(urls.join(run, "tensorboard")):
+    for entry in store.list_objects(f"{run}/tensorboard"):
         (folder / entry.url.rsplit("/", 1)[1]).write_bytes(store.read(entry.url))
     reader = EventAccumulator(str(folder)).Reload()
     return {name: {event.step: event.value for event in reader.Scalars(name)} for name in reader.Tags()[SCALARS]}
@@ -278,7 +278,7 @@ def test_tensorboard_reads_one_history_from_the_files_of_all_attempts(run: str, 
     train(run, 1, 3)
     time.sleep(0.01)
     train(run, 3, 4, value=10)
-    files = [entry.url for entry in store.list_objects(urls.join(run, "tensorboard"))]
+    files = [entry.url for entry in store.list_objects(f"{run}/tensorboard")]
     assert len(files) == 2 and all("/events.out.tfevents." in url for url in files)
     (tmp_path / "copy").mkdir()
     read = scalars(run, tmp_path / "copy")
