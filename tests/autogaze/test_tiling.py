@@ -54,7 +54,7 @@ def some(grid: TileGrid, frames: int, vocabulary: PatchVocabulary, seed: int) ->
 
 
 @pytest.mark.parametrize(("height", "width"), HOSTILE)
-def test_a_tile_is_its_part_of_the_picture_completed_by_repeating_the_last_pixels(height, width):
+def test_a_tile_that_reaches_past_the_picture_repeats_its_last_pixels(height, width):
     frames, grid = picture(2, height, width), TileGrid(height, width, 32)
     tiles = grid.cut(frames)
     assert tiles.shape == (grid.count, 2, 32, 32, 3) and tiles.dtype == np.uint8

@@ -85,9 +85,9 @@ def test_targets_of_other_teachers_are_refused_by_name(teachers, loss, targets):
     one = FrameLoss(1.0, teachers[1:])
     with pytest.raises(ValueError) as refused:
         targets.require(one)
-    said = str(refused.value)
-    assert "are of dinov2_reg, siglip2 (" in said and "the loss has siglip2 (" in said and "\n" not in said
-    assert loss.targets_fingerprint[:16] in said and one.targets_fingerprint[:16] in said
+    message = str(refused.value)
+    assert "are of dinov2_reg, siglip2 (" in message and "the loss has siglip2 (" in message and "\n" not in message
+    assert loss.targets_fingerprint[:16] in message and one.targets_fingerprint[:16] in message
     with pytest.raises(ValueError, match="the loss has no teacher"):
         targets.require(FrameLoss())
     changed = Teacher("siglip2", teachers[1].model, (0.5,) * 3, (0.25,) * 3, size=32)

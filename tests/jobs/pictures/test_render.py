@@ -24,7 +24,7 @@ def picture(**changes: object) -> render.Picture:
 
 @pytest.mark.parametrize("zoom", [1, 2])
 @pytest.mark.parametrize("token", [0, 3, 4, 19, 20, 68, 69, 264])
-def test_a_patch_is_outlined_in_its_scales_colour_and_nothing_else_is_coloured(token: int, zoom: int) -> None:
+def test_only_gazed_patches_are_coloured_with_outlines_by_scale(token: int, zoom: int) -> None:
     image = render.gazed_patches(noise(), [token], zoom)
     assert image.shape == (SIDE * zoom, SIDE * zoom, 3) and image.dtype == np.uint8
     top, left, bottom, right = (edge * zoom for edge in VOCABULARY.box(token))

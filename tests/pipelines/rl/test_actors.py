@@ -80,8 +80,8 @@ def test_slow_and_dying_actors_change_nothing(
     assert end_of(tmp_path / "run") == end_of(tmp_path / "alone")
     require_clean(tmp_path / "run")
     assert runs.wait_until(lambda: not actors_alive(), 30), "actors end with the run"
-    told = read_events(str(tmp_path / "run"))
-    assert told["idle_rollout"].dropna().between(0, 1).all()
+    events = read_events(str(tmp_path / "run"))
+    assert events["idle_rollout"].dropna().between(0, 1).all()
 
 
 @SLOW
@@ -140,7 +140,7 @@ def pool(timeout: float = 60) -> ActorRollouts:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (1, "clip 1: cannot be read"),
         (2, "sample 2 .step 7.: 3 rollout actors died over it .its process ended"),
@@ -148,11 +148,11 @@ def pool(timeout: float = 60) -> ActorRollouts:
         (4, "a rollout actor: ValueError: something else"),
     ],
 )
-def test_what_no_actor_can_make_is_named_in_one_line(ray_session: str, number: int, said: str) -> None:
+def test_what_no_actor_can_make_is_named_in_one_line(ray_session: str, number: int, message: str) -> None:
     rollouts = pool(timeout=1.5 if number == 3 else 60)
     try:
         rollouts.request([RolloutRequest(7, 0, 10, 0), RolloutRequest(7, 0, number, 0), RolloutRequest(7, 0, 11, 0)])
-        with pytest.raises(PipelineError, match=said) as error:
+        with pytest.raises(PipelineError, match=message) as error:
             rollouts.take(7)
         assert "\n" not in str(error.value)
     finally:

@@ -113,7 +113,7 @@ def test_an_event_says_how_sampling_and_learning_went(undisturbed_rl: dict[int, 
 
 
 @pytest.mark.parametrize(
-    ("shares", "actors", "said"),
+    ("shares", "actors", "message"),
     [
         ((0.0, 0.6, 0.1, 0.8, 0.1), 2, "mostly sampling gazes .*more rollouts.actors"),
         ((0.0, 0.6, 0.1, 0.2, 0.7), 2, "mostly rebuilding frames"),
@@ -122,11 +122,11 @@ def test_an_event_says_how_sampling_and_learning_went(undisturbed_rl: dict[int, 
         ((0.5, 0.5, 0.1, 0.3, 0.1), 0, "set rollouts.actors"),
     ],
 )
-def test_the_bottleneck_is_named(shares: tuple[float, ...], actors: int, said: str) -> None:
+def test_the_bottleneck_is_named(shares: tuple[float, ...], actors: int, message: str) -> None:
     names = ("idle_rollout", "idle_learner", "busy_read", "busy_gaze", "busy_reward")
     import re
 
-    assert re.search(said, bottleneck(dict(zip(names, shares, strict=True)), actors))
+    assert re.search(message, bottleneck(dict(zip(names, shares, strict=True)), actors))
 
 
 # -- objectives ------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_every_option_trains_and_resumes_to_the_same_bits(gazes: str, tmp_path: 
         assert frame["clip_fraction"].between(0, 1).all()
 
 
-def test_ratios_against_behaviour_teach_the_same_while_the_policy_has_not_moved(gazes: str, tmp_path: Path) -> None:
+def test_ratios_against_behaviour_are_1_until_the_policy_changes(gazes: str, tmp_path: Path) -> None:
     """One step at lag 0: the policy that learns is the one that sampled, so ratios are 1 up to rounding."""
     ends = []
     for ratio in ("on_policy", "behaviour"):
@@ -403,7 +403,7 @@ def test_the_audit_names_a_group_of_another_version(undisturbed_rl: dict[int, Pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["sample.group=1"], "sample.group=1: must be at least 2"),
         (["sample.temperature=0"], "sample.temperature=0.0: must be a positive number"),
@@ -425,10 +425,10 @@ def test_the_audit_names_a_group_of_another_version(undisturbed_rl: dict[int, Pa
         (["max_ratio=0"], "max_ratio=0.0"),
     ],
 )
-def test_a_config_that_cannot_work_is_refused_in_one_line(words: list[str], said: str) -> None:
+def test_a_config_that_cannot_work_is_refused_in_one_line(words: list[str], message: str) -> None:
     with pytest.raises(PipelineError) as error:
         check_rl_config(rl_config("/data", Path("/run"), *words))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_dataset_without_a_threshold_needs_one(gazes: str, tmp_path: Path) -> None:
@@ -453,6 +453,6 @@ def test_a_flipped_byte_is_named_by_whoever_reads_it(gazes: str, tmp_path: Path)
 
 
 def test_a_run_does_not_go_on_with_another_lag_or_group(gazes: str, undisturbed_rl: dict[int, Path]) -> None:
-    for word, said in (("rollouts.lag=2", "rollouts.lag=1, not 2"), ("sample.group=4", "sample.group=3, not 4")):
-        with pytest.raises(PipelineError, match=f"was begun with {said}"):
+    for word, message in (("rollouts.lag=2", "rollouts.lag=1, not 2"), ("sample.group=4", "sample.group=3, not 4")):
+        with pytest.raises(PipelineError, match=f"was begun with {message}"):
             train(rl_config(gazes, undisturbed_rl[1], "rollouts.lag=1", word))

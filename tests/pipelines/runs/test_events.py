@@ -164,8 +164,8 @@ def test_rates_are_of_the_last_steps_and_of_nothing_before_a_resume(tmp_path: Pa
     assert list(read_events(str(tmp_path)).query("kind == 'peak'")["name"]) == ["made up"]
 
 
-def test_flops_are_those_of_the_specs_arithmetic() -> None:
-    """Section 14: 36.5 GFLOP with about 350 gazes, of it linears 10.3 and attention 18.8; 87 with 198 in each frame."""
+def test_flops_are_those_of_the_methods_arithmetic() -> None:
+    """See docs/method.md, section 'Arithmetic': 36.5 GFLOP with about 350 gazed patches, 87 with 198 in each frame."""
     config = AutoGazeConfig()
     assert flops_per_clip(config, 354) == pytest.approx(36.5e9, rel=0.005)
     assert flops_per_clip(config, 198 + 150) == pytest.approx(36.2e9, rel=0.01)

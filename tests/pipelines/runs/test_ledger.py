@@ -183,7 +183,7 @@ def test_going_back_before_the_last_start_is_a_history_too(tmp_path: Path) -> No
     assert len(segments(job)) < 15 and audit(job.url).problems == [], "what does not count need not be there"
 
 
-def test_a_million_shuffled_samples_take_few_bytes_and_nothing_is_written_twice(
+def test_a_million_samples_take_few_bytes_and_nothing_is_written_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
@@ -213,9 +213,9 @@ def test_a_second_job_on_the_same_run_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda folder: None, lambda folder: (folder / "events.jsonl").write_text("{}")])
 def test_what_is_no_run_is_one_line(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path)
-    with pytest.raises(PipelineError, match="no run is here") as told:
+    with pytest.raises(PipelineError, match="no run is here") as error:
         audit(str(tmp_path))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 # -- planted lies ----------------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def test_a_segment_lost_before_a_later_start_or_a_checkpoint_is_found(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (lambda folder: (folder / "attempt-000001.json").unlink(), "attempt-000001.json is missing"),
         (lambda folder: (folder / "attempt-000003.json").unlink(), "attempt-000003.json is missing"),
@@ -329,11 +329,11 @@ def test_a_segment_lost_before_a_later_start_or_a_checkpoint_is_found(tmp_path: 
         (lambda folder: alter(folder / "attempt-000001.json", world=1), "rank 1, in a world of 1"),
     ],
 )
-def test_a_falsified_attempt_is_found(tmp_path: Path, change: Callable[[Path], None], told: str) -> None:
+def test_a_falsified_attempt_is_found(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
     job = finished(tmp_path)
     change(Path(job.url) / "ledger")
     found = audit(job.url)
-    assert any(told in problem for problem in found.problems), found.problems
+    assert any(message in problem for problem in found.problems), found.problems
 
 
 def test_a_stranger_is_found_even_where_every_number_goes_up(tmp_path: Path) -> None:
@@ -358,9 +358,9 @@ def test_a_run_in_another_order_is_found(tmp_path: Path) -> None:
 def test_a_damaged_part_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
     job = finished(tmp_path)
     os.truncate(Path(job.url) / "ledger" / name, 20)
-    with pytest.raises(PipelineError, match=name) as told:
+    with pytest.raises(PipelineError, match=name) as error:
         audit(job.url)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def alter(path: Path, **changes: Any) -> None:
