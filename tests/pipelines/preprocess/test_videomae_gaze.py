@@ -149,7 +149,7 @@ def frames(made: Made) -> dict[str, np.ndarray]:
     plan = open_dataset(str(made.output)).plan
     decode = DecodeStage(str(made.output), DecodeConfig(), "none", 90)
     with decode.decoder:
-        return {row.clip: decode({"shard": row.shard})["frames"][0] for row in plan.itertuples()}
+        return {row.clip: decode.decode(row.shard).frames[0] for row in plan.itertuples()}
 
 
 def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
