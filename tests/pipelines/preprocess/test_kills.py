@@ -102,7 +102,7 @@ def test_told_to_stop_it_leaves_in_order(undisturbed: Run, tmp_path: Path) -> No
     assert wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
     left = set(runs.descendants(job.pid))
     job.terminate()
-    assert job.wait(30) == 128 + signal.SIGTERM
+    assert job.wait() == 128 + signal.SIGTERM
     assert left and runs.all_gone(left, seconds=10)
     (record,) = Path(f"{output}.runs").iterdir()
     assert json.loads(record.read_text())["status"] == "interrupted"

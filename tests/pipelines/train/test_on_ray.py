@@ -153,7 +153,7 @@ def test_a_run_grows_with_the_cluster_and_shrinks_with_it(ray_session: str, gaze
         assert wait_until(lambda: steps() > shrunk + 20 or job.poll() is not None, every=0.2)
         assert job.poll() is None
         job.terminate()
-        assert job.wait(60) == 0
+        assert job.wait() == 0
     finally:
         job.kill()
         cluster.shutdown()
