@@ -19,7 +19,7 @@ from pipelines.dataset.shards import DATASET_FORMAT, Dataset, vocabulary_of
 from pipelines.errors import PipelineError
 from pipelines.labels import export as label_export
 from pipelines.labels import files, into_dataset, keys
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 
 
 @dataclass
@@ -48,8 +48,8 @@ def export(config: ExportConfig, console: Console) -> int:
     if not config.data:
         raise PipelineError("which dataset? autogaze export-labels /data/gaze output=labels.json")
     dataset = shards.open_dataset(config.data)
-    output = urls.normalise(config.output)
-    if urls.is_local(output) and os.path.isdir(output):
+    output = Location(config.output)
+    if output.is_local and os.path.isdir(output):
         raise PipelineError(f"output={config.output}: is a folder; give output={config.output.rstrip('/')}/labels.json")
     with _progress(console) as progress, one_torch_thread():
         task = progress.add_task("shards")
@@ -77,7 +77,7 @@ def import_(config: ImportConfig, console: Console) -> int:
             )
     if config.threads < 1:
         raise PipelineError(f"threads={config.threads}: must be at least 1")
-    dataset, output = shards.open_dataset(config.data), urls.normalise(config.output)
+    dataset, output = shards.open_dataset(config.data), Location(config.output)
     if dataset.about.get("format") != DATASET_FORMAT:
         raise PipelineError(
             f"{dataset.url}: holds format {dataset.about.get('format')}, this version reads {DATASET_FORMAT}; "

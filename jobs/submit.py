@@ -13,7 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import ClusterError, kuberay, slurm
+from cluster import kuberay, slurm
+from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import config as configs
 
@@ -131,13 +132,11 @@ def _to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
 def _to_array(spec: ClusterSpec, name: str, config: Any) -> str:
     """Submit the parts that have shards to make; the array's id, or '' when there are none."""
     _require_parts(name, config)
-    from pipelines.preprocess import job as preprocess_job
-    from pipelines.storage import (
-        store,
-        urls,  # here, not above: it imports torch
-    )
+    from pipelines.preprocess import job as preprocess_job  # here, not above: it imports torch
+    from pipelines.storage import store
+    from pipelines.storage.location import Location
 
-    planned = store.exists(urls.join(urls.normalise(config.output), "dataset.json"))
+    planned = store.exists(Location(config.output) / "dataset.json")
     if config.retry or not planned:  # which shards hold failures, each part sees for itself
         parts = list(range(spec.slurm.array))
     else:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipelines.errors import PipelineError
 from pipelines.inspection.verify import verify
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 
 
 @dataclass
@@ -25,7 +25,7 @@ def run(config: VerifyConfig, console: Console) -> int:
         raise PipelineError("which dataset? autogaze verify /data/gaze")
     with console.status("reading") as status:
         verdict = verify(
-            urls.normalise(config.dataset),
+            Location(config.dataset),
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
         )

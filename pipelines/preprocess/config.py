@@ -14,7 +14,7 @@ from pipelines.gazing import settings
 from pipelines.gazing.policy import PolicyConfig
 from pipelines.gazing.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig, TeachersConfig
 from pipelines.gazing.settings import DEVICES, GazeSettings
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 from pipelines.video.base import DECODERS
 from pipelines.video.decode import check_timeout
 
@@ -120,7 +120,7 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
         del kept["labels"]
     if not config.targets.frames:
         del kept["targets"]
-    return kept | {"input": urls.normalise(config.input)}
+    return kept | {"input": Location(config.input)}
 
 
 def shards_of_part(part: str, shards: int) -> range:
@@ -179,7 +179,7 @@ def check_config(config: PreprocessConfig) -> None:
             f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
             f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
         )
-    source, output = urls.normalise(config.input) + "/", urls.normalise(config.output) + "/"
+    source, output = Location(config.input) + "/", Location(config.output) + "/"
     if output.startswith(source):
         raise PipelineError(
             f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "

@@ -163,7 +163,8 @@ def check_rl_config(config: RLConfig) -> None:
 
 def temperature(config: SampleConfig, step: int, steps: int) -> float:
     """Of the groups that a step (from 0) of so many consumes: from the first to the last, evenly in its logarithm."""
-    return config.temperature * (config.min_temperature / config.temperature) ** (step / steps)
+    cooled: float = config.temperature * (config.min_temperature / config.temperature) ** (step / steps)
+    return cooled
 
 
 def version_of(step: int, lag: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from pipelines.errors import PipelineError
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 from pipelines.train.config import TrainConfig
 from pipelines.train.task import Task
 
@@ -29,7 +30,7 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
 
     fingerprint: of the samples: what was made anew at the same place is other data.
     """
-    url = urls.join(urls.normalise(config.run), "config.yaml")
+    url = Location(config.run) / "config.yaml"
     about = _document(config, task) | {"data_fingerprint": fingerprint}
     if not store.exists(url):
         store.publish(yaml.safe_dump(about, sort_keys=False).encode(), url)

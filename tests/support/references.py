@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from jobs import cli, config
 from pipelines.errors import PipelineError
 from tests.support import places
