@@ -25,7 +25,7 @@ from pipelines.dataset.run_records import newest_record
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.runs.checkpoints import Checkpoints
-from pipelines.runs.events import read_events
+from pipelines.runs.events import NoEvents, read_events
 from pipelines.runs.ledger import attempts
 from pipelines.storage import retry, store
 from pipelines.storage.location import Location
@@ -262,9 +262,7 @@ def _run_status(url: Location, stall_s: float, now: float) -> RunStatus:
         raise PipelineError(f"{url}/config.yaml: damaged, or not that of a training run") from error
     try:
         events = read_events(url)
-    except PipelineError as error:
-        if "no events are here" not in str(error):
-            raise
+    except NoEvents:
         events = pd.DataFrame({"kind": [], "time": [], "step": []})
     rows = [{str(k): v for k, v in row.items() if not _missing(v)} for row in events.to_dict("records")]
     starts = [row for row in rows if row["kind"] == "start"]
