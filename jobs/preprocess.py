@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +24,7 @@ from pipelines.preprocess.job import Job
 from pipelines.preprocess.record import Totals
 from pipelines.preprocess.series import PreprocessSeries
 from pipelines.preprocess.workers import Workers
+from pipelines.schema import section
 from pipelines.storage import store, urls
 
 _PLAIN_SECONDS, _RECORD_SECONDS = 10.0, 15.0
@@ -33,7 +34,7 @@ _PLAIN_SECONDS, _RECORD_SECONDS = 10.0, 15.0
 class PreprocessJob(PreprocessConfig):
     """Preprocess a video store into gaze shards."""
 
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RayConfig = section(RayConfig, may_change=True)
 
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:

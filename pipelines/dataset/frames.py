@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from typing import Literal, TypeAlias
 
 import numpy as np
 import PIL
 from PIL import Image, features
 
-STORAGE = ("jpeg", "raw", "none")
+FrameStorage: TypeAlias = Literal["jpeg", "raw", "none"]
 
 
 def encode_frames(frames: np.ndarray, storage: str, quality: int) -> list[tuple[str, bytes]]:

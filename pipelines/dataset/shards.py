@@ -15,7 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -25,6 +25,7 @@ from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.errors import PipelineError
+from pipelines.schema import setting
 from pipelines.storage import store, tables, urls
 
 OUTCOMES = ("ok", "filtered", "failed")
@@ -58,7 +59,7 @@ INDEX_SCHEMA = pa.schema(
 class ShardConfig:
     """How clips are packed."""
 
-    clips: int = field(default=32, metadata={"help": "clips per shard; a shard's frames are held in memory at once"})
+    clips: int = setting(32, "clips per shard; a shard's frames are held in memory at once", at_least=1)
 
 
 @dataclass(frozen=True)

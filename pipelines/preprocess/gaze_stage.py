@@ -90,8 +90,8 @@ class GazeStage:
                 members = [(f"{i:0{digits}d}.jpg", blob[ends[j] : ends[j + 1]].tobytes()) for i, j in enumerate(span)]
             else:
                 members = encode_frames(frames[number], self.storage, 0)
-            if self.gazer.reconstructor is not None and self.gazer.settings.targets:
-                count = self.gazer.settings.targets
+            if self.gazer.reconstructor is not None and self.gazer.targets:
+                count = self.gazer.targets
                 members.append(make_targets(clips[number], frames[number], members, count, self.gazer.reconstructor))
             outcomes.append(Outcome(gaze=gazes[taken], members=members))
             taken += 1

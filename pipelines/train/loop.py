@@ -34,7 +34,7 @@ from pipelines.train.identity import claim_run
 from pipelines.train.ranks import agree, barrier, gathered, summed
 from pipelines.train.step import accumulate_gradients, optimizer_step, require_finite
 from pipelines.train.task import MakeTask
-from pipelines.train.validation import held_out_loader, loader_config, validate
+from pipelines.train.validation import held_out_loader, validate
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
     torch.set_num_threads(config.scale.threads)
     device = torch.device("cuda", torch.cuda.current_device()) if config.scale.device == "cuda" else torch.device("cpu")
     task = make_task(config, device)
-    loader = ShardLoader(loader_config(config), rank=rank, world=world, split="train")
+    loader = ShardLoader(config.loader_config, rank=rank, world=world, split="train")
     held_out = held_out_loader(config, loader)
     steps = max(1, round(config.epochs * loader.steps_per_epoch))
     if rank == 0:

@@ -9,7 +9,6 @@ from dataclasses import replace
 import torch
 
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.train.config import TrainConfig
 from pipelines.train.ranks import gathered
 from pipelines.train.step import precision
@@ -34,20 +33,6 @@ def validate(config: TrainConfig, task: Task, held_out: ShardLoader, device: tor
     return task.summary(sums) if sums else {}
 
 
-def loader_config(config: TrainConfig) -> LoaderConfig:
-    loader = config.loader
-    return LoaderConfig(
-        data=config.datasets,
-        seed=loader.seed,
-        window=loader.window,
-        global_batch=config.global_batch,
-        workers=loader.workers,
-        cache_mb=loader.cache_mb,
-        bad_samples=loader.bad_samples,
-        val_fraction=loader.val_fraction,
-    )
-
-
 def held_out_loader(config: TrainConfig, loader: ShardLoader) -> ShardLoader | None:
     """What a validation reads, of the datasets that `loader` has opened; None where no clip is held out.
 
@@ -56,5 +41,5 @@ def held_out_loader(config: TrainConfig, loader: ShardLoader) -> ShardLoader | N
     fraction = config.loader.val_fraction
     if not config.val_clips or not any(len(dataset.split("val", fraction)) for dataset in loader.datasets):
         return None
-    sizes = replace(loader_config(config), global_batch=loader.world)
-    return ShardLoader(sizes, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)
+    one_each = replace(config.loader_config, global_batch=loader.world)
+    return ShardLoader(one_each, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)

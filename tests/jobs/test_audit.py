@@ -53,7 +53,7 @@ def test_a_sample_used_instead_of_another_is_named_and_1(tmp_path: Path) -> None
 
 
 def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
-    for url, told in (("", "which run"), (str(tmp_path), "no run is here")):
+    for url, told in (("", "run= is missing: autogaze audit"), (str(tmp_path), "no run is here")):
         with pytest.raises(PipelineError, match=told) as error:
             printed(url)
         assert "\n" not in str(error.value)
