@@ -194,7 +194,7 @@ def _show_plan(job: Job, console: Console) -> None:
     console.print(table)
 
 
-def _show_summary(job: Job, totals: Totals, record: dict, console: Console) -> None:
+def _show_summary(job: Job, totals: Totals, record: dict[str, Any], console: Console) -> None:
     failed = sum(totals.failed.values())
     table = Table(show_header=False, title="summary", title_justify="left")
     table.add_row("clips", f"{totals.ok:,} ok, {failed:,} failed of {totals.clips:,}")

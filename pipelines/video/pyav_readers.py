@@ -48,7 +48,7 @@ class IndexedReader:
         self._from_start = False  # a keyframe turned out not to be one: seek no more
         self._ready: deque[tuple[int, av.VideoFrame]] = deque()  # (number, frame), decoded and not yet read
         self._damage: dict[int, str] = {}  # place -> what is wrong with the packet
-        self._packets: Iterator[av.Packet] = iter(())
+        self._packets: Iterator[av.Packet[av.VideoStream]] = iter(())
         self._go(0)
 
     def read(self, n: int) -> av.VideoFrame:

@@ -34,7 +34,7 @@ _SILENT = ("hevc", "vvc")
 class DecodedPacket:
     """What the decoder made of one packet (None: of the end of the stream)."""
 
-    packet: av.Packet | None
+    packet: av.Packet[av.VideoStream] | None
     frames: Sequence[av.VideoFrame]
     error: str | None
 
@@ -99,7 +99,7 @@ class Video:
             return False
         return True
 
-    def packets(self) -> Iterator[av.Packet]:
+    def packets(self) -> Iterator[av.Packet[av.VideoStream]]:
         """The packets from here on. Data that cannot be demuxed ends the stream, as it does for ffmpeg."""
         try:
             for packet in self.container.demux(self.stream):
@@ -109,7 +109,7 @@ class Video:
         except FFmpegError as error:
             self._errors.append(_text(error))
 
-    def decode(self, packet: av.Packet | None) -> DecodedPacket:
+    def decode(self, packet: av.Packet[av.VideoStream] | None) -> DecodedPacket:
         """None: drain the decoder. An error costs the packet; decoding may go on with the next one."""
         try:
             return DecodedPacket(packet, self.stream.decode(packet), None)

@@ -72,11 +72,9 @@ class VideoMAE(VideoMAENetwork):
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        for name, write in (
-            ("model.safetensors", lambda to: save_file(weights, to, metadata={"format": "pt"})),
-            ("config.json", lambda to: to.write_text(json.dumps(self.config.to_json(), indent=1) + "\n")),
-        ):
-            write(folder / f".{name}.part")
+        save_file(weights, folder / ".model.safetensors.part", metadata={"format": "pt"})
+        (folder / ".config.json.part").write_text(json.dumps(self.config.to_json(), indent=1) + "\n")
+        for name in ("model.safetensors", "config.json"):
             (folder / f".{name}.part").replace(folder / name)
 
     # -- what every reconstructor answers --------------------------------------------------------------------------
