@@ -40,4 +40,5 @@ def past_and_own(queries: Tensor, past: KeysValues, own: KeysValues, *, causal: 
 
 def _apart(row: Tensor, queries: Tensor) -> Tensor:
     """[1, H, B * n, ...] -> [B, H, n, ...]."""
-    return row[0].unflatten(1, (len(queries), queries.shape[2])).transpose(0, 1)
+    by_batch: Tensor = row[0].unflatten(1, (len(queries), queries.shape[2]))
+    return by_batch.transpose(0, 1)

@@ -85,7 +85,8 @@ class TileGrid:
         top, left = _patch_boxes(vocabulary)[:, :2].T
         rows = top + np.arange(self.rows)[:, None] * self.size < self.height
         columns = left + np.arange(self.columns)[:, None] * self.size < self.width
-        return (rows[:, None] & columns[None]).reshape(self.count, vocabulary.size)
+        both: np.ndarray = rows[:, None] & columns[None]
+        return both.reshape(self.count, vocabulary.size)
 
     def cut(self, frames: np.ndarray, tiles: Sequence[int] | None = None) -> np.ndarray:
         """Tiles of uint8 frames [T, height, width, 3]: uint8 [count, T, size, size, 3], always a copy.
@@ -169,7 +170,8 @@ class VideoGaze:
         row, column = np.divmod(self.tile, self.grid.columns)
         corner = np.stack([row, column, row, column], axis=1) * self.grid.size
         edge = [self.grid.height, self.grid.width] * 2
-        return np.minimum(_patch_boxes(self.vocabulary)[self.token] + corner, edge).astype(np.int32)
+        boxes: np.ndarray = np.minimum(_patch_boxes(self.vocabulary)[self.token] + corner, edge)
+        return boxes.astype(np.int32)
 
     def masks(self) -> list[np.ndarray]:
         """Which patches are gazed, per scale, coarse to fine: bool [T, rows * g, columns * g].

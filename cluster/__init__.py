@@ -1,5 +1,1 @@
-"""Where jobs run: a Ray we start on this machine, or one that is already there."""
-
-
-class ClusterError(Exception):
-    """A cluster that cannot be had. The message is one line and says what to do."""
+"""Where jobs run: a Ray on this machine, a Ray that runs already, Slurm, or Kubernetes through KubeRay."""

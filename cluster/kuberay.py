@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, NodeGroup, storage_variables
 
 KUBERAY_VERSION = "1.6.2"
@@ -119,7 +119,8 @@ def _pod(spec: ClusterSpec, group: NodeGroup, name: str) -> dict[str, Any]:
 def to_yaml(manifest: dict[str, Any]) -> str:
     """The manifest as a file for `kubectl create -f`."""
     head = f"# A RayJob for KubeRay, checked against its version {KUBERAY_VERSION}.\n"
-    return head + yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=10**6)
+    body: str = yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=10**6)
+    return head + body
 
 
 def submit(spec: ClusterSpec, manifest: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.processes import descendants, kill
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, NodeGroup, check_spec, storage_variables
 
 _TAKEDOWN_S = 30  # between the end of the command's grace and Slurm's SIGKILL

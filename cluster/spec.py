@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 
 BACKENDS = ("local", "slurm", "kuberay")
 _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from jobs import config as configs
 from pipelines.errors import PipelineError
 from pipelines.schema import settings_of

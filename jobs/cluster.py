@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster import ClusterError, kuberay, slurm
+from cluster import kuberay, slurm
+from cluster.errors import ClusterError
 from cluster.local import RayConfig, require_listening, running
 from cluster.preflight import Check, FailedNode, Probes, alive_nodes, check_cluster, each, probing
 from cluster.spec import ClusterSpec, check_spec, storage_variables

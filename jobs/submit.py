@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import ClusterError, kuberay, slurm
+from cluster import kuberay, slurm
+from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import config as configs
 from pipelines.schema import settings_of

@@ -4,8 +4,8 @@
     schedule: Literal["constant", "linear"] = setting("linear", "how the rate falls")
     scale: ScaleConfig = section(ScaleConfig, may_change=True)
 
-The command line, the printed YAML, the reference pages (docs/reference/), the checks before a job and the comparison
-when it resumes all read these fields. A plain dataclass field works too: it has no help and may have any value.
+The command line, the printed YAML, the reference pages, the checks before a job and the comparison when it resumes all
+read these fields. A plain dataclass field works too: it has no help and may have any value.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _close(found: object, wanted: Any) -> bool:
         return isinstance(found, list) and len(found) == len(wanted) and all(map(_close, found, wanted))
     if isinstance(wanted, float):
         return isinstance(found, int | float) and abs(found - wanted) <= 1e-6 * wanted
-    return found == wanted
+    return bool(found == wanted)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

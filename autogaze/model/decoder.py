@@ -35,7 +35,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
 
     def heads(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (-1, self.head_dim))
+        heads: Tensor = projected.unflatten(-1, (-1, self.head_dim))
+        return heads
 
 
 class MLP(nn.Module):
@@ -46,7 +47,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Layer(nn.Module):
@@ -70,7 +72,8 @@ class Layer(nn.Module):
             rotation = take(rotation[0], wanted), take(rotation[1], wanted)
         queries = rotate(attention.heads(attention.q_proj(normed)), rotation)
         x = x + attention.o_proj(attend(queries, keys, values).flatten(-2))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Llama(nn.Module):
@@ -105,19 +108,24 @@ class Decoder(nn.Module):
                 lambda queries, keys, values, number=number: attend(number, queries, keys, values),
                 wanted if number == last else None,
             )
-        return self.model.norm(x)
+        hidden: Tensor = self.model.norm(x)
+        return hidden
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens int64 [...] -> [..., hidden]."""
-        return self.model.embed_tokens(tokens)
+        embedded: Tensor = self.model.embed_tokens(tokens)
+        return embedded
 
     def scores(self, hidden: Tensor) -> Tensor:
         """Logits float32 [..., K, V + 1] of the K patches that come after each hidden state [..., hidden]."""
-        return self.lm_head(hidden).float().unflatten(-1, (self.config.block_size, self.config.vocab_size))
+        logits: Tensor = self.lm_head(hidden).float()
+        by_patch: Tensor = logits.unflatten(-1, (self.config.block_size, self.config.vocab_size))
+        return by_patch
 
     def losses(self, hidden: Tensor) -> Tensor:
         """Predicted loss of the frame, float32 [..., K], before each of the K patches after a hidden state."""
-        return self.task_loss_prediction_head(hidden).float()
+        losses: Tensor = self.task_loss_prediction_head(hidden)
+        return losses.float()
 
 
 def take(x: Tensor, places: Tensor) -> Tensor:

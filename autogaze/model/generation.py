@@ -225,7 +225,7 @@ class Generation:
         first = torch.tensor([starts[row] - (width - count) for row, count in zip(rows, counts, strict=True)])
         positions = (first[:, None] + torch.arange(width)).clamp_(min=0).to(self.device)
         self.cache.begin(rows, counts, width, wanted)
-        hidden = self.decoder(x, positions, self.cache.attend, wanted)
+        hidden: Tensor = self.decoder(x, positions, self.cache.attend, wanted)
         self.cache.end(rows, counts)
         return hidden
 

@@ -32,7 +32,8 @@ def encode_frames(frames: np.ndarray, storage: str, quality: int) -> list[tuple[
 def decode_frames(members: dict[str, bytes]) -> np.ndarray | None:
     """The inverse of encode_frames on a clip's members; uint8 [T, H, W, 3], or None when frames were not stored."""
     if "frames.npy" in members:
-        return np.load(io.BytesIO(members["frames.npy"]), allow_pickle=False)
+        frames: np.ndarray = np.load(io.BytesIO(members["frames.npy"]), allow_pickle=False)
+        return frames
     names = sorted(name for name in members if name.endswith(".jpg"))
     if not names:
         return None

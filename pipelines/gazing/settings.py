@@ -21,7 +21,7 @@ from pipelines.schema import section, setting
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class GazeSettings:
     """What gazes, where, and when the gaze of a frame ends: the keys that preprocess and gaze share.
 

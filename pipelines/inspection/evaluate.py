@@ -70,7 +70,8 @@ class Curve:
                     return point.ratio
                 before = self.points[place - 1]
                 share = (before.error - error) / (before.error - point.error)
-                return before.ratio * (point.ratio / before.ratio) ** share
+                between: float = before.ratio * (point.ratio / before.ratio) ** share
+                return between
         return None
 
 

@@ -133,7 +133,8 @@ def check_rl_config(config: RLConfig) -> None:
 
 def temperature(config: SampleConfig, step: int, steps: int) -> float:
     """The temperature of a step (from 0) of `steps`: from the first to the last, evenly in its logarithm."""
-    return config.temperature * (config.min_temperature / config.temperature) ** (step / steps)
+    cooled: float = config.temperature * (config.min_temperature / config.temperature) ** (step / steps)
+    return cooled
 
 
 def version_of(step: int, lag: int) -> int:

@@ -5,12 +5,10 @@ Only numpy and the standard library are imported here: a decoder child must star
 
 from __future__ import annotations
 
-import importlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -160,38 +158,3 @@ def too_short(frame: int, frames: int) -> VideoError:
 
 def out_of_memory() -> VideoError:
     return VideoError("decoder_out_of_memory", "an allocation was refused")
-
-
-def backend(name: str) -> ModuleType:
-    """The module of a decoder. Raises ImportError, one line that says what to install, if it is not there.
-
-    Each has `fingerprint() -> str` and `decode_into(source, clips, order, config, buffer, native)`: decode the clips in
-    that order, write the frames of clip i to buffer(i), yield (i, None), or (i, VideoError) for a clip that failed, or
-    raise VideoError for all that is left. Frames are scaled to config.size, or with `native` not at all.
-    """
-    return importlib.import_module(f"pipelines.video.{name}")
-
-
-def outcomes(
-    decoder: ModuleType,
-    source: Source,
-    clips: Sequence[Sequence[int]],
-    config: DecodeConfig,
-    buffer: Buffer,
-    native: Native | None,
-) -> Iterator[tuple[int, VideoError | None]]:
-    """Every clip's outcome, exactly once, by ascending first frame: what a failure of the video means for each clip."""
-    waiting = dict.fromkeys(schedule(clips))
-    try:
-        for i, error in decoder.decode_into(source, clips, list(waiting), config, buffer, native):
-            del waiting[i]
-            yield i, error
-        if waiting:
-            raise RuntimeError(f"{decoder.__name__} forgot clips {list(waiting)}")
-        return
-    except VideoError as error:
-        failure = error
-    except MemoryError:
-        failure = out_of_memory()
-    for i in waiting:
-        yield i, failure

@@ -26,12 +26,12 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from pipelines.video.base import DecodeConfig, Source, VideoError, backend, frame_shape, outcomes
+from pipelines.video.backends import Backend, backend, outcomes
+from pipelines.video.base import DecodeConfig, Source, VideoError, frame_shape
 
 
 def main() -> None:
@@ -58,11 +58,13 @@ def main() -> None:
 
 
 def _answers(
-    decoder: ModuleType, config: DecodeConfig, request: dict[str, Any], memory: mmap.mmap | None
+    decoder: Backend, config: DecodeConfig, request: dict[str, Any], memory: mmap.mmap | None
 ) -> Iterator[dict[str, Any]]:
     if "probe" in request:
+        from pipelines.video import pyav  # whichever back end decodes; loaded only where a scan asks
+
         try:
-            yield {"info": asdict(backend("pyav").probe(Source(**request["probe"])))}
+            yield {"info": asdict(pyav.probe(Source(**request["probe"])))}
         except VideoError as failure:
             yield {"reason": failure.reason, "detail": failure.detail}
         return

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pipelines.video.backends import backend, outcomes
 from pipelines.video.base import (
     DECODERS,
     REASONS,
@@ -36,9 +37,7 @@ from pipelines.video.base import (
     Source,
     VideoError,
     VideoInfo,
-    backend,
     frame_shape,
-    outcomes,
 )
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -66,7 +65,9 @@ def probe(source: Source) -> VideoInfo:
     The whole stream is read (not decoded) only where the header does not tell the number of frames exactly, and
     decoded only where time stamps cannot tell it either (some AVI files).
     """
-    return backend("pyav").probe(source)
+    from pipelines.video import pyav  # a process that decodes in a child has no use for libav
+
+    return pyav.probe(source)
 
 
 def decode_clips(

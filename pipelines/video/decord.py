@@ -32,7 +32,7 @@ def decode_into(
     buffer: Buffer,
     native: Native | None,
 ) -> Iterator[tuple[int, VideoError | None]]:
-    """See pipelines.video.base.backend. decord scales while it decodes; a window of a file is read into memory."""
+    """See pipelines.video.backends.Backend. decord scales while it decodes; a window of a file is read into memory."""
     path, _, _, whole = source.window()
     try:
         reader = decord.VideoReader(

@@ -251,7 +251,8 @@ class _Child:
                 raise self._dead()
             self._received += data
         line, self._received = self._received.split(b"\n", 1)
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def kill(self) -> None:
         self._process.kill()

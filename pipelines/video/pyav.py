@@ -99,7 +99,7 @@ def decode_into(
     buffer: Buffer,
     native: Native | None,
 ) -> Iterator[tuple[int, VideoError | None]]:
-    """See pipelines.video.base.backend. One pass over the frames any clip needs, each decoded and scaled once."""
+    """See pipelines.video.backends.Backend. One pass over the frames any clip needs, each decoded and scaled once."""
     uses: dict[int, list[tuple[int, int]]] = {}  # frame -> the (clip, slot) it fills
     for i, clip in enumerate(clips):
         for slot, n in enumerate(clip):

@@ -36,7 +36,7 @@ def decode_into(
     buffer: Buffer,
     native: Native | None,
 ) -> Iterator[tuple[int, VideoError | None]]:
-    """See pipelines.video.base.backend. A window of a file is read into memory."""
+    """See pipelines.video.backends.Backend. A window of a file is read into memory."""
     path, _, _, whole = source.window()
     try:
         video = VideoDecoder(

@@ -22,7 +22,8 @@ import jsonschema
 import pytest
 import yaml
 
-from cluster import ClusterError, kuberay
+from cluster import kuberay
+from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, EnvironmentConfig, HeadGroup, NodeGroup, StorageConfig, TimeoutsConfig, check_spec
 from tests.support import runs
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.local import start_ray
 from cluster.processes import descendants
 from tests.support import places

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.slurm import cancel, logs, status, submit, submit_array
 from cluster.spec import (
     ClusterSpec,

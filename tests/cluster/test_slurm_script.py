@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.slurm import render, render_array, submit, submit_array
 from cluster.slurm_node import private_folder
 from cluster.spec import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster import ClusterError
+from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, StorageConfig, check_spec, storage_variables
 from jobs import config as configs
 from jobs.submit import load_spec

@@ -248,7 +248,8 @@ class VideoMAENetwork(nn.Module):
                 image = F.interpolate(flat, size=(scale, scale), mode="bicubic", align_corners=False)
             cut = image.unflatten(3, (grid, size)).unflatten(2, (grid, size)).permute(0, 2, 4, 1, 3, 5)
             found.append(cut.flatten(3).flatten(1, 2))
-        return torch.cat(found, dim=1).unflatten(0, video.shape[:-3])
+        patches: Tensor = torch.cat(found, dim=1).unflatten(0, video.shape[:-3])
+        return patches
 
     def embed(self, patches: Tensor, ids: Tensor, frame: Tensor) -> Tensor:
         """Encoder inputs [..., hidden] of patches' pixels [..., pixels], their ids [...] and frames (broadcast)."""
@@ -272,7 +273,8 @@ class VideoMAENetwork(nn.Module):
 
     def predict(self, x: Tensor) -> Tensor:
         """Pixels of the finest patches [..., patch * patch * 3] from the decoder's tokens [..., hidden]."""
-        return self.decoder.decoder_pred(self.decoder.decoder_norm(x))
+        pixels: Tensor = self.decoder.decoder_pred(self.decoder.decoder_norm(x))
+        return pixels
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """Finest patches [..., grid * grid, patch * patch * 3] -> frames [..., 3, S, S]."""
@@ -288,7 +290,8 @@ class VideoMAENetwork(nn.Module):
     def _encode(self, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
         """Decoder inputs [B, 1 + N, decoder hidden] of embedded tokens [B, N, hidden], the class token first."""
         x = transformer_layers(self.vit.encoder.layer, torch.cat((self.cls(len(x)), x), dim=1), counts, seen)
-        return self.decoder.decoder_embed(self.vit.layernorm(x))
+        embedded: Tensor = self.decoder.decoder_embed(self.vit.layernorm(x))
+        return embedded
 
     def _encoder_positions(self) -> Tensor:
         """Where and at which scale each patch is: [V, hidden]."""

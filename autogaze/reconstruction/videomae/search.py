@@ -138,12 +138,15 @@ class _ClipSearch:
             # Patches and pixels have the same mean: no need to put the frame together.
             grid = self._as_original(patches)
             return loss.l1 * (grid - self.original_patches).abs_().flatten(1).mean(dim=1)
-        return loss(model.unpatchify(patches), self.original.expand(len(sets), -1, -1, -1), self._repeated(len(sets)))
+        frames = self.original.expand(len(sets), -1, -1, -1)
+        errors: Tensor = loss(model.unpatchify(patches), frames, self._repeated(len(sets)))
+        return errors
 
     def _as_original(self, patches: Tensor) -> Tensor:
         """Predicted patches, (y, x, channel), in the order of the original's, (channel, y, x)."""
         size = self.model.vocabulary.patch_size
-        return patches.unflatten(2, (size * size, 3)).transpose(2, 3).flatten(2)
+        by_channel: Tensor = patches.unflatten(2, (size * size, 3)).transpose(2, 3)
+        return by_channel.flatten(2)
 
     def _repeated(self, count: int) -> list[Tensor]:
         return [features.expand(count, -1, -1) for features in self.targets]

@@ -1,6 +1,6 @@
 """What becomes of every broken or unusual file of the hard corpus, and that ordinary files read at random are exact.
 
-The corpus lies beside the repository (../shared/corpus); without it these tests are skipped.
+The corpus does not belong to the repository; without it these tests are skipped.
 """
 
 from __future__ import annotations

@@ -352,7 +352,7 @@ def test_a_child_that_cannot_start_says_why(video: Source, monkeypatch: pytest.M
 def test_a_child_starts_fast_and_light(video: Source) -> None:
     program = (
         "import resource, sys\nfrom pathlib import Path\n"
-        "from pipelines.video import child\nfrom pipelines.video.base import backend\n"
+        "from pipelines.video import child\nfrom pipelines.video.backends import backend\n"
         "backend('pyav')\nassert not {'torch', 'ray', 'fsspec', 'pandas', 'pyarrow'} & set(sys.modules)\n"
         "use = resource.getrusage(resource.RUSAGE_SELF)\nprint(use.ru_utime + use.ru_stime)\n"
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
