@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipelines.runs.audit import audit
 from pipelines.schema import check, setting
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 
 _SHOWN = 12
 
@@ -28,7 +28,7 @@ def run(config: AuditConfig, console: Console) -> int:
     """Print what each epoch used and what is wrong, one line each; 0 if nothing is, else 1."""
     check(config)
     with console.status("reading the ledger"):
-        found = audit(urls.normalise(config.run))
+        found = audit(Location(config.run))
     table = Table("epoch", "steps", "samples", "repeats", "skipped", title=f"{len(found.attempts)} attempts")
     for column in table.columns:
         column.justify = "right"

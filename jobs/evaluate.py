@@ -28,8 +28,9 @@ from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.gazing.settings import Device
 from pipelines.inspection.evaluate import METHODS, Curve, Point, measure, sample_clips
 from pipelines.schema import check, section, setting
-from pipelines.storage import store, urls
+from pipelines.storage import store
 from pipelines.storage.credentials import redact
+from pipelines.storage.location import Location
 
 
 @dataclass
@@ -65,7 +66,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
         raise PipelineError(f"{dataset.url}: stores no frames to measure an error on; preprocess with frames=jpeg")
     device = device_of(config.device)
     reconstructor = _load(config, dataset, device)
-    output = urls.normalise(config.output or dataset.url.rsplit("/", 1)[-1] + "-evaluate")
+    output = Location(config.output or dataset.url.name + "-evaluate")
     rows = sample_clips(dataset, config.clips, config.seed)
     patches = rows[0]["frames"] * reconstructor.vocabulary.size
     if not round(ratios[0] * patches):
@@ -94,7 +95,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
     threshold = _threshold(config, dataset, reconstructor)
     names = {method: _name(method, settings) for method in methods}
     for name, data in _files(config, dataset, reconstructor, rows, curves, threshold, names).items():
-        store.publish(data, urls.join(output, name))
+        store.publish(data, output / name)
     _show(console, dataset, reconstructor, len(rows), curves, ratios, threshold, names)
     console.print(f"results: {output}", highlight=False, markup=False, soft_wrap=True)
     return 0

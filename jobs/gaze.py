@@ -32,7 +32,8 @@ from pipelines.gazing import gazers
 from pipelines.gazing.gazers import Gazer
 from pipelines.gazing.settings import GazeSettings, check_gaze
 from pipelines.schema import check, section, setting
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 from pipelines.video.base import REASONS, DecodeConfig, DecoderName, Source, VideoError, VideoInfo
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -94,7 +95,7 @@ def check_gaze_config(config: GazeConfig) -> None:
             "give threshold= or max_ratio="
         )
     check_clip_config(config.clip)
-    if not urls.is_local(config.output):
+    if not Location(config.output).is_local:
         raise PipelineError(f"output={config.output}: the pictures are written to a local folder; give one")
     if "libx264" not in av.codecs_available:
         raise PipelineError("this PyAV has no H.264 encoder (libx264); install the av wheel: pip install --force av")
@@ -106,7 +107,7 @@ def run(config: GazeConfig, console: Console) -> Path:
     Raises PipelineError: no such video, not a video, no frame of it can be decoded, output not writable.
     """
     check_gaze_config(config)
-    output = Path(urls.normalise(config.output))
+    output = Path(Location(config.output))
     with _local(config.video) as source, one_torch_thread():
         gazer = gazers.load(config, gazers.device_of(config.device))
         gazer.require(config.clip.frames)
@@ -126,8 +127,8 @@ def run(config: GazeConfig, console: Console) -> Path:
 
 @contextmanager
 def _local(video: str) -> Iterator[Source]:
-    url = urls.normalise(video)
-    if urls.is_local(url):
+    url = Location(video)
+    if url.is_local:
         if Path(url).is_dir():
             raise PipelineError(f"{video}: is a folder; for many videos use: autogaze preprocess input={video}")
         if not Path(url).exists():
@@ -180,7 +181,7 @@ def _gaze_video(
             (scratch / LABELS).open("w", encoding="utf-8") as sink,
             _progress(console, len(numbers)) as advance,
         ):
-            writer = LabelWriter(sink, urls.normalise(config.video))
+            writer = LabelWriter(sink, Location(config.video))
             for clip_number, frames in _decode(decoder, source, clips, view.native):
                 shown = clips[clip_number]
                 if isinstance(frames, VideoError):
@@ -210,7 +211,7 @@ def _gaze_video(
 
 
 def _view(config: GazeConfig, gazer: Gazer, info: VideoInfo) -> View[Any]:
-    title = urls.normalise(config.video).rsplit("/", 1)[-1] + (f" · {gazer.note}" if gazer.note else "")
+    title = Location(config.video).name + (f" · {gazer.note}" if gazer.note else "")
     if config.clip.tiles == "whole":
         return WholeView(gazer, title, info.fps)
     height, width = (info.width, info.height) if info.rotation % 180 else (info.height, info.width)

@@ -20,7 +20,7 @@ from pipelines.errors import PipelineError
 from pipelines.labels import export as label_export
 from pipelines.labels import files, into_dataset, keys
 from pipelines.schema import check, setting
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 
 
 @dataclass
@@ -52,8 +52,8 @@ def export(config: ExportConfig, console: Console) -> int:
     """Write the file and say what is in it; the exit status. Raises PipelineError, in one line."""
     check(config)
     dataset = shards.open_dataset(config.data)
-    output = urls.normalise(config.output)
-    if urls.is_local(output) and os.path.isdir(output):
+    output = Location(config.output)
+    if output.is_local and os.path.isdir(output):
         raise PipelineError(f"output={config.output}: is a folder; give output={config.output.rstrip('/')}/labels.json")
     with _progress(console) as progress, one_torch_thread():
         task = progress.add_task("shards")
@@ -75,7 +75,7 @@ def export(config: ExportConfig, console: Console) -> int:
 def import_(config: ImportConfig, console: Console) -> int:
     """Make the dataset, or what of it is missing; the exit status. Raises PipelineError, in one line."""
     check(config)
-    dataset, output = shards.open_dataset(config.data), urls.normalise(config.output)
+    dataset, output = shards.open_dataset(config.data), Location(config.output)
     if dataset.about.get("format") != DATASET_FORMAT:
         raise PipelineError(
             f"{dataset.url}: holds format {dataset.about.get('format')}, this version reads {DATASET_FORMAT}; "

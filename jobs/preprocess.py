@@ -25,7 +25,8 @@ from pipelines.preprocess.record import Totals
 from pipelines.preprocess.series import PreprocessSeries
 from pipelines.preprocess.workers import Workers
 from pipelines.schema import section
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 _PLAIN_SECONDS, _RECORD_SECONDS = 10.0, 15.0
 
@@ -94,7 +95,7 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console,
         return run_records.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status, start_up)
 
     def publish(record: dict[str, Any]) -> None:
-        store.publish(json.dumps(record, indent=1).encode() + b"\n", urls.join(f"{job.output}.runs", name))
+        store.publish(json.dumps(record, indent=1).encode() + b"\n", Location(f"{job.output}.runs") / name)
 
     try:
         with _Bar(console, planned) as bar:

@@ -38,8 +38,9 @@ from pipelines.inspection.survey import (
     take_survey,
 )
 from pipelines.schema import check, setting
-from pipelines.storage import store, urls
+from pipelines.storage import store
 from pipelines.storage.credentials import redact
+from pipelines.storage.location import Location
 
 GALLERY_FRAMES = 8  # shown of each clip
 
@@ -61,10 +62,10 @@ def run(config: ReportConfig, console: Console) -> str:
     with console.status("reading the dataset"), one_torch_thread():
         dataset = shards.open_dataset(config.dataset)
         page = build(dataset, config.clips)
-    name = dataset.url.rsplit("/", 1)[-1]
-    output = urls.normalise(config.output or f"{name}-report.html")
-    if urls.is_local(output) and Path(output).is_dir():
-        output = urls.join(output, f"{name}-report.html")
+    name = dataset.url.name
+    output = Location(config.output or f"{name}-report.html")
+    if output.is_local and Path(output).is_dir():
+        output = output / f"{name}-report.html"
     store.publish(page.encode("utf-8", "backslashreplace"), output)
     console.print(f"report: {output}", highlight=False, markup=False, soft_wrap=True)
     return output
@@ -83,7 +84,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
     )
     environment.filters["plain"] = redact
     return environment.get_template("report.html").render(
-        name=dataset.url.rsplit("/", 1)[-1],
+        name=dataset.url.name,
         url=dataset.url,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         settings=dict(flatten(settings)),

@@ -11,7 +11,8 @@ from cluster.local import RayConfig, running
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
 from pipelines.schema import check, section, setting
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 from pipelines.video.decode import LONGEST_TIMEOUT_S
 
 
@@ -32,10 +33,10 @@ class ScanConfig:
 def run(config: ScanConfig, console: Console) -> int:
     """Write the manifest and print what is in it; the exit status."""
     check(config)
-    output = urls.normalise(config.output)
+    output = Location(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
     videos.list_videos(config.input)  # a missing input need not wait for Ray
-    store.require_writable(output.rpartition("/")[0])  # nor should an hour's scan end in one that cannot be kept
+    store.require_writable(output.parent)  # nor should an hour's scan end in one that cannot be kept
     with running(config.ray):
         manifest = manifests.scan(config.input, previous, config.decoder_timeout_s)
     store.publish(manifests.manifest_bytes(manifest), output)

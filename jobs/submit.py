@@ -129,9 +129,10 @@ def _submit_array(spec: ClusterSpec, name: str, config: Any) -> str:
     """Submit the parts that have shards to make; the array's id, or '' when there are none."""
     _require_parts(name, config)
     from pipelines.preprocess import job as preprocess_job  # here, not above: it imports torch
-    from pipelines.storage import store, urls
+    from pipelines.storage import store
+    from pipelines.storage.location import Location
 
-    planned = store.exists(urls.join(urls.normalise(config.output), "dataset.json"))
+    planned = store.exists(Location(config.output) / "dataset.json")
     if config.retry or not planned:  # each part finds out for itself which of its shards hold failures
         parts = list(range(spec.slurm.array))
     else:

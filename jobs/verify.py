@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipelines.inspection.verify import verify
 from pipelines.schema import check, setting
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 
 
 @dataclass
@@ -27,7 +27,7 @@ def run(config: VerifyConfig, console: Console) -> int:
     check(config)
     with console.status("reading") as status:
         verdict = verify(
-            urls.normalise(config.dataset),
+            Location(config.dataset),
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
         )

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.errors import PipelineError
 from pipelines.labels.keys import clip_key, video_key
-from pipelines.storage import urls
+from pipelines.storage.location import TEMPORARY_PREFIX
 
 OVERLAY, SHEET, LABELS = "overlay.mp4", "contact_sheet.png", "gaze.json"
 
@@ -72,7 +72,7 @@ class Overlay(AbstractContextManager["Overlay"]):
 @contextmanager
 def finished(output: Path) -> Iterator[Path]:
     """A scratch folder inside `output` whose files move into it at the end; after an error nothing of it is left."""
-    scratch = Path(tempfile.mkdtemp(prefix=urls.TEMPORARY_PREFIX, dir=output))
+    scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=output))
     try:
         yield scratch
         for path in scratch.iterdir():

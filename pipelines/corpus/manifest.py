@@ -26,7 +26,8 @@ from pipelines.corpus.videos import (
 )
 from pipelines.errors import PipelineError
 from pipelines.ray_data import configure_ray_data, pipeline_errors
-from pipelines.storage import tables, urls
+from pipelines.storage import tables
+from pipelines.storage.location import Entry, Location
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -70,7 +71,7 @@ def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = Deco
         for row in pa.Table.from_pandas(previous, schema=MANIFEST_SCHEMA, preserve_index=False).to_pylist():
             known.setdefault(str(row["object"]), []).append(row)
     rows: list[dict[str, Any]] = []
-    fresh: list[urls.Entry] = []
+    fresh: list[Entry] = []
     for entry in entries:
         kept = known.get(entry.url, [])
         if kept and entry.version and all(row["version"] == entry.version and not _may_pass(row) for row in kept):
@@ -105,11 +106,11 @@ def _probe(task: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s)) as decoder:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
-            rows.extend(probe_object(urls.Entry(str(url), int(size), str(version)), decoder))
+            rows.extend(probe_object(Entry(Location.as_is(url), int(size), str(version)), decoder))
     return rows
 
 
-def probe_object(entry: urls.Entry, decoder: IsolatedDecoder) -> list[dict[str, Any]]:
+def probe_object(entry: Entry, decoder: IsolatedDecoder) -> list[dict[str, Any]]:
     """Manifest rows of one object: one for a video, one per video member for a tar."""
     if not is_tar(entry.url):
         return [_probe_video(entry.url, entry, 0, entry.bytes, decoder)]
@@ -143,7 +144,7 @@ def _tar_videos(url: str) -> tuple[dict[str, tuple[int | None, int]], VideoError
     return videos, None if videos else VideoError("unreadable", "no videos in this tar")
 
 
-def _probe_video(uri: str, entry: urls.Entry, offset: int, size: int, decoder: IsolatedDecoder) -> dict[str, Any]:
+def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: IsolatedDecoder) -> dict[str, Any]:
     mark = ""
     try:
         with local_copy(entry.url, offset, size) as source:
@@ -174,7 +175,7 @@ def _probe_video(uri: str, entry: urls.Entry, offset: int, size: int, decoder: I
     }
 
 
-def _failed(uri: str, entry: urls.Entry, offset: int, size: int, mark: str, reason: str, detail: str) -> dict[str, Any]:
+def _failed(uri: str, entry: Entry, offset: int, size: int, mark: str, reason: str, detail: str) -> dict[str, Any]:
     return {
         "uri": uri,
         "object": in_utf8(entry.url),

@@ -13,8 +13,9 @@ from functools import partial
 from typing import IO, Any, TypeVar
 
 from pipelines.errors import PipelineError
-from pipelines.storage import retry, store, urls
+from pipelines.storage import retry, store
 from pipelines.storage.cache import LocalCache
+from pipelines.storage.location import Entry, Location
 from pipelines.video.base import Source, VideoError
 
 VIDEO_SUFFIXES = frozenset(
@@ -72,11 +73,12 @@ def video_reader(action: Callable[[], T], url: str) -> T:
     except FileNotFoundError:
         raise VideoError("missing", "no such file") from None
     except retry.StoreError as error:
-        if urls.is_local(url) and isinstance(error.__cause__, NotADirectoryError):
+        local, cause = Location.as_is(url).is_local, error.__cause__
+        if local and isinstance(cause, NotADirectoryError):
             raise VideoError("missing", "no such file") from None
-        if urls.is_local(url) and isinstance(error.__cause__, IsADirectoryError):
+        if local and isinstance(cause, IsADirectoryError):
             raise VideoError("unreadable", "a folder, not a file") from None
-        if urls.is_local(url) and isinstance(error.__cause__, PermissionError):
+        if local and isinstance(cause, PermissionError):
             raise VideoError("unreadable", "no permission to read the file") from None
         raise
 
@@ -101,7 +103,7 @@ def local_copy(url: str, offset: int, length: int, mark: str = "", cache: LocalC
 
     Raises FileNotFoundError, StoreError.
     """
-    if urls.is_local(url):
+    if Location.as_is(url).is_local:
         yield Source(url, offset, length)
         return
     if cache is not None:
@@ -118,12 +120,12 @@ def local_copy(url: str, offset: int, length: int, mark: str = "", cache: LocalC
         yield Source(path, 0, store.fetch(url, path, offset, length))
 
 
-def list_videos(url: str) -> list[urls.Entry]:
+def list_videos(url: str) -> list[Entry]:
     """The objects of a store that a scan opens: videos and tars, sorted by URL; a single object whatever its name.
 
     Raises PipelineError: nothing there, or nothing that looks like a video.
     """
-    url = urls.normalise(url)
+    url = Location(url)
     listed = list(store.list_objects(url))
     if not listed and not store.exists(url):
         raise PipelineError(f"input={url}: does not exist")

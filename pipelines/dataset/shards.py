@@ -26,7 +26,8 @@ from autogaze.patches import VOCABULARY, PatchVocabulary
 from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.errors import PipelineError
 from pipelines.schema import setting
-from pipelines.storage import store, tables, urls
+from pipelines.storage import store, tables
+from pipelines.storage.location import Location
 
 OUTCOMES = ("ok", "filtered", "failed")
 TARGETS = "targets.npz"  # a member, pipelines/dataset/targets.py
@@ -81,12 +82,12 @@ class Outcome:
         return "ok" if self.gaze is not None else "filtered" if self.filtered else "failed"
 
 
-def tar_url(dataset: str, shard: int) -> str:
-    return urls.join(dataset, "shards", f"{shard:06d}.tar")
+def tar_url(dataset: str, shard: int) -> Location:
+    return Location(dataset) / "shards" / f"{shard:06d}.tar"
 
 
-def index_url(dataset: str, shard: int) -> str:
-    return urls.join(dataset, "index", f"{shard:06d}.parquet")
+def index_url(dataset: str, shard: int) -> Location:
+    return Location(dataset) / "index" / f"{shard:06d}.parquet"
 
 
 def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: float) -> tuple[bytes, bytes]:
@@ -146,12 +147,12 @@ class Dataset:
     """A gaze dataset opened for reading.
 
     Attributes:
-        url: its place.
+        url: where it is.
         about: dataset.json.
         plan: plan.parquet as a frame.
     """
 
-    url: str
+    url: Location
     about: dict[str, Any]
     plan: pd.DataFrame
 
@@ -202,10 +203,10 @@ def split_members(data: bytes, clip: str) -> dict[str, bytes]:
 
 def open_dataset(url: str) -> Dataset:
     """Open a dataset for reading. Raises PipelineError when there is none."""
-    url = urls.normalise(url)
+    url = Location(url)
     try:
-        about = json.loads(store.read(urls.join(url, "dataset.json")))
-        plan = tables.read(urls.join(url, "plan.parquet"), PLAN_SCHEMA, "a plan").to_pandas()
+        about = json.loads(store.read(url / "dataset.json"))
+        plan = tables.read(url / "plan.parquet", PLAN_SCHEMA, "a plan").to_pandas()
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no dataset here (no dataset.json); make one with: autogaze preprocess") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -215,7 +216,7 @@ def open_dataset(url: str) -> Dataset:
 
 def committed_shards(dataset: str) -> list[int]:
     """Numbers of the shards whose index exists, ascending."""
-    names = (entry.url.rsplit("/", 1)[-1] for entry in store.list_objects(urls.join(dataset, "index")))
+    names = (entry.url.name for entry in store.list_objects(Location(dataset) / "index"))
     return sorted(int(name[:-8]) for name in names if name.endswith(".parquet") and name[:-8].isdigit())
 
 

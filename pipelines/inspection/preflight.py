@@ -16,7 +16,8 @@ from itertools import islice
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
 from pipelines.errors import PipelineError
-from pipelines.storage import retry, store, urls
+from pipelines.storage import retry, store
+from pipelines.storage.location import TEMPORARY_PREFIX, Location, scheme_of
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -35,9 +36,9 @@ class SampleVideo:
 
 def write_probe(output: str) -> str:
     """Write an object into `output`, read it back, and leave it for the others; its URL. Raises StoreError."""
-    if urls.scheme(output) == "memory":
+    if scheme_of(output) == "memory":
         raise retry.StoreError(f"{output}: memory:// lives in one process; use a folder or s3://")
-    url = urls.join(urls.normalise(output), f"{urls.TEMPORARY_PREFIX}preflight-{uuid.uuid4().hex}")
+    url = Location(output) / f"{TEMPORARY_PREFIX}preflight-{uuid.uuid4().hex}"
     data = url.encode()
     try:
         store.publish(data, url)
@@ -81,7 +82,7 @@ def find_sample(input: str, decoder: str) -> SampleVideo:
 def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
     """Videos to try, small ones first; tars that are none, or hold no video, are noted in `failed`."""
     if input.endswith(".parquet"):
-        rows = manifests.read_manifest(urls.normalise(input))
+        rows = manifests.read_manifest(Location(input))
         good = rows[rows["status"] == "ok"].nsmallest(_TRIED, "bytes")
         if good.empty:
             raise PipelineError(f"input={input}: the manifest has no video that is ok")

@@ -27,7 +27,8 @@ from pipelines.errors import PipelineError
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.runs.events import read_events
 from pipelines.runs.ledger import attempts
-from pipelines.storage import retry, store, urls
+from pipelines.storage import retry, store
+from pipelines.storage.location import Location
 
 WELL = ("starting", "running", "done")  # other states: interrupted, stopped, stalled
 _WINDOW = 50  # commits, or steps, that a rate is taken over
@@ -124,10 +125,10 @@ def read_status(
     Raises:
         PipelineError: neither a dataset nor a run is there, or it is damaged.
     """
-    url, seen, now = urls.normalise(url), seen or StatusCache(), time.time() if now is None else now
-    if seen.dataset is not None or store.exists(urls.join(url, "dataset.json")):
+    url, seen, now = Location(url), seen or StatusCache(), time.time() if now is None else now
+    if seen.dataset is not None or store.exists(url / "dataset.json"):
         return _dataset_status(url, stall_s, outcomes, seen, now)
-    if store.exists(urls.join(url, "config.yaml")):
+    if store.exists(url / "config.yaml"):
         return _run_status(url, stall_s, now)
     raise PipelineError(
         f"{url}: neither a dataset (dataset.json) nor a training run (config.yaml) is here; a job writes these when it "
@@ -138,7 +139,7 @@ def read_status(
 # -- datasets --------------------------------------------------------------------------------------------------------
 
 
-def _dataset_status(url: str, stall_s: float, outcomes: bool, seen: StatusCache, now: float) -> DatasetStatus:
+def _dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCache, now: float) -> DatasetStatus:
     dataset = seen.dataset = seen.dataset or shards.open_dataset(url)
     sizes: dict[int, int] = dataset.plan["shard"].value_counts().to_dict()
     commits = {shard: at for shard, at in _commits(url).items() if shard in sizes}
@@ -147,7 +148,7 @@ def _dataset_status(url: str, stall_s: float, outcomes: bool, seen: StatusCache,
     found = _count(dataset, commits, seen) if outcomes else None
     record = newest_record(url)
     stages, slowest = stage_shares(record)
-    last = max(commits.values(), default=_modified(urls.join(url, "dataset.json")).get("dataset.json"))
+    last = max(commits.values(), default=_modified(url / "dataset.json").get("dataset.json"))
     idle = None if last is None else max(now - last, 0.0)
     left = None if rate is None or clips == planned else (planned - clips) / rate
     status = DatasetStatus(
@@ -189,18 +190,18 @@ def _state(begun: bool, idle: float | None, stall_s: float, interval: float) -> 
     return "running" if begun else "starting"
 
 
-def _commits(url: str) -> dict[int, float]:
+def _commits(url: Location) -> dict[int, float]:
     """When each committed shard's index was written, seconds since 1970."""
-    found = _modified(urls.join(url, "index"))
+    found = _modified(url / "index")
     return {int(name[:-8]): at for name, at in found.items() if name.endswith(".parquet") and name[:-8].isdigit()}
 
 
-def _modified(url: str) -> dict[str, float]:
+def _modified(url: Location) -> dict[str, float]:
     """Time of the last change of every object under a URL (or of the one it names), by its file name."""
-    if urls.is_local(url):
-        return {entry.url.rsplit("/", 1)[-1]: int(entry.version) / 1e9 for entry in store.list_objects(url)}
+    if url.is_local:
+        return {entry.url.name: int(entry.version) / 1e9 for entry in store.list_objects(url)}
     # A client of its own: one that fsspec kept may know an endpoint and credentials of before.
-    files = fsspec.filesystem(urls.scheme(url), use_listings_cache=False, skip_instance_cache=True)
+    files = fsspec.filesystem(url.scheme, use_listings_cache=False, skip_instance_cache=True)
     try:
         found = retry.retrying(lambda: dict(files.find(files._strip_protocol(url), detail=True)), url)
     except FileNotFoundError:
@@ -254,9 +255,9 @@ def _count(dataset: Dataset, commits: dict[int, float], seen: StatusCache) -> Co
 # -- runs ------------------------------------------------------------------------------------------------------------
 
 
-def _run_status(url: str, stall_s: float, now: float) -> RunStatus:
+def _run_status(url: Location, stall_s: float, now: float) -> RunStatus:
     try:
-        kind = str(yaml.safe_load(store.read(urls.join(url, "config.yaml")))["kind"])
+        kind = str(yaml.safe_load(store.read(url / "config.yaml"))["kind"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise PipelineError(f"{url}/config.yaml: damaged, or not that of a training run") from error
     try:
@@ -273,7 +274,7 @@ def _run_status(url: str, stall_s: float, now: float) -> RunStatus:
     last, end = steps[-1] if steps else {}, rows[-1] if rows else {"kind": ""}
     step, planned = int(last.get("step", start.get("step", 0))), start.get("steps")
     interval = (recent[-1]["time"] - recent[0]["time"]) / (len(recent) - 1) if len(recent) > 1 else 0.0
-    idle = max(now - rows[-1]["time"], 0.0) if rows else _since(urls.join(url, "config.yaml"), now)
+    idle = max(now - rows[-1]["time"], 0.0) if rows else _since(url / "config.yaml", now)
     state = end["kind"] if end["kind"] in ("done", "stopped") else _state(bool(recent), idle, stall_s, interval)
     left = (int(planned) - step) * interval if planned and interval and state == "running" else None
     begun = max(len(attempts(url)), len(starts))
@@ -321,8 +322,8 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if name not in own and isinstance(value, int | float)}
 
 
-def _since(url: str, now: float) -> float | None:
-    at = _modified(url).get(url.rsplit("/", 1)[-1])
+def _since(url: Location, now: float) -> float | None:
+    at = _modified(url).get(url.name)
     return None if at is None else max(now - at, 0.0)
 
 

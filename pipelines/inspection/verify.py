@@ -19,7 +19,7 @@ from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.shards import OUTCOMES, TARGETS, Dataset
 from pipelines.errors import PipelineError
-from pipelines.storage import store, urls
+from pipelines.storage import store
 
 _CARRIED = ("clip", "position", "video", "start", "stride", "frames", "padded", "tile")
 
@@ -47,7 +47,7 @@ def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | No
     dataset = shards.open_dataset(url)
     verdict = Verdict()
     about = dataset.about
-    plan = store.read(urls.join(dataset.url, "plan.parquet"))
+    plan = store.read(dataset.url / "plan.parquet")
     if hashlib.sha256(plan).hexdigest() != about.get("plan"):
         verdict.problems.append("plan.parquet: its hash is not the one in dataset.json")
     planned = {int(number): rows for number, rows in dataset.plan.groupby("shard")}
@@ -56,8 +56,8 @@ def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | No
         verdict.problems.append(f"shard {shard}: committed but not planned")
     for shard in sorted(planned.keys() - committed):
         verdict.problems.append(f"shard {shard}: not committed ({len(planned[shard])} clips missing)")
-    for entry in store.list_objects(urls.join(dataset.url, "shards")):
-        name = entry.url.rsplit("/", 1)[-1].removesuffix(".tar")
+    for entry in store.list_objects(dataset.url / "shards"):
+        name = entry.url.name.removesuffix(".tar")
         if not name.isdigit() or int(name) not in planned:
             verdict.problems.append(f"shards/{name}: not part of this dataset")
     with ThreadPoolExecutor(threads) as pool:

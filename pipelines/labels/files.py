@@ -28,7 +28,7 @@ from autogaze.patches import PatchVocabulary
 from pipelines.errors import PipelineError
 from pipelines.labels.keys import clip_keys, video_key
 from pipelines.storage import store
-from pipelines.storage import urls as store_urls
+from pipelines.storage.location import Location
 
 _CHUNK = 1 << 20
 _LARGEST = torch.finfo(torch.float32).max
@@ -230,9 +230,9 @@ def label_files(pattern: str) -> list[str]:
     Raises PipelineError for one that names no file.
     """
     found: list[str] = []
-    parts = [pattern] if store_urls.is_local(pattern) and os.path.exists(pattern) else pattern.split(",")
-    for part in (store_urls.normalise(part.strip()) for part in parts if part.strip()):
-        if store_urls.is_local(part):
+    parts = [pattern] if os.path.exists(pattern) else pattern.split(",")
+    for part in (Location(part.strip()) for part in parts if part.strip()):
+        if part.is_local:
             names = [part] if os.path.isfile(part) else sorted(filter(os.path.isfile, glob.glob(part, recursive=True)))
         elif any(character in part for character in "*?["):
             names = store.glob(part)

@@ -20,7 +20,8 @@ from pipelines.dataset.shards import Dataset, Outcome, read_members
 from pipelines.errors import PipelineError
 from pipelines.labels.files import Labels
 from pipelines.labels.keys import clip_key
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 UNKNOWN_UNITS = "as in the labels, which do not say"
 
@@ -39,7 +40,7 @@ def describe_import(dataset: Dataset, labels: Labels, threshold: float) -> dict[
     }
 
 
-def begin(dataset: Dataset, output: str, about: dict[str, Any]) -> list[int]:
+def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int]:
     """Write down what the new dataset is, or find that it is there; the shards that are still to be made.
 
     Raises PipelineError: the dataset is not complete, or the output is another's or cannot be written.
@@ -51,7 +52,7 @@ def begin(dataset: Dataset, output: str, about: dict[str, Any]) -> list[int]:
             f"{dataset.url}: {len(done)} of its {len(planned)} shards are committed; finish it with autogaze preprocess"
         )
     store.require_writable(output)
-    place = urls.join(output, "dataset.json")
+    place = output / "dataset.json"
     if store.exists(place):
         there = shards.open_dataset(output).about
         differing = [name for name in sorted(there.keys() | about.keys()) if there.get(name) != about.get(name)]
@@ -63,11 +64,11 @@ def begin(dataset: Dataset, output: str, about: dict[str, Any]) -> list[int]:
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
     else:
         for name in ("manifest.parquet", "plan.parquet"):
-            source = urls.join(dataset.url, name)
+            source = dataset.url / name
             if name == "plan.parquet" or store.exists(source):
-                store.publish(store.read(source), urls.join(output, name))
+                store.publish(store.read(source), output / name)
         store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", place)
-    for folder in (output, urls.join(output, "shards"), urls.join(output, "index")):
+    for folder in (output, output / "shards", output / "index"):
         store.remove_temporaries(folder)
     there_now = set(shards.committed_shards(output))
     return [shard for shard in planned if shard not in there_now]

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from autogaze.patches import PatchVocabulary
 from pipelines.dataset import shards
 from pipelines.errors import PipelineError
-from pipelines.storage import store, urls
+from pipelines.storage import store
 from pipelines.storage.cache import LocalCache
+from pipelines.storage.location import Location
 from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decoder_fingerprint
 
@@ -43,13 +44,13 @@ class Samples:
     """The samples of one dataset.
 
     Attributes:
-        url: its place.
+        url: where the dataset is.
         about: dataset.json.
         table: a row per sample, in order: clip, shard, position, offset, size, sha256 (32 bytes), and `draw` uint32, a
             hash of its video. Where frames are not stored, also what it takes to decode them (`object` ... `tile`).
     """
 
-    url: str
+    url: Location
     about: dict[str, Any]
     table: pa.Table
 
@@ -99,10 +100,10 @@ def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
 
     Raises PipelineError, in one line: no dataset, not finished, damaged, or no clip of it is ok.
     """
-    url = urls.normalise(url)
+    url = Location(url)
     about = _about(url)
-    entries = list(store.list_objects(urls.join(url, "index")))
-    numbers = [number for entry in entries if (number := entry.url.rsplit("/", 1)[-1][:-8]).isdigit()]
+    entries = list(store.list_objects(url / "index"))
+    numbers = [number for entry in entries if (number := entry.url.name[:-8]).isdigit()]
     if len(numbers) != about["shards"]:
         raise PipelineError(
             f"{url}: {len(numbers)} of its {about['shards']} shards are committed; finish it with autogaze preprocess"
@@ -122,9 +123,9 @@ def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
     return samples
 
 
-def _about(url: str) -> dict[str, Any]:
+def _about(url: Location) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads(store.read(urls.join(url, "dataset.json")))
+        about: dict[str, Any] = json.loads(store.read(url / "dataset.json"))
         missing = [name for name in ("config", "shards", "vocabulary") if name not in about]
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no dataset here (no dataset.json); make one with: autogaze preprocess") from error
@@ -149,7 +150,7 @@ def _require_decoder(samples: Samples) -> None:
         )
 
 
-def _table(url: str, about: dict[str, Any]) -> pa.Table:
+def _table(url: Location, about: dict[str, Any]) -> pa.Table:
     with ThreadPoolExecutor(_READERS) as pool:
         parts = []
         for first in range(0, about["shards"], _TOGETHER):  # thousands of small tables would leave memory in pieces
@@ -184,9 +185,9 @@ def _index(url: str) -> pa.Table:
         raise PipelineError(f"{url}: damaged, or not an index: {' '.join(str(error).split())}") from error
 
 
-def _planned(url: str, table: pa.Table) -> pa.Table:
+def _planned(url: Location, table: pa.Table) -> pa.Table:
     """The plan's rows of the samples."""
-    place = urls.join(url, "plan.parquet")
+    place = url / "plan.parquet"
     try:
         data = pa.BufferReader(store.read(place))
         plan = pq.read_table(data, columns=["shard", *_PLAN_COLUMNS], read_dictionary=_REPEATING)

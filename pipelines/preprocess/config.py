@@ -13,7 +13,7 @@ from pipelines.errors import PipelineError
 from pipelines.gazing.reconstructor import LabelsConfig, TargetsConfig
 from pipelines.gazing.settings import GazeSettings, check_gaze
 from pipelines.schema import check, section, setting
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 from pipelines.video.base import DecoderName
 from pipelines.video.decode import LONGEST_TIMEOUT_S
 
@@ -76,7 +76,7 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
         del kept["labels"]
     if not config.targets.frames:
         del kept["targets"]
-    return kept | {"input": urls.normalise(config.input)}
+    return kept | {"input": Location(config.input)}
 
 
 def shards_of_part(part: str, shards: int) -> range:
@@ -114,7 +114,7 @@ def check_preprocess_config(config: PreprocessConfig) -> None:
             f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
             f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
         )
-    source, output = urls.normalise(config.input) + "/", urls.normalise(config.output) + "/"
+    source, output = Location(config.input) + "/", Location(config.output) + "/"
     if output.startswith(source):
         raise PipelineError(
             f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "

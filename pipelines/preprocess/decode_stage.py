@@ -24,8 +24,8 @@ from pipelines.corpus.plan import PlanReader
 from pipelines.corpus.videos import local_copy
 from pipelines.dataset.frames import encode_frames
 from pipelines.preprocess.stopwatch import Stopwatch
-from pipelines.storage import urls
 from pipelines.storage.cache import LocalCache
+from pipelines.storage.location import Location
 from pipelines.video.base import DecodeConfig, Source, VideoError
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -42,7 +42,7 @@ class DecodeStage:
     """
 
     def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
-        self.plan = PlanReader(urls.join(dataset, "plan.parquet"))
+        self.plan = PlanReader(Location(dataset) / "plan.parquet")
         self.config = config
         self.storage, self.quality = storage, quality
         self.decoder = IsolatedDecoder(config)

@@ -23,7 +23,7 @@ from pipelines.dataset.targets import make_targets
 from pipelines.gazing import gazers
 from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.preprocess.stopwatch import Stopwatch
-from pipelines.storage import urls
+from pipelines.storage.location import Location
 
 
 def _each(gaze: Gaze) -> list[Gaze]:
@@ -43,7 +43,7 @@ class GazeStage:
         torch.set_num_threads(1)  # one CPU was asked of Ray
         self.dataset, self.storage = dataset, storage
         self.gazer = gazers.start(gazer, device)
-        self.plan = PlanReader(urls.join(dataset, "plan.parquet"))
+        self.plan = PlanReader(Location(dataset) / "plan.parquet")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         watch, shard = Stopwatch(json.loads(row["decode_seconds"])), int(row["shard"])

@@ -33,7 +33,8 @@ from pipelines.preprocess.config import (
     parse_part,
     shards_of_part,
 )
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decoder_fingerprint
 
@@ -44,7 +45,7 @@ class Job:
 
     config: PreprocessConfig
     gazer: ResolvedGaze
-    output: str
+    output: Location
     plan: pd.DataFrame
     missing: list[int]
     notice: str = ""
@@ -66,7 +67,7 @@ class Job:
         videos, shard = self.plan["video"].to_numpy(), self.plan["shard"].to_numpy()
         straddling = (videos[1:] == videos[:-1]) & (shard[1:] != shard[:-1])
         places = self.plan["object"].to_numpy()[1:][straddling]
-        return self.config.cache_mb > 0 and not all(map(urls.is_local, places))
+        return self.config.cache_mb > 0 and not all(Location.as_is(place).is_local for place in places)
 
     @property
     def row_bytes(self) -> int:
@@ -82,8 +83,8 @@ def resume(config: PreprocessConfig) -> Job | None:
     """
     check_preprocess_config(config)
     gazer = resolve_gaze(config)
-    output = urls.normalise(config.output)
-    if store.exists(urls.join(output, "dataset.json")):
+    output = Location(config.output)
+    if store.exists(output / "dataset.json"):
         dataset = shards.open_dataset(output)
         _require_same(dataset.about, describe(config, gazer), output)
         return _job(config, gazer, output, dataset.plan, _input_changes(config, output))
@@ -99,7 +100,7 @@ def make_ready(config: PreprocessConfig, job: Job | None) -> None:
 
     job: what `resume` found.
     """
-    output = urls.normalise(config.output)
+    output = Location(config.output)
     store.require_writable(output)
     _, parts = parse_part(config.part)
     if parts == 1:  # what looks left over may be what another part writes just now; tidy() has the last word
@@ -111,8 +112,8 @@ def make_ready(config: PreprocessConfig, job: Job | None) -> None:
                 shards.uncommit_shard(output, shard)
 
 
-def _remove_temporaries(output: str) -> None:
-    for folder in (output, urls.join(output, "shards"), urls.join(output, "index")):
+def _remove_temporaries(output: Location) -> None:
+    for folder in (output, output / "shards", output / "index"):
         store.remove_temporaries(folder)
 
 
@@ -139,13 +140,13 @@ def missing_parts(config: PreprocessConfig, parts: int) -> list[int]:
 
 def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
     """Scan and plan a new dataset, and unless told not to write it down. Needs a running Ray."""
-    gazer, output = resolve_gaze(config), urls.normalise(config.output)
+    gazer, output = resolve_gaze(config), Location(config.output)
     if config.input.endswith(".parquet"):
-        manifest = manifests.read_manifest(urls.normalise(config.input))
+        manifest = manifests.read_manifest(Location(config.input))
         root = _common_root(manifest)
     else:
         manifest = manifests.scan(config.input, timeout_s=config.decoder_timeout_s)
-        root = urls.normalise(config.input)
+        root = Location(config.input)
     if manifest.empty:
         raise PipelineError(f"input={config.input}: the manifest has no videos")
     plan = make_plan(manifest, root, config.clip, config.shard.clips)
@@ -157,15 +158,15 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
             "clips": len(plan),
             "shards": _planned(plan),
         }
-        store.publish(manifests.manifest_bytes(manifest), urls.join(output, "manifest.parquet"))
-        store.publish(data, urls.join(output, "plan.parquet"))
+        store.publish(manifests.manifest_bytes(manifest), output / "manifest.parquet")
+        store.publish(data, output / "plan.parquet")
         # Last, since it says that all of this is complete: a job killed before this line plans again.
         text = json.dumps(about, indent=1, sort_keys=True).encode() + b"\n"
-        store.publish(text, urls.join(output, "dataset.json"))
+        store.publish(text, output / "dataset.json")
     return _job(config, gazer, output, plan)
 
 
-def _job(config: PreprocessConfig, gazer: ResolvedGaze, output: str, plan: pd.DataFrame, notice: str = "") -> Job:
+def _job(config: PreprocessConfig, gazer: ResolvedGaze, output: Location, plan: pd.DataFrame, notice: str = "") -> Job:
     done = set(shards.committed_shards(output))
     mine = shards_of_part(config.part, _planned(plan))
     return Job(config, gazer, output, plan, [shard for shard in mine if shard not in done], notice)
@@ -227,11 +228,11 @@ def _common_root(manifest: pd.DataFrame) -> str:
     return "/".join(shared)
 
 
-def _input_changes(config: PreprocessConfig, output: str) -> str:
+def _input_changes(config: PreprocessConfig, output: Location) -> str:
     """One line when the input no longer holds what was planned, else ''. The plan stays: it names this dataset."""
     if config.input.endswith(".parquet"):
         return ""
-    planned = manifests.read_manifest(urls.join(output, "manifest.parquet"))
+    planned = manifests.read_manifest(output / "manifest.parquet")
     before = dict(zip(planned["object"], planned["version"], strict=True))
     now = {corpus_videos.in_utf8(entry.url): entry.version for entry in corpus_videos.list_videos(config.input)}
     added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())

@@ -7,7 +7,8 @@ from typing import Protocol
 
 from pipelines.errors import PipelineError
 from pipelines.rl.rollouts import Group, RolloutMaker, RolloutRequest
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 Make = Callable[[], RolloutMaker]
 
@@ -56,7 +57,7 @@ class Recording:
     """Read from where another run recorded them. Nothing is sampled, so versions are those of that run."""
 
     def __init__(self, url: str) -> None:
-        self.url = urls.normalise(url)
+        self.url = Location(url)
         self._asked: dict[int, list[RolloutRequest]] = {}
 
     def publish(self, version: int, weights: bytes) -> None:
@@ -96,4 +97,4 @@ def record(url: str, groups: Sequence[Group]) -> None:
 
 
 def recorded_url(url: str, ask: RolloutRequest) -> str:
-    return urls.join(urls.normalise(url), f"step-{ask.step:06d}", f"{ask.epoch:04d}-{ask.id:09d}.npz")
+    return Location(url) / f"step-{ask.step:06d}" / f"{ask.epoch:04d}-{ask.id:09d}.npz"

@@ -13,7 +13,8 @@ from pipelines.errors import PipelineError
 from pipelines.loading.order import DatasetCounts, batches, epoch_order, epoch_samples, rank_part
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.runs.ledger import GROUPS, LEDGER_SCHEMA, Attempt, attempts, ids_hash
-from pipelines.storage import store, tables, urls
+from pipelines.storage import store, tables
+from pipelines.storage.location import Location
 
 _NONE = np.zeros(0, np.int64)
 
@@ -57,11 +58,11 @@ def audit(run_url: str) -> Audit:
 
     Raises PipelineError when there is no ledger, or a part of it is damaged.
     """
-    url = urls.normalise(run_url)
+    url = Location(run_url)
     begun = attempts(url)
     if not begun:
         raise PipelineError(f"{url}: no run is here (it has no ledger); give the run= of a training job")
-    found, segments, first = Audit(begun), _segments(urls.join(url, "ledger")), begun[0]
+    found, segments, first = Audit(begun), _segments(url / "ledger"), begun[0]
     for name in ("global_batch", "seed", "window", "counts", "weights", "datasets", "ids", "lag"):
         for attempt in begun[1:]:
             if getattr(attempt, name) != getattr(first, name):

@@ -17,7 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 CHECKPOINT_FORMAT = 1
 STATE = "state.json"
@@ -38,7 +39,7 @@ class Checkpoints:
     def __init__(self, run_url: str, keep: int = 3) -> None:
         if keep < 1:
             raise PipelineError(f"keep={keep}: at least one checkpoint must be kept")
-        self.url, self.keep = urls.join(urls.normalise(run_url), "checkpoints"), keep
+        self.url, self.keep = Location(run_url) / "checkpoints", keep
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[None] | None = None
 
@@ -108,7 +109,7 @@ class Checkpoints:
         state = self._manifest(step, self._sizes().get(step, {}))
         listed, files = state.pop("files"), {}
         for name, about in listed.items():
-            url = urls.join(self._folder(step), name)
+            url = self._folder(step) / name
             try:
                 files[name] = store.read(url)
             except FileNotFoundError as error:
@@ -117,12 +118,12 @@ class Checkpoints:
                 raise CheckpointDamaged(f"{url}: its bytes are not those saved; remove its step's folder to go back")
         return {key: value for key, value in state.items() if key != "format"}, files
 
-    def _folder(self, step: int) -> str:
-        return urls.join(self.url, f"step-{step:06d}")
+    def _folder(self, step: int) -> Location:
+        return self.url / f"step-{step:06d}"
 
     def _named(self) -> int | None:
         """The step that the file `latest` names."""
-        url = urls.join(self.url, "latest")
+        url = self.url / "latest"
         try:
             text = store.read(url).decode(errors="replace").strip()
         except FileNotFoundError:
@@ -144,7 +145,7 @@ class Checkpoints:
 
     def _manifest(self, step: int, sizes: Mapping[str, int]) -> dict[str, Any]:
         """state.json of a checkpoint whose files have the sizes it says. Raises CheckpointDamaged."""
-        url = urls.join(self._folder(step), STATE)
+        url = self._folder(step) / STATE
         try:
             state = json.loads(store.read(url))
             written, files = int(state["format"]), {name: int(about["size"]) for name, about in state["files"].items()}
@@ -162,7 +163,7 @@ class Checkpoints:
         for name, size in files.items():
             if sizes.get(name) != size:
                 there = f"{sizes[name]} of its" if name in sizes else "is missing, with its"
-                raise CheckpointDamaged(f"{urls.join(self._folder(step), name)}: {there} {size} bytes")
+                raise CheckpointDamaged(f"{self._folder(step) / name}: {there} {size} bytes")
         return dict(state)
 
     def _save(self, step: int, files: dict[str, bytes], state: str) -> None:
@@ -176,15 +177,15 @@ class Checkpoints:
         self._remove(step)
         try:
             for name, data in files.items():
-                store.publish(data, urls.join(self._folder(step), name))
+                store.publish(data, self._folder(step) / name)
             about = {
                 name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
             }
             whole = {"format": CHECKPOINT_FORMAT, "step": step, **json.loads(state), "files": about}
-            store.publish((json.dumps(whole, indent=1) + "\n").encode(), urls.join(self._folder(step), STATE))
-            store.publish(f"step-{step:06d}\n".encode(), urls.join(self.url, "latest"))
+            store.publish((json.dumps(whole, indent=1) + "\n").encode(), self._folder(step) / STATE)
+            store.publish(f"step-{step:06d}\n".encode(), self.url / "latest")
         except Exception:
-            if urls.is_local(self.url):
+            if self.url.is_local:
                 self._remove(step)  # on a full disk its parts would stay in the way
             raise
         sizes = self._sizes()
@@ -194,15 +195,15 @@ class Checkpoints:
 
     def _folders(self) -> set[int]:
         """Steps that have a folder; a local one may hold nothing but temporaries, which no listing shows."""
-        if not urls.is_local(self.url):
+        if not self.url.is_local:
             return set(self._sizes())
         return {int(match.group(1)) for name in os.listdir(self.url) if (match := _FOLDER.fullmatch(name))}
 
     def _remove(self, step: int) -> None:
         """Remove a checkpoint, state.json first: what is left of it when this is cut short is torn, not false."""
         folder = self._folder(step)
-        store.remove(urls.join(folder, STATE))
-        if urls.is_local(folder):
+        store.remove(folder / STATE)
+        if folder.is_local:
             shutil.rmtree(folder, ignore_errors=True)  # temporaries too; what will not go is no checkpoint any more
             return
         for entry in list(store.list_objects(folder)):

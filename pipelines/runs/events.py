@@ -26,7 +26,8 @@ from pipelines.runs.progress import ProgressDisplay, short_number
 from pipelines.runs.series import TrainSeries
 from pipelines.runs.sinks import LocalFile, Parts, Sink
 from pipelines.runs.tensorboard import board_header, board_scalars, board_start
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 Reduction = Literal["mean", "sum", "max"]
 
@@ -78,7 +79,7 @@ class Events:
         self._writes, self._board_begun = rank == 0, False
         if not self._writes:
             return
-        self._lines, self._board = _files(urls.normalise(run_url))
+        self._lines, self._board = _files(Location(run_url))
         self._display = ProgressDisplay(console, every) if console is not None else None
         self._exported = TrainSeries(run_url)
         if peak is not None:
@@ -166,15 +167,15 @@ class Events:
         self._board.write(board_scalars(step, values))
 
 
-def _files(url: str) -> tuple[Sink, Sink]:
+def _files(url: Location) -> tuple[Sink, Sink]:
     """Where lines and TensorBoard's records of an attempt go. Names hold its time, so that listings are in order."""
     began = f"{time.time():.3f}"
-    board = urls.join(url, "tensorboard", f"events.out.tfevents.{began}")
-    if urls.is_local(url):
+    board = url / "tensorboard" / f"events.out.tfevents.{began}"
+    if url.is_local:
         records = LocalFile(board)
         records.write(board_header())
-        return LocalFile(urls.join(url, "events.jsonl"), lines=True), records
-    lines = Parts(lambda part: urls.join(url, "events", f"{began}-{part:06d}.jsonl"))
+        return LocalFile(url / "events.jsonl", lines=True), records
+    lines = Parts(lambda part: url / "events" / f"{began}-{part:06d}.jsonl")
     return lines, Parts(lambda part: f"{board}.{part:06d}", board_header())
 
 
@@ -219,9 +220,9 @@ def read_events(run_url: str) -> pd.DataFrame:
     Where an attempt repeats steps of an earlier one, its events replace those from the first repeated step on.
     Raises PipelineError when there are none, or a line is damaged (but the last of a file: it may be being written).
     """
-    url = urls.normalise(run_url)
-    parts = [e.url for e in store.list_objects(urls.join(url, "events")) if e.url.endswith(".jsonl")]
-    single = urls.join(url, "events.jsonl")
+    url = Location(run_url)
+    parts = [e.url for e in store.list_objects(url / "events") if e.url.endswith(".jsonl")]
+    single = url / "events.jsonl"
     rows: list[dict[str, Any]] = []
     for place in ([single] if store.exists(single) else []) + parts:
         lines = store.read(place).decode(errors="replace").split("\n")

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import PipelineError
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 
 LEDGER_SCHEMA = pa.schema(
     [("step", pa.int64()), ("epoch", pa.int32()), ("id", pa.int64()), ("repeat", pa.bool_()), ("skipped", pa.bool_())]
@@ -83,15 +84,15 @@ class Ledger:
         ids: np.ndarray | None = None,
         lag: int | None = None,
     ) -> None:
-        self._url, self._rank = urls.join(urls.normalise(run_url), "ledger"), rank
-        self._folder, self._next = urls.join(self._url, f"{attempt:06d}"), start_step
+        self._url, self._rank = Location(run_url) / "ledger", rank
+        self._folder, self._next = self._url / f"{attempt:06d}", start_step
         self._steps: list[pa.Table] = []
         self._rows, self._schema = 0, LEDGER_SCHEMA if lag is None else GROUPS
         if rank == 0:
             numbers = [[int(count) for count in shards] for shards in counts]
             told = (world, global_batch, seed, window, numbers, [float(w) for w in weights], list(datasets))
             hashed = "" if ids is None else ids_hash(ids)
-            url = urls.join(self._url, f"attempt-{attempt:06d}.json")
+            url = self._url / f"attempt-{attempt:06d}.json"
             if store.exists(url):
                 raise PipelineError(f"{url}: is there already; another job is at work on this run, stop one of them")
             store.publish(json.dumps(asdict(Attempt(attempt, start_step, *told, hashed, lag))).encode() + b"\n", url)
@@ -142,7 +143,7 @@ class Ledger:
         table = pa.concat_tables(self._steps)
         pq.write_table(table, sink, compression="zstd", use_dictionary=["epoch"], column_encoding=encoding)
         name = f"r{self._rank:04d}-s{self._next - len(self._steps):09d}.parquet"
-        store.publish(sink.getvalue(), urls.join(self._folder, name))
+        store.publish(sink.getvalue(), self._folder / name)
         self._steps, self._rows = [], 0
 
 
@@ -152,7 +153,7 @@ def ids_hash(ids: np.ndarray) -> str:
 
 def attempts(run_url: str) -> list[Attempt]:
     """The attempts at a run, in order. Raises PipelineError for a damaged one."""
-    url = urls.join(urls.normalise(run_url), "ledger")
+    url = Location(run_url) / "ledger"
     found = []
     for entry in store.list_objects(url):
         if re.fullmatch(r"attempt-\d+\.json", entry.url[len(url) + 1 :]):

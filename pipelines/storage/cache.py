@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import PipelineError
-from pipelines.storage import urls
+from pipelines.storage.location import TEMPORARY_PREFIX
 
 _STALE_S = 1800.0  # a temporary or a link that nobody touched for this long belongs to a process that died
 _LOCKS = 256
@@ -86,11 +86,11 @@ class LocalCache:
     def clear(self) -> None:
         """Remove all entries. Whoever uses one goes on."""
         for path in self.folder.iterdir():
-            if path.is_file() and not path.name.startswith(urls.TEMPORARY_PREFIX):
+            if path.is_file() and not path.name.startswith(TEMPORARY_PREFIX):
                 path.unlink(missing_ok=True)
 
     def _temporary(self) -> Path:
-        return self.folder / f"{urls.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        return self.folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
@@ -107,7 +107,7 @@ class LocalCache:
                 about = path.stat()
                 if path.is_dir():
                     continue
-                if not path.name.startswith(urls.TEMPORARY_PREFIX):
+                if not path.name.startswith(TEMPORARY_PREFIX):
                     entries.append((about.st_mtime_ns, about.st_size, path))
                 elif now - about.st_mtime > _STALE_S and not _in_use(path):
                     path.unlink(missing_ok=True)

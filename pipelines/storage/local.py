@@ -11,8 +11,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location
 from pipelines.storage.retry import retrying
-from pipelines.storage.urls import TEMPORARY_PREFIX, Entry
 
 
 def list_folder(url: str) -> Iterator[Entry]:
@@ -25,7 +25,7 @@ def list_folder(url: str) -> Iterator[Entry]:
         if about is None:
             continue
         if stat.S_ISREG(about.st_mode):
-            found.append(Entry(path, about.st_size, str(about.st_mtime_ns)))
+            found.append(Entry(Location.as_is(path), about.st_size, str(about.st_mtime_ns)))
         elif stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in seen:
             seen.add((about.st_dev, about.st_ino))
             with suppress(FileNotFoundError):

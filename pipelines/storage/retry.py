@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pipelines.errors import PipelineError
 from pipelines.storage import s3
-from pipelines.storage.urls import is_local, is_s3
+from pipelines.storage.location import is_local, is_s3
 
 _log = logging.getLogger(__name__)
 

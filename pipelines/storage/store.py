@@ -26,8 +26,8 @@ from fsspec.utils import glob_translate
 
 from pipelines.storage import s3
 from pipelines.storage.local import list_folder, publish_file, sync_folder
+from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location, is_local, is_s3, scheme_of
 from pipelines.storage.retry import StoreError, T, explain, retrying
-from pipelines.storage.urls import TEMPORARY_PREFIX, Entry, is_local, is_s3, join, scheme
 
 _CHUNK = 8 << 20
 # What fsspec's stores call that which changes with an object's bytes, best first.
@@ -36,7 +36,7 @@ _VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified"
 
 def filesystem(url: str) -> Any:
     """The fsspec file system of a URL. Listings are never cached: other processes write to the same stores."""
-    kind = scheme(url)
+    kind = scheme_of(url)
     if kind == "file":
         # Not through URL parsing: fsspec reads '::' in a local file name as a chain of file systems.
         return LocalFileSystem()
@@ -72,7 +72,7 @@ def list_objects(url: str) -> Iterator[Entry]:
         if info.get("type") != "file" or base.startswith("."):
             continue
         version = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
-        yield Entry(fs.unstrip_protocol(name), int(info["size"] or 0), version)
+        yield Entry(Location.as_is(fs.unstrip_protocol(name)), int(info["size"] or 0), version)
 
 
 def _list_s3(url: str) -> Iterator[Entry]:
@@ -85,13 +85,13 @@ def _list_s3(url: str) -> Iterator[Entry]:
             break
     if not found and (one := retrying(lambda: s3.head(url), url)) is not None and one.key:
         found = [one]
-    bucket = f"{scheme(url)}://{s3.split(url)[0]}"
+    bucket = Location.as_is(f"{scheme_of(url)}://{s3.split(url)[0]}")
     for key, size, version in sorted(found):
         if not key.rsplit("/", 1)[-1].startswith("."):
-            yield Entry(f"{bucket}/{key}", size, version)
+            yield Entry(bucket / key, size, version)
 
 
-def glob(pattern: str) -> list[str]:
+def glob(pattern: str) -> list[Location]:
     """URLs of the objects of a remote store that a pattern with *, ?, [...] or ** names, sorted."""
     folder = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
     fits = re.compile(glob_translate(pattern))
@@ -274,9 +274,9 @@ def remove_temporaries(url: str) -> int:
 
 def require_writable(url: str) -> None:
     """Prove that objects can be written under `url`, by writing and removing one. Raises StoreError in one line."""
-    if scheme(url) == "memory":
+    if scheme_of(url) == "memory":
         raise StoreError(f"{url}: memory:// lives in one process and a job runs in many; use a folder or s3://")
-    probe = join(url, f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}")
+    probe = Location(url) / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     try:
         publish(b"", probe)
         remove(probe)

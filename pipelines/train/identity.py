@@ -10,7 +10,8 @@ import yaml
 
 from pipelines.errors import PipelineError
 from pipelines.schema import settings_of
-from pipelines.storage import store, urls
+from pipelines.storage import store
+from pipelines.storage.location import Location
 from pipelines.train.config import TrainConfig
 from pipelines.train.task import Task
 
@@ -22,7 +23,7 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
 
     fingerprint: of the samples, since a dataset made anew at the same place is other data.
     """
-    url = urls.join(urls.normalise(config.run), "config.yaml")
+    url = Location(config.run) / "config.yaml"
     about = _document(config, task) | {"data_fingerprint": fingerprint}
     if not store.exists(url):
         store.publish(yaml.safe_dump(about, sort_keys=False).encode(), url)

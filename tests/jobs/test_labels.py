@@ -26,6 +26,7 @@ from pipelines.labels import files as label_files
 from pipelines.labels import into_dataset
 from pipelines.labels import keys as label_keys
 from pipelines.storage import store
+from pipelines.storage.location import Location
 
 Write = Callable[[dict[str, Any], str], str]
 
@@ -315,7 +316,7 @@ def test_labels_go_to_s3_and_come_from_there(bucket: str, exported: tuple[Path, 
     console = Console(file=io.StringIO())
     job.import_(ImportConfig(f"{bucket}/out/*.json", dataset, f"{bucket}/new"), console)
     assert verify(f"{bucket}/new").problems == []
-    assert into_dataset.begin(shards.open_dataset(dataset), f"{bucket}/new", json_of(f"{bucket}/new")) == []
+    assert into_dataset.begin(shards.open_dataset(dataset), Location(f"{bucket}/new"), json_of(f"{bucket}/new")) == []
 
 
 def json_of(place: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.rl.config import RLConfig
 from pipelines.rl.task import RLTask
 from pipelines.runs.audit import audit
-from pipelines.storage import store, urls
+from pipelines.storage import store
 from pipelines.train import loop
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig
 from pipelines.train.policy import PolicyTask
@@ -88,7 +88,7 @@ def write_dataset(
         pd.DataFrame([{"uri": uri, "object": uri} | facts for uri in uris]), "/v", ClipConfig(T), per_shard
     )
     url = str(folder)
-    store.publish(plan_bytes(plan), urls.join(url, "plan.parquet"))
+    store.publish(plan_bytes(plan), f"{url}/plan.parquet")
     for shard, rows in plan.groupby("shard"):
         made = [Outcome(gaze(number), encode_frames(clip_of(number), "raw", 90)) for number in rows.index]
         commit_shard(url, int(shard), *build_shard(rows.reset_index(drop=True), made, THRESHOLD))
@@ -99,7 +99,7 @@ def write_dataset(
         "units": "mean absolute difference",
         "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
     }
-    store.publish(json.dumps(about).encode(), urls.join(url, "dataset.json"))
+    store.publish(json.dumps(about).encode(), f"{url}/dataset.json")
     return url
 
 

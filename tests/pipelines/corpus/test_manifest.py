@@ -16,10 +16,12 @@ import pytest
 import ray.data
 
 from pipelines.corpus import manifest as manifests
+from pipelines.corpus import videos
 from pipelines.corpus.manifest import probe_object, scan
 from pipelines.corpus.videos import fingerprint, tar_members
 from pipelines.errors import PipelineError
-from pipelines.storage import retry, store, urls
+from pipelines.storage import retry, store
+from pipelines.storage.location import Entry
 from pipelines.video.base import DecodeConfig, Source
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -99,7 +101,7 @@ def test_videos_inside_a_tar_are_read_in_place(store_of_videos: Path, tmp_path: 
     assert not (tmp_path.parent / "up.mp4").exists()
 
 
-def entry(path: Path) -> urls.Entry:
+def entry(path: Path) -> Entry:
     return next(iter(store.list_objects(str(path))))
 
 
@@ -153,8 +155,8 @@ def test_a_disk_that_does_not_answer_is_asked_again_and_then_told_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(retry.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     troubles = [errno.ESTALE, errno.EIO]
 
     def troubled(*arguments: Any) -> Any:
@@ -165,7 +167,7 @@ def test_a_disk_that_does_not_answer_is_asked_again_and_then_told_in_a_line(
     path = tmp_path / "a"
     path.write_bytes(b"some bytes")
     expected = fingerprint(str(path))
-    monkeypatch.setattr(manifests, "open", troubled, raising=False)
+    monkeypatch.setattr(videos, "open", troubled, raising=False)
     assert fingerprint(str(path)) == expected and troubles == []
     troubles = [errno.EIO] * 1000
     with pytest.raises(retry.TransientStoreError, match=f"{path}: no answer for 120 s"):
@@ -243,7 +245,7 @@ def test_a_name_that_is_not_utf8_is_a_failed_row(store_of_videos: Path, tmp_path
 
 def test_a_rescan_opens_again_what_has_no_version(store_of_videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = str(store_of_videos / "clip0.mp4")
-    monkeypatch.setattr(store, "list_objects", lambda url: [urls.Entry(url, os.stat(url).st_size, "")])
+    monkeypatch.setattr(store, "list_objects", lambda url: [Entry(url, os.stat(url).st_size, "")])
     first = scan(video)
     changed = first.assign(frames=1)
     pd.testing.assert_frame_equal(scan(video, changed), first)

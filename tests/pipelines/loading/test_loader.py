@@ -33,7 +33,7 @@ from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
 from pipelines.loading.reading import Batch, BatchRequest, Reading
 from pipelines.loading.samples import open_samples
-from pipelines.storage import store, urls
+from pipelines.storage import store
 from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decode_clips, decoder_fingerprint
 from pipelines.video.isolated import IsolatedDecoder
@@ -58,7 +58,7 @@ def gaze_of(clip: str) -> Gaze:
 def write_dataset(url: str, manifest: pd.DataFrame, frames: str = "jpeg", tiles: str = "whole", **about: Any) -> str:
     """What preprocess would leave, in shards of 5; one clip in seven is a failed one."""
     plan = make_plan(manifest, "/v", ClipConfig(frames=T, tiles=tiles), 5)
-    store.publish(plan_bytes(plan), urls.join(url, "plan.parquet"))
+    store.publish(plan_bytes(plan), f"{url}/plan.parquet")
     for shard, rows in plan.groupby("shard"):
         made = [
             Outcome(reason="decode_error", detail="")
@@ -76,7 +76,7 @@ def write_dataset(url: str, manifest: pd.DataFrame, frames: str = "jpeg", tiles:
         "vocabulary": {"scales": [32, 64, 112, 224], "patch_size": 16},
         "software": {"decoder": decoder_fingerprint(DecodeConfig())},
     } | about
-    store.publish(pd.Series(facts).to_json().encode(), urls.join(url, "dataset.json"))
+    store.publish(pd.Series(facts).to_json().encode(), f"{url}/dataset.json")
     return url
 
 

@@ -27,7 +27,7 @@ from pipelines.errors import PipelineError
 from pipelines.runs import sinks, tensorboard
 from pipelines.runs.events import Events, read_events
 from pipelines.runs.peak import Peak, measure_peak
-from pipelines.storage import store, urls
+from pipelines.storage import store
 from tests.support import places
 
 ROOT = places.ROOT
@@ -294,7 +294,7 @@ def test_each_attempt_has_a_tensorboard_file_that_begins_where_it_began(run: str
     train(run, 1, 3)
     time.sleep(0.01)
     train(run, 3, 4)
-    files = [entry.url for entry in store.list_objects(urls.join(run, "tensorboard"))]
+    files = [entry.url for entry in store.list_objects(f"{run}/tensorboard")]
     assert len(files) == 2 and all("/events.out.tfevents." in url for url in files)
     first, second = (records(store.read(url)) for url in files)
     assert len(first) == 2 + 3 and len(second) == 2 + 2

@@ -191,7 +191,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(
         store.publish(data, f"{PLACE}/y")
         assert store.fetch(f"{PLACE}/y", str(tmp_path / "y")) == len(data)
     assert (tmp_path / "y").read_bytes() == data
-    told = [record.getMessage() for record in caplog.records if record.name == "pipelines.storage.store"]
+    told = [record.getMessage() for record in caplog.records if record.name == "pipelines.storage.retry"]
     assert len(told) == 1 and "cannot connect to http://127.0.0.1" in told[0]
 
 

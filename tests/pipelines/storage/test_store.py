@@ -11,23 +11,24 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipelines.storage import retry, store, urls
+from pipelines.storage import retry, store
+from pipelines.storage.location import Entry, Location
 from pipelines.storage.retry import StoreError, TransientStoreError
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "local":
-        return str(tmp_path / "store")
+        return Location(str(tmp_path / "store"))
     if request.param == "s3":
-        return f"{request.getfixturevalue('bucket')}/{tmp_path.name}/store"
+        return Location(f"{request.getfixturevalue('bucket')}/{tmp_path.name}/store")
     fsspec.filesystem("memory").store.clear()
-    return "memory://store"
+    return Location("memory://store")
 
 
-def test_what_is_published_is_listed_and_read(place: str) -> None:
+def test_what_is_published_is_listed_and_read(place: Location) -> None:
     for name in ("b/two.bin", "a one.bin", "c/ünï#cödé?[x].bin"):
-        store.publish(name.encode() * 100, urls.join(place, name))
+        store.publish(name.encode() * 100, place / name)
     listed = list(store.list_objects(place))
     assert [entry.url.split("/store/", 1)[1] for entry in listed] == ["a one.bin", "b/two.bin", "c/ünï#cödé?[x].bin"]
     for entry in listed:
@@ -45,51 +46,51 @@ def test_a_version_is_whatever_the_file_system_calls_it(monkeypatch: pytest.Monk
     store.publish(b"data", "memory://store/x")
     found = {"/store/x": {"type": "file", "size": 4, key: '"changes with the bytes"'}}
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", lambda *_, **__: found)
-    assert list(store.list_objects("memory://store")) == [urls.Entry("memory:///store/x", 4, "changes with the bytes")]
+    assert list(store.list_objects("memory://store")) == [
+        Entry(Location("memory:///store/x"), 4, "changes with the bytes")
+    ]
 
 
-def test_fetch_copies_a_range(place: str, tmp_path: Path) -> None:
+def test_fetch_copies_a_range(place: Location, tmp_path: Path) -> None:
     data = os.urandom(20_000_000)
-    store.publish(data, urls.join(place, "x"))
-    assert store.fetch(urls.join(place, "x"), str(tmp_path / "copy"), 10, 19_999_000) == 19_999_000
+    store.publish(data, place / "x")
+    assert store.fetch(place / "x", str(tmp_path / "copy"), 10, 19_999_000) == 19_999_000
     assert (tmp_path / "copy").read_bytes() == data[10:19_999_010]
-    assert store.fetch(urls.join(place, "x"), str(tmp_path / "copy")) == len(data)
+    assert store.fetch(place / "x", str(tmp_path / "copy")) == len(data)
     assert (tmp_path / "copy").read_bytes() == data
-    assert store.fetch(urls.join(place, "x"), str(tmp_path / "copy"), len(data) - 1, 500) == 1, (
-        "shorter than asked: it says so"
-    )
+    assert store.fetch(place / "x", str(tmp_path / "copy"), len(data) - 1, 500) == 1, "shorter than asked: it says so"
 
 
-def test_what_lies_past_the_end_is_empty(place: str, tmp_path: Path) -> None:
-    store.publish(b"12345", urls.join(place, "x"))
-    store.publish(b"", urls.join(place, "empty"))
-    assert store.read(urls.join(place, "x"), 5, 10) == store.read(urls.join(place, "x"), 99, 10) == b""
-    assert store.read(urls.join(place, "x"), 3) == b"45"
-    assert store.read(urls.join(place, "empty")) == store.read(urls.join(place, "empty"), 0, 3) == b""
-    assert store.fetch(urls.join(place, "x"), str(tmp_path / "copy"), 7, 3) == 0
-    assert store.fetch(urls.join(place, "empty"), str(tmp_path / "copy")) == 0
+def test_what_lies_past_the_end_is_empty(place: Location, tmp_path: Path) -> None:
+    store.publish(b"12345", place / "x")
+    store.publish(b"", place / "empty")
+    assert store.read(place / "x", 5, 10) == store.read(place / "x", 99, 10) == b""
+    assert store.read(place / "x", 3) == b"45"
+    assert store.read(place / "empty") == store.read(place / "empty", 0, 3) == b""
+    assert store.fetch(place / "x", str(tmp_path / "copy"), 7, 3) == 0
+    assert store.fetch(place / "empty", str(tmp_path / "copy")) == 0
 
 
-def test_an_object_is_a_file_to_those_who_want_one(place: str) -> None:
+def test_an_object_is_a_file_to_those_who_want_one(place: Location) -> None:
     data = os.urandom(3_000_000)
-    store.publish(data, urls.join(place, "x"))
-    with store.open_read(urls.join(place, "x"), 1 << 16) as file:
+    store.publish(data, place / "x")
+    with store.open_read(place / "x", 1 << 16) as file:
         assert file.read(10) == data[:10] and file.tell() == 10
         assert file.seek(-5, os.SEEK_END) == len(data) - 5 and file.read(100) == data[-5:] and file.read(1) == b""
         assert file.seek(1_000_000) == 1_000_000 and file.read(500_000) == data[1_000_000:1_500_000]
         assert file.seek(7, os.SEEK_CUR) == 1_500_007 and file.read() == data[1_500_007:]
     with pytest.raises(FileNotFoundError):
-        store.open_read(urls.join(place, "nothing"))
+        store.open_read(place / "nothing")
 
 
-def test_publishing_shows_a_file_when_it_is_whole_and_nothing_after_an_error(place: str) -> None:
-    url = urls.join(place, "x")
+def test_publishing_shows_a_file_when_it_is_whole_and_nothing_after_an_error(place: Location) -> None:
+    url = place / "x"
     with store.publishing(url) as out:
         out.write(b"some")
         assert not store.exists(url)
         out.write(b" more")
     assert store.read(url) == b"some more"
-    with pytest.raises(RuntimeError), store.publishing(urls.join(place, "y")) as out:
+    with pytest.raises(RuntimeError), store.publishing(place / "y") as out:
         out.write(b"half")
         raise RuntimeError
     assert [entry.url.rsplit("/", 1)[-1] for entry in store.list_objects(place)] == ["x"]
@@ -104,8 +105,8 @@ def test_a_pattern_names_objects(bucket: str, tmp_path: Path) -> None:
     assert store.glob(f"{place}/[bc].json") == [f"{place}/b.json"] and store.glob(f"{place}/x*") == []
 
 
-def test_removing_is_idempotent_and_missing_is_missing(place: str) -> None:
-    url = urls.join(place, "x")
+def test_removing_is_idempotent_and_missing_is_missing(place: Location) -> None:
+    url = place / "x"
     store.publish(b"1", url)
     assert store.exists(url)
     store.remove(url)
@@ -113,7 +114,7 @@ def test_removing_is_idempotent_and_missing_is_missing(place: str) -> None:
     assert not store.exists(url)
     with pytest.raises(FileNotFoundError):
         store.read(url)
-    assert list(store.list_objects(urls.join(place, "nothing"))) == []
+    assert list(store.list_objects(place / "nothing")) == []
 
 
 def test_a_reader_sees_the_old_bytes_or_the_new_never_a_mixture(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_local_listing_leaves_nothing_out_in_silence(
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a").write_bytes(b"1")
     (tmp_path / "folder" / "round").symlink_to("round")
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
     real, troubles = os.stat, [errno.ESTALE, errno.EIO]
 
     def troubled(path: Any, **options: Any) -> os.stat_result:
@@ -221,7 +222,7 @@ class Flaky:
 
 
 def test_transient_trouble_is_tried_again_and_the_rest_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
     for url in ("s3://bucket/x", "memory://x"):
         flaky = Flaky([ConnectionError("reset"), TimeoutError("slow"), ConnectionResetError("again")])
         assert retry.retrying(flaky, url) == "done" and flaky.calls == 4
@@ -238,8 +239,8 @@ def test_transient_trouble_is_tried_again_and_the_rest_is_not(monkeypatch: pytes
 
 def test_patience_ends_with_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(retry.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     with pytest.raises(TransientStoreError, match="no answer for 60 s"):
         retry.retrying(Flaky([ConnectionError("refused")] * 1000), "s3://bucket/x", seconds=60)
     assert 40 <= clock[0] <= 60
@@ -247,8 +248,8 @@ def test_patience_ends_with_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_patience_begins_anew_when_there_was_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, done = [0.0], [0]
-    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(retry.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
 
     def slow_but_sure() -> str:
         clock[0] += 50  # longer in all than anybody's patience
@@ -277,15 +278,3 @@ def test_a_file_in_the_way_of_the_output_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="a part of this path is a file"):
         store.require_writable(str(tmp_path / "file" / "gaze"))
-
-
-def test_normalise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    cases: dict[str, Any] = {
-        "videos/": str(tmp_path / "videos"),
-        "file:///data/x": "/data/x",
-        "s3://bucket/x/": "s3://bucket/x",
-        "~/x": os.path.expanduser("~/x"),
-    }
-    for given, expected in cases.items():
-        assert urls.normalise(given) == expected
