@@ -1,4 +1,4 @@
-"""What a run is: written down when it begins, compared when it resumes."""
+"""What makes a run the run it is: the settings and the data that may not change when it is resumed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pipelines.train.task import Task
 
 
 def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
-    """Write down what this run is, or check that it is still that. Raises PipelineError naming what differs.
+    """Write the run's config.yaml, or check that it still fits. Raises PipelineError naming the first difference.
 
-    Settings declared with may_change are not compared.
+    Settings declared with may_change are not compared: where a run works, and how often it validates and saves. Paths
+    of data and teachers may change too; their fingerprints may not.
 
-    fingerprint: of the samples, since a dataset made anew at the same place is other data.
+    fingerprint: of the samples, since data at the same path may have been made anew.
     """
     url = Location(config.run) / "config.yaml"
     about = _document(config, task) | {"data_fingerprint": fingerprint}
@@ -33,7 +34,7 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     except yaml.YAMLError as error:
         raise PipelineError(f"{url}: damaged; choose another run") from error
     if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
-        raise PipelineError(f"{url}: is not of a training run; choose another run")
+        raise PipelineError(f"{url}: is not that of a training run; choose another run")
     free = {key.name for key in settings_of(config) if key.may_change}
     before = _flat(begun)
     for name, value in _flat(about).items():

@@ -38,13 +38,15 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.graph import execute
 from pipelines.preprocess.job import plan_job
 from pipelines.preprocess.series import PreprocessSeries
+from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
 
 videos, output, data, run, words = json.loads(sys.argv[1])
 config = load(PreprocessConfig, [f"input={videos}", f"output={output}", "shard.clips=2"])
 job = plan_job(config)
 series = PreprocessSeries(job.output, len(job.plan))
-totals = execute(job, Workers(1, 1, "cpu"), series.update)
+totals = Totals()
+execute(job, Workers(1, 1, "cpu"), totals, lambda: series.update(totals))
 
 @ray.remote
 class Worker:  # as Ray Train's are: an actor. It stays in its last step until it is told to end.
