@@ -27,7 +27,7 @@ NOT_IN_AUTOGAZE = {"ray", "fsspec", "s3fs", "rich", "omegaconf", "av", "pandas",
 FLOORS = (
     *("rl", "train", "inspection", "runs", "preprocess", "loading", "labels"),
     *("dataset", "corpus", "gazing", "video", "storage"),
-    *("ray_data", "prometheus", "errors"),
+    *("ray_data", "prometheus", "schema", "errors"),
 )
 
 # What a decode actor imports before it decodes: no torch, which takes seconds and hundreds of MB in each, and no Ray of
