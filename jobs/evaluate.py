@@ -22,7 +22,7 @@ from autogaze.reconstruction.base import Reconstructor
 from jobs.pictures.curves import PlottedSeries, draw_curves
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
-from pipelines.dataset.shards import Dataset, vocabulary_of
+from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import device_of
 from pipelines.gazing.reconstructor import TeachersConfig
@@ -59,8 +59,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
     """
     ratios, methods = _check(config)
     dataset = shards.open_dataset(config.data)
-    settings = dict(dataset.about.get("config") or {})
-    if settings.get("frames") == "none":
+    if not dataset.frames_stored:
         raise PipelineError(f"{dataset.url}: stores no frames to measure an error on; preprocess with frames=jpeg")
     device = device_of(config.device)
     reconstructor = _load(config, dataset, device)
@@ -91,7 +90,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
             on_clips=lambda count: progress.advance(task, count),
         )
     threshold = _threshold(config, dataset, reconstructor)
-    names = {method: _name(method, settings) for method in methods}
+    names = {method: _name(method, dataset) for method in methods}
     for name, data in _files(config, dataset, reconstructor, rows, curves, threshold, names).items():
         store.publish(data, output / name)
     _show(console, dataset, reconstructor, len(rows), curves, ratios, threshold, names)
@@ -130,7 +129,7 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
 def _load(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructor:
     try:
         return reconstruction.load(
-            config.reconstructor, vocabulary_of(dataset.about), teachers=config.teachers.given() or None, device=device
+            config.reconstructor, dataset.vocabulary, teachers=config.teachers.given() or None, device=device
         )
     except ValueError as error:
         raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
@@ -140,14 +139,14 @@ def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstr
     """The error to ask about; None where the dataset's threshold measures something else."""
     if config.threshold is not None:
         return config.threshold
-    stated = (dataset.about.get("config") or {}).get("threshold")
+    stated = dataset.config.get("threshold")
     # Datasets of format 1 name no units; all of them are of the canvas.
     units = dataset.about.get("units", reconstruction.load("canvas").units)
     return float(stated) if stated is not None and units == reconstructor.units else None
 
 
-def _name(method: str, settings: dict[str, Any]) -> str:
-    return f"stored ({settings.get('gaze', 'gaze')})" if method == "stored" else method.replace("_", " ")
+def _name(method: str, dataset: Dataset) -> str:
+    return f"stored ({dataset.config.get('gaze', 'gaze')})" if method == "stored" else method.replace("_", " ")
 
 
 def _needed(curve: Curve, threshold: float) -> str:
@@ -223,7 +222,7 @@ def _files(
     found = {
         "dataset": redact(dataset.url),
         "plan": dataset.about.get("plan"),
-        "gaze": (dataset.about.get("config") or {}).get("gaze"),
+        "gaze": dataset.config.get("gaze"),
         "models": dataset.about.get("models"),
         "reconstructor": {
             "name": reconstructor.name,
@@ -249,7 +248,7 @@ def _files(
     for curve in curves:
         for point in [*(point for point in curve.points if point.asked is not None), curve.as_stored]:
             writer.writerow([curve.method, point.asked, point.ratio, point.error, point.standard_error, len(rows)])
-    drawing = draw_curves(
+    plot = draw_curves(
         [PlottedSeries(names[c.method], list(map(_place, c.points)), _place(c.as_stored)) for c in curves],
         sorted({point.asked for curve in curves for point in curve.points if point.asked is not None}),
         f"{dataset.url.rsplit('/', 1)[-1]}: error at each gazing ratio, mean of {len(rows)} clips",
@@ -260,6 +259,6 @@ def _files(
     return {
         "evaluate.json": json.dumps(found, indent=1).encode() + b"\n",
         "evaluate.csv": sheet.getvalue().encode(),
-        "evaluate.svg": drawing.svg(),
-        "evaluate.png": drawing.png(),
+        "evaluate.svg": plot.svg,
+        "evaluate.png": plot.png,
     }

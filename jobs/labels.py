@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
-from pipelines.dataset.shards import DATASET_FORMAT, Dataset, vocabulary_of
+from pipelines.dataset.shards import DATASET_FORMAT, Dataset
 from pipelines.errors import PipelineError
 from pipelines.labels import export as label_export
 from pipelines.labels import files, into_dataset, keys
@@ -56,7 +56,6 @@ def export(config: ExportConfig, console: Console) -> int:
         done = label_export.export_labels(
             dataset,
             output,
-            vocabulary_of(dataset.about),
             lambda count, total: progress.update(task, completed=count, total=total),
         )
     _say(console, f"{done.clips:,} labels: {output}")
@@ -85,9 +84,8 @@ def import_(config: ImportConfig, console: Console) -> int:
         )
     if output == dataset.url:
         raise PipelineError("output and data are one place: the labels make a new dataset")
-    vocabulary = vocabulary_of(dataset.about)
     with console.status("reading the labels"):
-        found = files.read_labels(files.label_files(config.labels), dataset.plan, vocabulary)
+        found = files.read_labels(files.label_files(config.labels), dataset.plan, dataset.vocabulary)
     if not found.gazes:
         key = next(iter(keys.clip_keys(dataset.plan)), "none")
         raise PipelineError(
@@ -103,7 +101,6 @@ def import_(config: ImportConfig, console: Console) -> int:
             output,
             missing,
             found,
-            vocabulary,
             threshold,
             config.threads,
             lambda: progress.advance(task),
@@ -124,7 +121,7 @@ def _threshold(config: ImportConfig, dataset: Dataset, found: files.Labels, cons
         if not (config.threshold >= 0 and math.isfinite(config.threshold)):
             raise PipelineError(f"threshold={config.threshold}: must be a number of at least 0")
         return config.threshold
-    threshold, units = (dataset.about.get("config") or {}).get("threshold"), dataset.about.get("units")
+    threshold, units = dataset.config.get("threshold"), dataset.about.get("units")
     if threshold is None or (found.units is not None and found.units != units):
         raise PipelineError(
             f"threshold= is missing: {dataset.url} has {threshold} in other units ({units}) than the labels' losses "

@@ -107,6 +107,16 @@ def video_name(uri: str, root: str) -> str:
     return f"{slug}-{hashlib.sha256(relative.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
 
+def video_of_clip(clip: str, start: int, stride: int, tile: str) -> str:
+    """The name of the video (`video_name`) that a clip is cut from, given the rest of the clip's name."""
+    return clip.removesuffix(_clip_suffix(start, stride, tile))
+
+
+def _clip_suffix(start: int, stride: int, tile: str) -> str:
+    """What a clip's name adds to its video's."""
+    return f"-{start:06d}" + (f"-s{stride}" if stride != 1 else "") + (f"-{tile}" if tile else "")
+
+
 def clip_starts(frames: int, clip_frames: int, stride: int, per_video: int) -> np.ndarray:
     """First frame numbers [clips] int64 of a video's clips, ascending.
 
@@ -178,8 +188,8 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     plan = pd.DataFrame(
         {
             "clip": [
-                f"{keys[i]}-{s:06d}" + (f"-s{k}" if k != 1 else "") + (f"-{name}" if name else "")
-                for i, s, k, name in zip(source, start, stride, names, strict=True)
+                keys[i] + _clip_suffix(first, step, tile_name)
+                for i, first, step, tile_name in zip(source, start, stride, names, strict=True)
             ],
             "shard": shard.astype(np.int32),
             "position": position.astype(np.int32),
