@@ -17,7 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import PipelineError
-from pipelines.inspection.status import DatasetStatus, RunStatus, StatusCache, clock, read_status
+from pipelines.inspection.dataset_status import DatasetStatus, StatusCache
+from pipelines.inspection.liveness import clock
+from pipelines.inspection.run_status import RunStatus
+from pipelines.inspection.status import read_status
 
 FORMATS = ("text", "json")
 _COLOURS = {"running": "cyan", "starting": "cyan", "done": "green"}
