@@ -248,7 +248,7 @@ def _files(
     for curve in curves:
         for point in [*(point for point in curve.points if point.asked is not None), curve.as_stored]:
             writer.writerow([curve.method, point.asked, point.ratio, point.error, point.standard_error, len(rows)])
-    drawing = draw_curves(
+    plot = draw_curves(
         [PlottedSeries(names[c.method], list(map(_place, c.points)), _place(c.as_stored)) for c in curves],
         sorted({point.asked for curve in curves for point in curve.points if point.asked is not None}),
         f"{dataset.url.rsplit('/', 1)[-1]}: error at each gazing ratio, mean of {len(rows)} clips",
@@ -259,6 +259,6 @@ def _files(
     return {
         "evaluate.json": json.dumps(found, indent=1).encode() + b"\n",
         "evaluate.csv": sheet.getvalue().encode(),
-        "evaluate.svg": drawing.svg(),
-        "evaluate.png": drawing.png(),
+        "evaluate.svg": plot.svg,
+        "evaluate.png": plot.png,
     }

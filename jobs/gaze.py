@@ -25,6 +25,7 @@ from autogaze.tiling import TileGrid
 from jobs.pictures import render
 from jobs.pictures.gaze_files import LABELS, OVERLAY, SHEET, LabelWriter, Overlay, finished, save_png
 from jobs.pictures.gaze_views import GazedFrame, TiledView, View, WholeView
+from jobs.pictures.lettering import plural
 from jobs.threads import one_torch_thread
 from pipelines.corpus.plan import ClipConfig, check_clip_config, clip_starts
 from pipelines.errors import PipelineError
@@ -100,8 +101,8 @@ class Tally:
         """One line: limits, tokens, reduction, error."""
         fewer = f"{1 / self.ratio:,.0f}x fewer patches ({self.ratio:.2%})" if self.tokens else "no patches"
         return (
-            f"{gazer.limits} · {fewer} · {render.plural(self.frames, 'frame', 'frames')}"
-            f" · {render.plural(self.tokens, 'patch', 'patches')} · mean error {self.error / max(self.frames, 1):.3f}"
+            f"{gazer.limits} · {fewer} · {plural(self.frames, 'frame', 'frames')}"
+            f" · {plural(self.tokens, 'patch', 'patches')} · mean error {self.error / max(self.frames, 1):.3f}"
         )
 
 
@@ -298,7 +299,7 @@ def _summarise(tally: Tally, failures: list[VideoError], gazer: Gazer, output: P
     ]
     if failures:
         reasons = ", ".join(sorted({failure.reason for failure in failures}))
-        lines.append(f"failed   {tally.failed:,} frames in {render.plural(len(failures), 'clip', 'clips')}: {reasons}")
+        lines.append(f"failed   {tally.failed:,} frames in {plural(len(failures), 'clip', 'clips')}: {reasons}")
     lines += [f"see      {output / name}" for name in (OVERLAY, SHEET, LABELS)]
     for line in lines:
         style = "red" if line.startswith("failed") else ""

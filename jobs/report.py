@@ -22,7 +22,7 @@ from rich.console import Console
 
 from autogaze import reconstruction
 from autogaze.patches import PatchVocabulary
-from jobs.pictures import charts, render
+from jobs.pictures import charts, lettering, render
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.run_records import STAGE_OF_PART, read_runs
@@ -142,7 +142,7 @@ def scale_chart(sample: TokenCounts, vocabulary: PatchVocabulary) -> str:
 
 
 def hex_colour(level: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*render.scale_colour(level))
+    return "#{:02x}{:02x}{:02x}".format(*lettering.scale_colour(level))
 
 
 @dataclass

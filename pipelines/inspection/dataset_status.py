@@ -42,13 +42,9 @@ class DatasetStatus:
 
     @property
     def well(self) -> bool:
-        return self.state in HEALTHY_STATES and not (
-            self.state == "done" and self.outcomes is not None and not self._ok
-        )
-
-    @property
-    def _ok(self) -> int:
-        return (self.outcomes or {}).get("ok", 0)
+        """Whether it goes on, or is done with at least one ok clip."""
+        none_ok = self.outcomes is not None and not self.outcomes.get("ok", 0)
+        return self.state in HEALTHY_STATES and not (self.state == "done" and none_ok)
 
 
 @dataclass

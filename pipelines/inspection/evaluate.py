@@ -187,7 +187,7 @@ def cut_gaze(gaze: Gaze, lengths: torch.Tensor) -> Gaze:
         ends - gaze.lengths.reshape(-1), gaze.lengths.reshape(-1)
     )
     kept = places < torch.repeat_interleave(lengths.reshape(-1), gaze.lengths.reshape(-1))
-    return Gaze(gaze.tokens[kept], lengths, vocabulary=gaze.vocabulary)
+    return Gaze(tokens=gaze.tokens[kept], lengths=lengths, vocabulary=gaze.vocabulary)
 
 
 def _read(dataset: Dataset, row: dict[str, Any]) -> tuple[np.ndarray, Gaze]:
@@ -196,4 +196,4 @@ def _read(dataset: Dataset, row: dict[str, Any]) -> tuple[np.ndarray, Gaze]:
     frames, gaze = dataset.frames_of(row, members), dataset.gaze_of(row, members)
     if frames is None:
         raise PipelineError(f"{row['clip']}: its frames were not stored; preprocess with frames=jpeg or frames=raw")
-    return frames, Gaze(gaze.tokens, gaze.lengths, vocabulary=gaze.vocabulary)
+    return frames, Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary)

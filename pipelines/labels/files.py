@@ -124,14 +124,15 @@ def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) 
     for number in [*itertools.chain(*(places or [])), *(slots or [])]:
         if type(number) is not int:
             raise ValueError(f"places and slots hold {json.dumps(number)[:40]}, which is no whole number")
+    places = None if places is None else torch.tensor([place for part in places for place in part], dtype=torch.int64)
     return Gaze(
-        gaze.tokens,
-        gaze.lengths,
-        gaze.losses,
-        None if initial is None else torch.tensor([initial], dtype=torch.float32),
-        vocabulary,
-        None if places is None else torch.tensor([place for part in places for place in part], dtype=torch.int64),
-        None if slots is None else torch.tensor([slots], dtype=torch.int64),
+        tokens=gaze.tokens,
+        lengths=gaze.lengths,
+        losses=gaze.losses,
+        initial=None if initial is None else torch.tensor([initial], dtype=torch.float32),
+        vocabulary=vocabulary,
+        places=places,
+        slots=None if slots is None else torch.tensor([slots], dtype=torch.int64),
     ).to_npz()
 
 

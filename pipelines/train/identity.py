@@ -1,4 +1,4 @@
-"""What a run is, and may not change when it goes on."""
+"""What makes a run the run it is: the settings and the data that may not change when it is resumed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from pipelines.storage.location import Location
 from pipelines.train.config import TrainConfig
 from pipelines.train.task import Task
 
-# What may differ when a run goes on: where it runs, and how often it looks and saves. Where data and teachers lie may
-# differ too: what they are is compared.
+# What may change when a run is resumed: where it runs, and how often it validates and saves. Paths of data and teachers
+# may change too; their fingerprints may not.
 _FREE = ("run", "data", "teachers", "scale", "every", "micro_batch", "val_clips")
-
-
 _FREE_ROLLOUTS = ("actors", "gpus", "timeout_s", "dump")
-
-
 _FREE_LOADER = ("workers", "cache_mb", "bad_samples")
 
 
 def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
-    """Write down what this run is, or check that it is still that. Raises PipelineError naming what differs.
+    """Write the run's config.yaml, or check that it still fits. Raises PipelineError naming the first difference.
 
-    fingerprint: of the samples: what was made anew at the same place is other data.
+    fingerprint: of the samples, since data at the same path may have been made anew.
     """
     url = Location(config.run) / "config.yaml"
     about = _document(config, task) | {"data_fingerprint": fingerprint}
@@ -40,7 +36,7 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     except yaml.YAMLError as error:
         raise PipelineError(f"{url}: damaged; choose another run") from error
     if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
-        raise PipelineError(f"{url}: is not of a training run; choose another run")
+        raise PipelineError(f"{url}: is not that of a training run; choose another run")
     for name, value in _flat(_kept(about)).items():
         other = _flat(_kept(begun)).get(name)
         if other != value:

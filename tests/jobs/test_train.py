@@ -76,7 +76,7 @@ def test_a_folder_of_something_else_is_refused_as_a_run(
         (tmp_path / "config.yaml").write_text(text)
         assert main(["train", "policy", *training.settings(data, tmp_path)]) == 2
         error = capsys.readouterr().err
-        assert "config.yaml: is not of a training run; choose another run" in error and error.count("\n") == 1
+        assert "config.yaml: is not that of a training run; choose another run" in error and error.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 

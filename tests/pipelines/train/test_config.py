@@ -152,7 +152,7 @@ def test_linear_falls_from_lr_in_the_first_step_to_min_lr_in_the_last() -> None:
     assert rates(1, schedule="linear", lr=1.0, min_lr=0.1).tolist() == [1.0]
 
 
-def test_warmup_rises_over_a_tenth_of_the_steps_and_then_falls_as_linear_does() -> None:
+def test_warmup_rises_over_a_tenth_of_the_steps_then_falls_linearly() -> None:
     found = rates(100, schedule="linear_w_warmup", lr=1.0, min_lr=0.1)
     np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10)
     assert found[10] == 1.0 and found[-1] == pytest.approx(0.1)

@@ -12,7 +12,7 @@ from tests.support.training import CHECKPOINT_EVERY, Ranks, end_of, policy_confi
 
 
 def lines(run: Path) -> int:
-    """Steps that were told of so far, those of all attempts."""
+    """Steps in the events so far, of all attempts."""
     events = run / "events.jsonl"
     return events.read_bytes().count(b'"kind": "step"') if events.exists() else 0
 
@@ -48,7 +48,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     assert starts == sorted(starts) and done - starts[-1] < 2 * CHECKPOINT_EVERY
 
 
-def test_a_run_killed_in_the_middle_of_each_kind_of_write_ends_with_the_same_bits(
+def test_a_run_killed_in_each_kind_of_write_ends_with_the_same_bits(
     gazes: str, smooth_run: Path, tmp_path: Path
 ) -> None:
     """The moment a file of a kind shows or changes, temporaries included: a save or a flush is then half done."""

@@ -44,11 +44,11 @@ def dies(run: Path, step: int, title: str = "RayTrainWorker", of: int = 2) -> It
 
 
 def past(run: Path, size: int) -> bool:
-    """Whether a run told of some steps more."""
+    """Whether a run has recorded some more steps."""
     return (run / "events.jsonl").stat().st_size > size
 
 
-def test_a_rank_that_dies_once_is_replaced_and_the_run_ends_as_an_undisturbed_one(
+def test_a_rank_that_dies_is_replaced_and_the_run_ends_with_the_same_bits(
     ray_session: str, gazes: str, tmp_path: Path
 ) -> None:
     settings = [*TWO, "epochs=8", "scale.max_failures=1"]
@@ -88,7 +88,7 @@ def test_the_actor_that_passes_a_stop_on_may_die(ray_session: str, gazes: str, t
 
 
 @pytest.mark.slow
-def test_the_death_of_ray_trains_controller_is_told_and_the_same_command_goes_on(
+def test_after_the_death_of_ray_trains_controller_the_same_command_resumes(
     ray_session: str, gazes: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
