@@ -91,9 +91,9 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
         for (outcome, _), count in counts.items():
             status.outcomes[outcome] = status.outcomes.get(outcome, 0) + count
         status.reasons = {reason: count for (_, reason), count in counts.most_common() if reason}
-    interrupted = record is not None and record.status == "interrupted"
-    if interrupted and record.finished_at >= (last or 0.0) - _RECORD_SLACK_S and status.state != "done":
-        status.state = "interrupted"
+    if status.state != "done" and record is not None and record.status == "interrupted":
+        begun_again = last is not None and last > record.finished_at + _RECORD_SLACK_S
+        status.state = status.state if begun_again else "interrupted"
     if status.state in ("stalled", "interrupted"):
         status.left_s = None
         status.notice = (
