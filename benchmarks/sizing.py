@@ -35,7 +35,8 @@ from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.job import describe, resolve_gaze
+from pipelines.preprocess.description import describe
+from pipelines.preprocess.job import resolve_gaze
 from pipelines.runs.events import read_events
 from pipelines.train.config import DataConfig, EveryConfig, PolicyTrainConfig
 from pipelines.train.loop import train
