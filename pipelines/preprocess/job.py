@@ -21,10 +21,10 @@ from pipelines.dataset import shards
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
 from pipelines.gazing.gazers import ResolvedGaze
+from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import (
     PreprocessConfig,
-    check_config,
-    gaze_settings,
+    check_preprocess_config,
     parse_part,
     shards_of_part,
 )
@@ -83,7 +83,7 @@ def resume(config: PreprocessConfig) -> Job | None:
     Raises PipelineError: input missing or empty; output made with another config, weights or software; a checkpoint
     that does not load.
     """
-    check_config(config)
+    check_preprocess_config(config)
     gazer = resolve_gaze(config)
     output = Location(config.output)
     if store.exists(output / "dataset.json"):
@@ -180,7 +180,7 @@ def resolve_gaze(config: PreprocessConfig) -> ResolvedGaze:
 
     Raises PipelineError: a checkpoint does not load, or does not fit the job's clips.
     """
-    resolved = gazers.resolve(gaze_settings(config))
+    resolved = gazers.resolve(gaze_settings(config), config.targets.frames)
     resolved.require(config.clip.frames)
     if resolved.vocabulary != VOCABULARY:
         raise PipelineError(
