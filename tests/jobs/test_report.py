@@ -347,7 +347,7 @@ def test_a_browser_shows_no_blank_page(dataset: str, tmp_path: Path, width: int)
         f"--window-size={width},2000",
         file.as_uri(),
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True)
     seen = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     assert seen.shape[1] == width
     bands = np.array_split(seen[:1800], 6)

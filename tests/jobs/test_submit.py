@@ -121,7 +121,6 @@ def test_a_local_file_runs_the_job_here_on_the_ray_it_names(
         env=runs.environment(joins=True),
         capture_output=True,
         text=True,
-        timeout=200,
         check=False,
     )
     assert done.returncode == 0 and "6 ok, 1 failed" in done.stdout, done.stderr + done.stdout

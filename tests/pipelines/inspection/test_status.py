@@ -18,6 +18,7 @@ from pipelines.storage import store
 from tests.support import runs, training
 from tests.support.records import run_record
 from tests.support.training import train
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_a_killed_run_is_running_until_it_is_silent_for_too_long(gazes: str, tmp
     run = tmp_path / "run"
     job = runs.start("train", "policy", *training.settings(gazes, run, "epochs=1000", "every.checkpoint=2"))
     events = run / "events.jsonl"
-    assert runs.wait_until(lambda: events.exists() and b'"step": 6,' in events.read_bytes())
+    assert wait_until(lambda: events.exists() and b'"step": 6,' in events.read_bytes())
     status = of_run(run)
     assert (status.state, status.well) == ("running", True) and status.step >= 6 and status.checkpoint is not None
     assert status.left_s is not None and status.left_s > 0

@@ -23,6 +23,7 @@ from pipelines.runs.ledger import attempts
 from pipelines.train.on_ray import train_on_ray
 from tests.support import runs, training
 from tests.support.training import end_of, require_clean, rl_config, run_ranks, train
+from tests.support.waiting import wait_until
 
 SLOW = pytest.mark.slow
 LONG = ["epochs=4", "every.checkpoint=5"]
@@ -79,7 +80,7 @@ def test_slow_and_dying_actors_change_nothing(
     assert len(killed) == kills
     assert end_of(tmp_path / "run") == end_of(tmp_path / "alone")
     require_clean(tmp_path / "run")
-    assert runs.wait_until(lambda: not actors_alive(), 30), "actors end with the run"
+    assert wait_until(lambda: not actors_alive()), "actors end with the run"
     events = read_events(str(tmp_path / "run"))
     assert events["idle_rollout"].dropna().between(0, 1).all()
 
@@ -92,7 +93,7 @@ def test_learners_of_two_ranks_have_actors_of_their_own(ray_session: str, gazes:
 
     def a_learner_dies() -> None:
         events = tmp_path / "run" / "events.jsonl"
-        runs.wait_until(lambda: events.exists() and b'"step": 8,' in events.read_bytes(), 120)
+        wait_until(lambda: events.exists() and b'"step": 8,' in events.read_bytes())
         workers = [pid for pid, line in runs.descendants(os.getpid()).items() if "RayTrainWorker" in line]
         runs.kill(workers[-1])
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.runs.ledger import attempts
-from tests.support import runs
 from tests.support.training import CHECKPOINT_EVERY, Ranks, end_of, policy_config, require_clean, run_ranks
+from tests.support.waiting import wait_until
 
 
 def lines(run: Path) -> int:
@@ -19,8 +19,8 @@ def lines(run: Path) -> int:
 
 def killed_when(ranks: Ranks, condition: Callable[[], object], seconds: float = 0.0) -> bool:
     """Wait for a moment, then a little, then kill -9; whether the run was still at work."""
-    runs.wait_until(lambda: condition() or not ranks.alive, every=0)
-    runs.wait_until(lambda: not ranks.alive, seconds=seconds, every=0.001)
+    wait_until(lambda: condition() or not ranks.alive, every=0)
+    wait_until(lambda: not ranks.alive, seconds=seconds, every=0.001)
     was_alive = bool(ranks.alive)
     ranks.kill()
     return was_alive

@@ -16,8 +16,9 @@ from pipelines.loading.order import DatasetCounts, batches, epoch_order
 from pipelines.loading.samples import open_samples
 from pipelines.runs.events import read_events
 from pipelines.runs.ledger import attempts
-from tests.support import runs, training
+from tests.support import training
 from tests.support.training import Ranks, newest, policy_config, require_clean, run_ranks
+from tests.support.waiting import wait_until
 
 
 def consumed(run: Path) -> dict[int, list[int]]:
@@ -82,7 +83,7 @@ def test_a_run_killed_on_two_ranks_then_one_then_two_keeps_the_order(
     for world, until in ((2, 4), (1, 8), (2, 10)):
         ranks = Ranks(config, world, tmp_path / "ranks")
         goal = run / "checkpoints" / f"step-{until:06d}" / "state.json"
-        assert runs.wait_until(lambda goal=goal: goal.exists()), ranks.join()
+        assert wait_until(lambda goal=goal: goal.exists()), ranks.join()
         ranks.kill()
     assert run_ranks(config, 2, tmp_path / "ranks") == ["done", "done"]
     assert [attempt.world for attempt in attempts(str(run))] == [2, 1, 2, 2]
@@ -138,12 +139,10 @@ def test_a_bad_sample_is_skipped_on_its_rank_and_the_others_go_on(tmp_path: Path
 def test_a_rank_that_is_killed_ends_the_other_with_an_error(gazes: str, tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
     ranks = Ranks(policy_config(gazes, run, "epochs=1000", "every.checkpoint=0"), 2, tmp_path / "ranks")
-    assert runs.wait_until(
-        lambda: (run / "events.jsonl").exists() and b'"step": 3' in (run / "events.jsonl").read_bytes()
-    )
+    assert wait_until(lambda: (run / "events.jsonl").exists() and b'"step": 3' in (run / "events.jsonl").read_bytes())
     ranks.processes[victim].kill()
     other = ranks.processes[1 - victim]
-    other.join(30)
+    other.join()
     assert not other.is_alive() and other.exitcode == 1
     text = ranks.join()[1 - victim]
     assert "RuntimeError" in text and "peer" in text, text
