@@ -39,15 +39,15 @@ from autogaze.model import AutoGaze, Sampling
 from autogaze.objectives import group_advantages, grpo_loss, loss_prediction_loss, slot_advantages
 from autogaze.patches import VOCABULARY
 from cluster.local import RayConfig, running
+from pipelines.loading.config import LoaderConfig, ReadConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.rl.actors import ActorRollouts
 from pipelines.rl.config import ObjectiveConfig, RLConfig, RolloutsConfig, SampleConfig
 from pipelines.rl.groups import RolloutRequest
 from pipelines.rl.losses import measured_errors
 from pipelines.rl.task import RLTask
 from pipelines.runs.events import read_events
-from pipelines.train.config import DataConfig, EveryConfig, OptimizerConfig, ScaleConfig
+from pipelines.train.config import EveryConfig, OptimizerConfig, ScaleConfig
 from pipelines.train.loop import train
 from pipelines.train.on_ray import train_on_ray
 
@@ -65,7 +65,7 @@ def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollout
         micro_batch=1,
         max_ratio=arguments.ratio,
         optimizer=OptimizerConfig(schedule="constant"),
-        loader=DataConfig(val_fraction=0.0, workers=0),
+        loader=ReadConfig(val_fraction=0.0, workers=0),
         every=EveryConfig(checkpoint=0, validate=0),
         val_clips=0,
         scale=ScaleConfig(min_workers=clips, max_workers=clips),

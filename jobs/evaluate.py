@@ -9,9 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,8 +25,9 @@ from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import device_of
 from pipelines.gazing.reconstructor import TeachersConfig
-from pipelines.gazing.settings import DEVICES
+from pipelines.gazing.settings import Device
 from pipelines.inspection.evaluate import METHODS, Curve, Point, measure, sample_clips
+from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
 from pipelines.storage.location import Location
@@ -35,21 +35,23 @@ from pipelines.storage.location import Location
 
 @dataclass
 class EvaluateConfig:
-    """Error against gazing ratio on a dataset. `data` must be given."""
+    """Error against gazing ratio on a dataset."""
 
-    data: str = field(default="", metadata={"help": "folder or s3:// prefix of a dataset with stored frames"})
-    output: str = field(default="", metadata={"help": "folder for the results (default: <dataset name>-evaluate here)"})
-    reconstructor: str = field(default="canvas", metadata={"help": "what measures the error: canvas, or a checkpoint"})
-    teachers: TeachersConfig = field(default_factory=TeachersConfig)
-    ratios: str = field(default="0.01,0.02,0.05,0.1,0.2", metadata={"help": "gazing ratios, with commas"})
-    methods: str = field(default=",".join(METHODS), metadata={"help": "what is compared, with commas"})
-    threshold: float | None = field(
-        default=None, metadata={"help": "error to find the ratio for (null = the dataset's, if in the same units)"}
+    usage: ClassVar[str] = "autogaze evaluate /data/gaze"
+
+    data: str = setting("", "folder or s3:// prefix of a dataset with stored frames", required=True)
+    output: str = setting("", "folder for the results ('' = <dataset name>-evaluate here)")
+    reconstructor: str = setting("canvas", "what measures the error: canvas, or a checkpoint")
+    teachers: TeachersConfig = section(TeachersConfig)
+    ratios: str = setting("0.01,0.02,0.05,0.1,0.2", "gazing ratios, with commas")
+    methods: str = setting(",".join(METHODS), "what is compared, with commas")
+    threshold: float | None = setting(
+        None, "error to find the ratio for (null = the dataset's, if in the same units)", at_least=0
     )
-    clips: int = field(default=64, metadata={"help": "clips looked at, spread over the shards"})
-    seed: int = field(default=0, metadata={"help": "of the choice of clips and of the random patches"})
-    batch: int = field(default=8, metadata={"help": "clips handled at once"})
-    device: str = field(default="auto", metadata={"help": "auto (cuda where there is one), cpu, cuda or mps"})
+    clips: int = setting(64, "clips looked at, spread over the shards", at_least=1)
+    seed: int = setting(0, "of the choice of clips and of the random patches", at_least=0)
+    batch: int = setting(8, "clips handled at once", at_least=1)
+    device: Device = setting("auto", "auto (cuda where there is one), cpu, cuda or mps")
 
 
 def run(config: EvaluateConfig, console: Console) -> int:
@@ -100,8 +102,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
 
 def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
     """The ratios and methods asked for. Raises PipelineError for the first value that cannot work."""
-    if not config.data:
-        raise PipelineError("which dataset? autogaze evaluate /data/gaze")
+    check(config)
     try:
         ratios = sorted({float(text) for text in config.ratios.split(",")})
     except ValueError as error:
@@ -112,15 +113,8 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
     for method in methods:
         if method not in METHODS:
             raise PipelineError(f"methods={config.methods}: {method or 'nothing'} is not one of {', '.join(METHODS)}")
-    for name, least in (("clips", 1), ("batch", 1), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise PipelineError(f"{name}={getattr(config, name)}: must be at least {least}")
-    if config.threshold is not None and not (config.threshold >= 0 and math.isfinite(config.threshold)):
-        raise PipelineError(f"threshold={config.threshold}: must be a number of at least 0")
-    if config.device not in DEVICES:
-        raise PipelineError(f"device={config.device}: must be one of {', '.join(DEVICES)}")
     if config.device == "mps" and config.reconstructor == "canvas":
-        raise PipelineError("device=mps: canvas counts in float64, which mps has not; use device=cpu")
+        raise PipelineError("device=mps: canvas computes in float64, which mps does not have; use device=cpu")
     if config.reconstructor == "canvas" and config.teachers.given():
         raise PipelineError("teachers.* is set, but canvas has none; leave it out")
     return ratios, methods

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,6 +21,7 @@ from pipelines.preprocess.record import run_record
 from pipelines.preprocess.series import PreprocessSeries
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers, share_workers
+from pipelines.schema import section
 from pipelines.storage import store
 
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
@@ -31,7 +32,7 @@ _RECORD_SECONDS = 15.0  # between two records of a run that goes on, for `autoga
 class PreprocessJob(PreprocessConfig):
     """Preprocess a video store into gaze shards."""
 
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RayConfig = section(RayConfig, may_change=True)
 
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:

@@ -11,9 +11,9 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import numpy as np
@@ -27,7 +27,6 @@ from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.run_records import STAGE_OF_PART, read_runs
 from pipelines.dataset.shards import Dataset
-from pipelines.errors import PipelineError
 from pipelines.inspection.survey import (
     Survey,
     TokenCounts,
@@ -36,6 +35,7 @@ from pipelines.inspection.survey import (
     sample_gazes,
     take_survey,
 )
+from pipelines.schema import check, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
 from pipelines.storage.location import Location
@@ -47,17 +47,16 @@ GALLERY_FRAMES = 8  # shown of each clip
 class ReportConfig:
     """Show a dataset as one HTML file."""
 
-    dataset: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
-    output: str = field(default="", metadata={"help": "the HTML file (default: <dataset name>-report.html here)"})
-    clips: int = field(default=12, metadata={"help": "clips in the gallery, spread from the cheapest to the dearest"})
+    usage: ClassVar[str] = "autogaze report /data/gaze"
+
+    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True)
+    output: str = setting("", "the HTML file ('' = <dataset name>-report.html here)")
+    clips: int = setting(12, "clips in the gallery, spread from the cheapest to the dearest", at_least=0)
 
 
 def run(config: ReportConfig, console: Console) -> str:
     """Write the report; where it is. Raises PipelineError: no dataset, damaged dataset, output not writable."""
-    if not config.dataset:
-        raise PipelineError("which dataset? autogaze report /data/gaze")
-    if config.clips < 0:
-        raise PipelineError(f"clips={config.clips}: must be at least 0")
+    check(config)
     with console.status("reading the dataset"), one_torch_thread():
         dataset = shards.open_dataset(config.dataset)
         page = build(dataset, config.clips)

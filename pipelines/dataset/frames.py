@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import PIL
@@ -11,7 +12,7 @@ from PIL import Image, features
 
 from pipelines.dataset.members import BadSample, Members
 
-STORAGE = ("jpeg", "raw", "none")
+FrameStorage: TypeAlias = Literal["jpeg", "raw", "none"]
 _ARRAY = "frames.npy"
 _ARRAY_HEADER = 1024  # bytes that hold the header of a .npy file with so few dimensions
 _DAMAGED_JPEG = (OSError, SyntaxError, ValueError)  # what Pillow raises for one

@@ -15,7 +15,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import BadSample, Members, split_members
 from pipelines.errors import PipelineError
+from pipelines.schema import setting
 from pipelines.storage import store, tables
 from pipelines.storage.location import Location
 
@@ -64,7 +65,7 @@ INDEX_SCHEMA = pa.schema(
 class ShardConfig:
     """How clips are packed."""
 
-    clips: int = field(default=32, metadata={"help": "clips per shard; a shard's frames are held in memory at once"})
+    clips: int = setting(32, "clips per shard; a shard's frames are held in memory at once", at_least=1)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames_into
 from pipelines.dataset.members import BadSample, split_members
 from pipelines.errors import PipelineError
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.redecode import Redecoder
 from pipelines.loading.samples import Samples
 from pipelines.storage import store
@@ -34,26 +35,6 @@ _MOST = 16 << 20  # bytes of one request
 _READERS = 8  # requests at the same time: they mostly wait
 _HOPELESS = 1000  # bad samples in a row after which none is looked for further
 T = TypeVar("T")
-
-
-@dataclass
-class LoaderConfig:
-    """What is read and how. All ranks have the same."""
-
-    data: list[str] = field(default_factory=list, metadata={"help": "datasets made by preprocess"})
-    weights: list[float] = field(
-        default_factory=list, metadata={"help": "uses of each dataset's samples in an epoch ([] = 1 each)"}
-    )
-    seed: int = field(default=0, metadata={"help": "fixes the order of samples"})
-    window: int = field(default=16, metadata={"help": "shards whose samples are shuffled together"})
-    global_batch: int = field(default=256, metadata={"help": "samples of one step, over all ranks"})
-    workers: int = field(default=2, metadata={"help": "decoding threads (0 = read and decode when asked)"})
-    prefetch: int = field(default=2, metadata={"help": "batches decoded ahead, where there are workers"})
-    cache_mb: int = field(default=0, metadata={"help": "keep whole shards on local disk, this much (0 = read ranges)"})
-    cache_dir: str = field(default="", metadata={"help": "where, shared by all ranks ('' = in the temporary folder)"})
-    bad_samples: str = field(default="fail", metadata={"help": "fail, or skip and count, what cannot be read"})
-    val_fraction: float = field(default=0.0, metadata={"help": "share of the videos held out for validation"})
-    targets: bool = field(default=False, metadata={"help": "also give the stored targets of each sample"})
 
 
 class Skipped(NamedTuple):

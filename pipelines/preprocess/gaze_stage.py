@@ -89,7 +89,7 @@ class GazeStage:
                 members = jpeg_members(list(islice(jpegs, frames.shape[1])))
             else:
                 members = encode_frames(frames[position], self.storage, 0)
-            reconstructor, count = self.gazer.reconstructor, self.gazer.settings.targets
+            reconstructor, count = self.gazer.reconstructor, self.gazer.targets
             if reconstructor is not None and count:
                 members.append(make_targets(clip, frames[position], members, count, reconstructor))
             outcomes.append(Outcome(gaze=next(gazes), members=members))

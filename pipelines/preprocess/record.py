@@ -68,4 +68,4 @@ def _how_gazed(gazer: ResolvedGaze, device: str) -> str:
         words += f", CUDA graphs {'on' if graphs else 'off'}"
     elif gazer.name == "videomae":
         words = f"videomae in {settings.reconstructor.dtype}, {how_searched(settings.labels)}"
-    return words + (f", targets of {settings.targets} frames" if settings.targets else "")
+    return words + (f", targets of {gazer.targets} frames" if gazer.targets else "")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,6 @@ from autogaze.reconstruction.targets import Targets
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.errors import PipelineError
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.rl.config import RLConfig, temperature
 from pipelines.rl.groups import Group, RolloutRequest
 
@@ -55,7 +55,8 @@ class RolloutMaker:
             )
         except ValueError as error:
             raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
-        self.reader = ShardLoader(_reader_config(config), split="train")
+        one_clip = replace(config.loader_config, global_batch=1, workers=0)
+        self.reader = ShardLoader(one_clip, split="train")
         learned = self.reconstructor if isinstance(self.reconstructor, VideoMAE) else None
         self.teachers = learned.frame_loss if learned is not None and learned.frame_loss.names else None
         kept = [data.about["config"].get("targets", {}).get("frames", 0) for data in self.reader.datasets]
@@ -147,20 +148,6 @@ class RolloutMaker:
         except ValueError as error:
             raise PipelineError(f"{clip}: {error}") from error
         return targets
-
-
-def _reader_config(config: RLConfig) -> LoaderConfig:
-    """How single clips are read by their numbers."""
-    loader = config.loader
-    return LoaderConfig(
-        data=[url for url in config.data.split(",") if url],
-        seed=loader.seed,
-        window=loader.window,
-        global_batch=1,
-        workers=0,
-        cache_mb=loader.cache_mb,
-        val_fraction=loader.val_fraction,
-    )
 
 
 def seed_of(run: int, epoch: int, clip: int, member: int) -> int:

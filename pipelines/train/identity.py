@@ -9,20 +9,18 @@ from typing import Any
 import yaml
 
 from pipelines.errors import PipelineError
+from pipelines.schema import settings_of
 from pipelines.storage import store
 from pipelines.storage.location import Location
 from pipelines.train.config import TrainConfig
 from pipelines.train.task import Task
 
-# What may change when a run is resumed: where it runs, and how often it validates and saves. Paths of data and teachers
-# may change too; their fingerprints may not.
-_FREE = ("run", "data", "teachers", "scale", "every", "micro_batch", "val_clips")
-_FREE_ROLLOUTS = ("actors", "gpus", "timeout_s", "dump")
-_FREE_LOADER = ("workers", "cache_mb", "bad_samples")
-
 
 def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     """Write the run's config.yaml, or check that it still fits. Raises PipelineError naming the first difference.
+
+    Settings declared with may_change are not compared: where a run works, and how often it validates and saves. Paths
+    of data and teachers may change too; their fingerprints may not.
 
     fingerprint: of the samples, since data at the same path may have been made anew.
     """
@@ -37,10 +35,13 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
         raise PipelineError(f"{url}: damaged; choose another run") from error
     if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
         raise PipelineError(f"{url}: is not that of a training run; choose another run")
-    for name, value in _flat(_kept(about)).items():
-        other = _flat(_kept(begun)).get(name)
-        if other != value:
-            raise PipelineError(f"run={config.run}: was begun with {name}={other}, not {value}; choose another run")
+    free = {key.name for key in settings_of(config) if key.may_change}
+    before = _flat(begun)
+    for name, value in _flat(about).items():
+        if name not in free and before.get(name) != value:
+            raise PipelineError(
+                f"run={config.run}: was begun with {name}={before.get(name)}, not {value}; choose another run"
+            )
 
 
 def _document(config: TrainConfig, task: Task) -> dict[str, Any]:
@@ -49,18 +50,11 @@ def _document(config: TrainConfig, task: Task) -> dict[str, Any]:
     return plain
 
 
-def _kept(document: dict[str, Any]) -> dict[str, Any]:
-    config = {name: value for name, value in document["config"].items() if name not in _FREE}
-    for part, free in (("loader", _FREE_LOADER), ("rollouts", _FREE_ROLLOUTS)):
-        if part in config:
-            config[part] = {name: value for name, value in config[part].items() if name not in free}
-    return document | {"config": config}
-
-
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a document by their dotted names; those of its config by their keys: {"loader.seed": 0, ...}."""
     if not isinstance(value, dict):
         return {prefix: value}
-    found: dict[str, Any] = {}
-    for name, part in value.items():
-        found |= _flat(part, f"{prefix}.{name}" if prefix and prefix != "config" else name)
-    return found
+    leaves: dict[str, Any] = {}
+    for name, each in value.items():
+        leaves |= _flat(each, f"{prefix}.{name}" if prefix and prefix != "config" else name)
+    return leaves

@@ -26,7 +26,7 @@ from pipelines.train.identity import claim_run
 from pipelines.train.ranks import Ranks
 from pipelines.train.step import accumulate_gradients, optimizer_step, require_finite
 from pipelines.train.task import Task
-from pipelines.train.validation import held_out_loader, loader_config, validate
+from pipelines.train.validation import held_out_loader, validate
 
 
 class TrainingRun:
@@ -37,7 +37,7 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
         self.config, self.task, self.ranks = config, task, ranks
-        self.loader = ShardLoader(loader_config(config), rank=ranks.rank, world=ranks.world, split="train")
+        self.loader = ShardLoader(config.loader_config, rank=ranks.rank, world=ranks.world, split="train")
         self.held_out = held_out_loader(config, self.loader)
         self.optimizer = torch.optim.AdamW(
             [parameter for parameter in task.module.parameters() if parameter.requires_grad],

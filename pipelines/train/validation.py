@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.train.config import TrainConfig
 from pipelines.train.ranks import Ranks
 from pipelines.train.step import precision
@@ -32,21 +31,6 @@ def validate(config: TrainConfig, task: Task, held_out: ShardLoader, ranks: Rank
     return task.summary({name: sum(part[name] for part in parts) for name in parts[0]}) if parts else {}
 
 
-def loader_config(config: TrainConfig) -> LoaderConfig:
-    """How the training clips are read."""
-    loader = config.loader
-    return LoaderConfig(
-        data=config.datasets,
-        seed=loader.seed,
-        window=loader.window,
-        global_batch=config.global_batch,
-        workers=loader.workers,
-        cache_mb=loader.cache_mb,
-        bad_samples=loader.bad_samples,
-        val_fraction=loader.val_fraction,
-    )
-
-
 def held_out_loader(config: TrainConfig, loader: ShardLoader) -> ShardLoader | None:
     """Reads the held-out clips of the datasets that `loader` has opened; None if none are held out.
 
@@ -55,5 +39,5 @@ def held_out_loader(config: TrainConfig, loader: ShardLoader) -> ShardLoader | N
     fraction = config.loader.val_fraction
     if not config.val_clips or not any(len(dataset.split("val", fraction)) for dataset in loader.datasets):
         return None
-    sizes = replace(loader_config(config), global_batch=loader.world)
-    return ShardLoader(sizes, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)
+    one_each = replace(config.loader_config, global_batch=loader.world)
+    return ShardLoader(one_each, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)

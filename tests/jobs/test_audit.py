@@ -54,7 +54,7 @@ def test_a_sample_used_instead_of_another_is_named_and_1(tmp_path: Path) -> None
 
 
 def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
-    for url, message in (("", "which run"), (str(tmp_path), "no run is here")):
+    for url, message in (("", "run= is missing: autogaze audit"), (str(tmp_path), "no run is here")):
         with pytest.raises(PipelineError, match=message) as error:
             printed(url)
         assert "\n" not in str(error.value)

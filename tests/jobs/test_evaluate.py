@@ -173,7 +173,7 @@ def test_a_dataset_whose_gaze_is_empty_is_measured_and_drawn(
 @pytest.mark.parametrize(
     "settings, told",
     [
-        ([], "which dataset?"),
+        ([], "data= is missing: autogaze evaluate"),
         (["{none}"], "no dataset here"),
         (["{frameless}"], "stores no frames"),
         (["{failed}"], "no clip in it is ok"),

@@ -13,8 +13,8 @@ from autogaze import reconstruction
 from autogaze.draws import draw_frames
 from autogaze.model import AutoGaze, Sampling
 from autogaze.objectives import group_advantages, grpo_loss, last_slots, loss_prediction_loss, slot_advantages
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.rl.config import RLConfig
 from pipelines.rl.rollouts import group_generator, seed_of
 from pipelines.train.config import learning_rate

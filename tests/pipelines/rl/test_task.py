@@ -322,8 +322,8 @@ def test_versions_follow_the_rule_over_any_number_of_restarts(schedules, lag: in
 
 @pytest.fixture(scope="module")
 def schedules(gazes: str):
+    from pipelines.loading.config import LoaderConfig
     from pipelines.loading.loader import ShardLoader
-    from pipelines.loading.reading import LoaderConfig
 
     config = rl_config(gazes, Path("unused"))
     task = training.task_of(config)(config, CPU)

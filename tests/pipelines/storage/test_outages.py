@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import Batch, LoaderConfig
+from pipelines.loading.reading import Batch
 from pipelines.runs.audit import audit
 from pipelines.storage import retry, s3, store
 from pipelines.storage.retry import StoreError, TransientStoreError

@@ -88,7 +88,8 @@ def test_a_value_that_cannot_work_is_one_line_that_names_it(word: str, told: str
         ("model.decoder_num_heads=5", "model.decoder_hidden_size=512: is no multiple of 4 and of model.decoder_num"),
         ("frames=0", "frames=0: must be at least 1"),
         ("frames=-1", "frames=-1: must be at least 1"),
-        ("min_ratio=0", "min_ratio=0.0, max_ratio=0.5: wanted 0 < min <= max <= 1"),
+        ("min_ratio=0", "min_ratio=0.0: must be more than 0, and at most 1"),
+        ("min_ratio=0.6", "min_ratio=0.6: must be at most max_ratio=0.5"),
         ("stored_gaze=2", "stored_gaze=2.0: must be 0 or more, and at most 1"),
     ],
 )
