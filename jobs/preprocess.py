@@ -32,7 +32,7 @@ _RECORD_SECONDS = 15.0  # between two records of a run that goes on, for `autoga
 class PreprocessJob(PreprocessConfig):
     """Preprocess a video store into gaze shards."""
 
-    ray: RayConfig = section(RayConfig, may_change=True)
+    ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
