@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 import time
 import warnings
@@ -16,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import fsspec
 import pandas as pd
 import yaml
 
@@ -27,7 +27,7 @@ from pipelines.errors import PipelineError
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.runs.events import read_events
 from pipelines.runs.ledger import attempts
-from pipelines.storage import retry, store
+from pipelines.storage import store
 from pipelines.storage.location import Location
 
 WELL = ("starting", "running", "done")  # other states: interrupted, stopped, stalled
@@ -148,7 +148,7 @@ def _dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusC
     found = _count(dataset, commits, seen) if outcomes else None
     record = newest_record(url)
     stages, slowest = stage_shares(record)
-    last = max(commits.values(), default=_modified(url / "dataset.json").get("dataset.json"))
+    last = max(commits.values(), default=_modified(url / "dataset.json"))
     idle = None if last is None else max(now - last, 0.0)
     left = None if rate is None or clips == planned else (planned - clips) / rate
     status = DatasetStatus(
@@ -192,27 +192,16 @@ def _state(begun: bool, idle: float | None, stall_s: float, interval: float) -> 
 
 def _commits(url: Location) -> dict[int, float]:
     """When each committed shard's index was written, seconds since 1970."""
-    found = _modified(url / "index")
-    return {int(name[:-8]): at for name, at in found.items() if name.endswith(".parquet") and name[:-8].isdigit()}
+    return {
+        int(entry.url.name[:-8]): entry.modified
+        for entry in store.list_objects(url / "index")
+        if entry.modified is not None and re.fullmatch(r"[0-9]+\.parquet", entry.url.name)
+    }
 
 
-def _modified(url: Location) -> dict[str, float]:
-    """Time of the last change of every object under a URL (or of the one it names), by its file name."""
-    if url.is_local:
-        return {entry.url.name: int(entry.version) / 1e9 for entry in store.list_objects(url)}
-    # A client of its own: one that fsspec kept may know an endpoint and credentials of before.
-    files = fsspec.filesystem(url.scheme, use_listings_cache=False, skip_instance_cache=True)
-    try:
-        found = retry.retrying(lambda: dict(files.find(files._strip_protocol(url), detail=True)), url)
-    except FileNotFoundError:
-        return {}
-    times = {}
-    for name, about in found.items():
-        # The names that fsspec's stores have for it; where there is none, nothing can be said of time.
-        at = next((about[key] for key in ("LastModified", "mtime", "updated", "last_modified") if about.get(key)), None)
-        if at is not None:
-            times[name.rsplit("/", 1)[-1]] = at if isinstance(at, int | float) else pd.Timestamp(at).timestamp()
-    return times
+def _modified(url: Location) -> float | None:
+    """When an object was last written, seconds since 1970; None where the store does not say, or nothing is there."""
+    return next((entry.modified for entry in store.list_objects(url)), None)
 
 
 def _rate(commits: list[tuple[float, int]]) -> tuple[float | None, float]:
@@ -323,7 +312,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _since(url: Location, now: float) -> float | None:
-    at = _modified(url).get(url.name)
+    at = _modified(url)
     return None if at is None else max(now - at, 0.0)
 
 
