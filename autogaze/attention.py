@@ -1,4 +1,4 @@
-"""Attention to a past that many queries share and to what is their own: no mask, and no copy of the past."""
+"""Attention of many batches of queries to a past they share and to keys of their own, without copying the past."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 def past_and_own(queries: Tensor, past: KeysValues, own: KeysValues, *, causal: bool = False) -> Tensor:
-    """Attention of B batches of queries [B, H, n, D] to a past they share [1, H, m, D] and to their own [B, H, n', D].
+    """Attention [B, H, n, D] of queries [B, H, n, D] to a shared past [1, H, m, D] and to their own keys [B, H, n', D].
 
-    causal: query i sees the past and its own keys 0..i (n' = n); else all of them. For inference: no gradients.
-    On the CPU, two calls of the flash kernel, joined by the weight that each has in the softmax over both. The public
-    scaled_dot_product_attention computes that weight and keeps it to itself, so elsewhere the past is copied.
+    causal: query i sees the past and its own keys 0..i (n' = n); else it sees all keys. For inference: no gradients.
+    On a CPU, two calls of the flash kernel are joined by the weight that each has in the softmax over both. The public
+    scaled_dot_product_attention does not return that weight, so on other devices the past is copied.
     """
     if not past[0].shape[2]:
         return F.scaled_dot_product_attention(queries, *own, is_causal=causal)
@@ -30,12 +30,12 @@ def past_and_own(queries: Tensor, past: KeysValues, own: KeysValues, *, causal: 
             mask = torch.ones(new, length + new, dtype=torch.bool, device=queries.device).tril(length)
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    among, weight = flash(queries, *own, is_causal=causal)
-    # To the past, the queries of all batches are one long row.
+    attended, weight = flash(queries, *own, is_causal=causal)
+    # The past is the same for all batches, so their queries can be one long row.
     row = queries.transpose(0, 1).flatten(1, 2)[None]
     before, past_weight = flash(row, *past)
-    share = torch.sigmoid(_apart(past_weight, queries) - weight).unsqueeze(-1).to(among.dtype)
-    return torch.lerp(among, _apart(before, queries), share)
+    share = torch.sigmoid(_apart(past_weight, queries) - weight).unsqueeze(-1).to(attended.dtype)
+    return torch.lerp(attended, _apart(before, queries), share)
 
 
 def _apart(row: Tensor, queries: Tensor) -> Tensor:

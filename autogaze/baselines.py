@@ -1,7 +1,7 @@
-"""Gazes to compare with: they choose patches without a reconstructor, a fixed number for every frame.
+"""Baselines: gazes that choose patches without a reconstructor, a given number for every frame.
 
-Each is a pure function of clips and lengths. Within a frame ids rise, coarse to fine: on the canvas, where the last
-patch painted is the one seen, fine patches then lie on top; learned reconstructors do not mind the order.
+Each is a pure function of clips and lengths. Within a frame ids rise, coarse to fine. The canvas shows the patch that
+was painted last, so fine patches lie on top; learned reconstructors do not depend on the order.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from autogaze.draws import clip_generator, patch_orders
 from autogaze.gaze import Gaze
-from autogaze.lengths import clip_generator
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from autogaze.reconstruction.base import as_clips
 
@@ -24,19 +24,19 @@ def random_patches(
     seed: int = 0,
     vocabulary: PatchVocabulary = VOCABULARY,
 ) -> Gaze:
-    """Patches of any scale, each as likely as any other, no two of a frame the same.
+    """Patches of all scales, each as likely as any other, none twice in a frame.
 
-    frames: uint8 [B, T, S, S, 3]; lengths: int64 [B, T], exactly so many tokens. keys: names of the clips. A clip's
-    patches depend on its key and the seed alone, and those of more tokens include those of fewer.
-    Raises ValueError for frames, lengths, keys or a seed that make no sense.
+    frames: uint8 [B, T, S, S, 3]; lengths: int64 [B, T], tokens of each frame. keys: names of the clips. A clip's
+    patches depend on its key and the seed alone; a longer gaze includes the patches of a shorter one.
+    Raises ValueError for frames, lengths, keys or a seed that do not fit.
     """
     clips, num_frames = as_clips(frames, vocabulary).shape[:2]
     if len(keys) != clips:
         raise ValueError(f"{len(keys)} keys for {clips} clips")
     order = np.empty((clips, num_frames, vocabulary.size), np.int64)
     for b, key in enumerate(keys):
-        order[b] = clip_generator(key, seed, "random_patches").random(order.shape[1:]).argsort(axis=1)
-    return _first(torch.from_numpy(order), lengths, vocabulary)
+        order[b] = patch_orders(clip_generator(key, seed, "random_patches"), num_frames, vocabulary.size)
+    return first_patches(torch.from_numpy(order), lengths, vocabulary)
 
 
 def coarse_to_fine(
@@ -45,13 +45,13 @@ def coarse_to_fine(
     *,
     vocabulary: PatchVocabulary = VOCABULARY,
 ) -> Gaze:
-    """All patches of the coarsest scale, then all of the next; of the last, those there is room for, evenly spread.
+    """All patches of the coarsest scale, then of the next, and so on; those of the last scale are evenly spread.
 
-    frames: uint8 [B, T, S, S, 3], of which only the shape matters; lengths: int64 [B, T], exactly so many tokens.
-    Raises ValueError for frames or lengths that make no sense.
+    frames: uint8 [B, T, S, S, 3], of which only the shape matters; lengths: int64 [B, T], tokens of each frame.
+    Raises ValueError for frames or lengths that do not fit.
     """
     clips, num_frames = as_clips(frames, vocabulary).shape[:2]
-    return _first(_spread(vocabulary).expand(clips, num_frames, -1), lengths, vocabulary)
+    return first_patches(_spread(vocabulary).expand(clips, num_frames, -1), lengths, vocabulary)
 
 
 def frame_difference(
@@ -60,14 +60,14 @@ def frame_difference(
     *,
     vocabulary: PatchVocabulary = VOCABULARY,
 ) -> Gaze:
-    """Patches of the finest scale that changed most since the frame before; of frame 0, those of most contrast.
+    """The patches of the finest scale that changed most since the previous frame; in frame 0, those of most contrast.
 
-    Change is the sum of absolute differences over a patch's pixels, contrast that of their differences from its mean
-    colour. Of equals the lowest id comes first. A frame with room for more than the finest scale gets coarser patches
-    as well, the finest of them first.
+    Change is the sum of absolute differences over a patch's pixels; contrast is that of their differences from its mean
+    colour. Of equals the lowest id comes first. A frame with more tokens than the finest scale has patches gets coarser
+    ones too, the finest of them first.
 
-    frames: uint8 [B, T, S, S, 3]; lengths: int64 [B, T], exactly so many tokens.
-    Raises ValueError for frames or lengths that make no sense.
+    frames: uint8 [B, T, S, S, 3]; lengths: int64 [B, T], tokens of each frame.
+    Raises ValueError for frames or lengths that do not fit.
     """
     frames = as_clips(frames, vocabulary)
     clips, num_frames = frames.shape[:2]
@@ -82,11 +82,11 @@ def frame_difference(
             change = (now * now.shape[2] - now.sum(dim=2, keepdim=True)).abs()
         score = change.sum(dim=(2, 3))  # whole numbers: the same order on every device
         order[:, t, : vocabulary.counts[-1]] = score.cpu().sort(dim=1, descending=True, stable=True).indices + offset
-    return _first(order, lengths, vocabulary)
+    return first_patches(order, lengths, vocabulary)
 
 
 def _patches(frame: torch.Tensor, vocabulary: PatchVocabulary) -> torch.Tensor:
-    """uint8 [B, S, S, 3] as the finest patches: int32 [B, patches, pixels, 3]."""
+    """A frame uint8 [B, S, S, 3] cut into patches of the finest scale: int32 [B, patches, pixels, 3]."""
     grid, side = vocabulary.grids[-1], vocabulary.patch_size
     cut = frame.reshape(-1, grid, side, grid, side, 3).transpose(2, 3)
     return cut.reshape(-1, grid * grid, side * side, 3).to(torch.int32)
@@ -94,10 +94,10 @@ def _patches(frame: torch.Tensor, vocabulary: PatchVocabulary) -> torch.Tensor:
 
 @lru_cache
 def _spread(vocabulary: PatchVocabulary) -> torch.Tensor:
-    """All ids, scale by scale, those of a scale so that any number of the first ones lie evenly: int64 [V]."""
+    """All ids, scale by scale; within a scale any number of the first ones is spread evenly. int64 [V]."""
     order = []
     for offset, grid in zip(vocabulary.offsets, vocabulary.grids, strict=True):
-        # A sequence of points that fills the square evenly at every length (Roberts' R2, of the plastic number).
+        # Roberts' R2 sequence: points that fill the square evenly at every length.
         n = np.arange(64 * grid * grid)
         row, column = (((0.5 + n * step) % 1 * grid).astype(np.int64) for step in (0.7548776662466927, 0.569840290998))
         cells = list(dict.fromkeys((row * grid + column).tolist()))
@@ -106,8 +106,12 @@ def _spread(vocabulary: PatchVocabulary) -> torch.Tensor:
     return torch.tensor(order)
 
 
-def _first(order: torch.Tensor, lengths: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> Gaze:
-    """The gaze that holds the first tokens of order, int64 [B, T, V] on the CPU, of each frame, ids rising."""
+def first_patches(order: torch.Tensor, lengths: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> Gaze:
+    """The gaze that takes the first `lengths` ids of each frame's order, ids rising within a frame.
+
+    order: int64 [B, T, V] on the CPU, all ids of each frame; lengths: int64 [B, T].
+    Raises ValueError for lengths that do not fit.
+    """
     lengths = torch.as_tensor(lengths).cpu()
     if lengths.shape != order.shape[:2] or lengths.is_floating_point():
         raise ValueError(
@@ -120,4 +124,4 @@ def _first(order: torch.Tensor, lengths: torch.Tensor | np.ndarray, vocabulary: 
     lengths = lengths.to(torch.int64)
     taken = torch.zeros(order.shape, dtype=torch.bool)
     taken.scatter_(2, order, torch.arange(vocabulary.size) < lengths[..., None])
-    return Gaze(taken.nonzero()[:, 2].contiguous(), lengths, vocabulary=vocabulary)
+    return Gaze(tokens=taken.nonzero()[:, 2].contiguous(), lengths=lengths, vocabulary=vocabulary)

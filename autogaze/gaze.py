@@ -1,7 +1,7 @@
-"""Gaze: which patches were looked at, frame by frame, in order; and its two foreign forms and one stored form.
+"""Gaze: which patches are looked at, frame by frame, in order.
 
-Held ragged, because frames differ in length by a factor of a hundred: one flat list of tokens, and how many belong to
-each frame. The reference's padded tensors and its label JSON convert both ways.
+Frames differ in length by a factor of a hundred, so all tokens are one flat list, beside the number of each frame.
+Converts to and from the reference's padded tensors and label JSON, Python lists, and .npz files.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from autogaze import npz
 from autogaze.patches import VOCABULARY, PatchVocabulary
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Gaze:
     """The gaze of B clips of T frames each.
 
     tokens: int64 [N], patch ids of all frames, clip by clip, frame by frame, in the order they were chosen.
-    lengths: int64 [B, T], tokens of each frame; 0 is a frame that needed none.
-    losses: float32 [N], error of the frame after each token, in the units of whatever reconstructor made them, or
-        predicted by the policy that chose the tokens; or None.
-    initial: float32 [B, T], error of the frame before its first token; or None.
-    places, slots: int64 [N] and [B, T], where a policy left slots unused (docs/method.md, section 'Generation'): the
-        slot of each token within its frame, rising, and how many slots the frame took in all; or None, where token i of
-        a frame is in slot i.
+    lengths: int64 [B, T], tokens of each frame; 0 for a frame that needed none.
+    losses: float32 [N], the frame's error after each token: in the units of the reconstructor that measured it, or as
+        predicted by the policy that chose the tokens. None: unknown.
+    initial: float32 [B, T], each frame's error before its first token. None: unknown.
+    places, slots: int64 [N] and [B, T]: the slot of each token within its frame, rising, and how many slots the frame
+        takes in all. A policy may leave slots unused (docs/method.md, section 'Generation'). None: token i of a frame
+        is in slot i, and none is unused.
 
     Raises ValueError if shapes, dtypes or ids do not fit together.
     """
@@ -88,25 +88,25 @@ class Gaze:
         return [part.tolist() for part in self[b].tokens.split(self.lengths[b].tolist())]
 
     def __getitem__(self, b: int) -> "Gaze":
-        """The gaze of clip b alone, as a batch of one. Raises IndexError, so that a gaze can be iterated."""
+        """The gaze of clip b, as a batch of one. Raises IndexError beyond the last, so a gaze can be iterated."""
         if not -self.clips <= b < self.clips:
             raise IndexError(f"clip {b} of a gaze of {self.clips}")
         b %= self.clips
         start = int(self.lengths[:b].sum())
         part = slice(start, start + int(self.lengths[b].sum()))
         return Gaze(
-            self.tokens[part],
-            self.lengths[b : b + 1],
-            None if self.losses is None else self.losses[part],
-            None if self.initial is None else self.initial[b : b + 1],
-            self.vocabulary,
-            None if self.places is None else self.places[part],
-            None if self.slots is None else self.slots[b : b + 1],
+            tokens=self.tokens[part],
+            lengths=self.lengths[b : b + 1],
+            losses=None if self.losses is None else self.losses[part],
+            initial=None if self.initial is None else self.initial[b : b + 1],
+            vocabulary=self.vocabulary,
+            places=None if self.places is None else self.places[part],
+            slots=None if self.slots is None else self.slots[b : b + 1],
         )
 
     @classmethod
     def cat(cls, gazes: Sequence["Gaze"]) -> "Gaze":
-        """One batch of several: their clips one after another. Raises ValueError if they are of different kinds."""
+        """The clips of several gazes, one after another. Raises ValueError if the gazes do not go together."""
         if not gazes:
             raise ValueError("nothing to concatenate: a gaze needs at least one part to know its frames and vocabulary")
         kinds = {(gaze.num_frames, gaze.vocabulary, gaze.losses is None, gaze.initial is None) for gaze in gazes}
@@ -116,13 +116,13 @@ class Gaze:
         initial = [gaze.initial for gaze in gazes if gaze.initial is not None]
         holes = any(gaze.places is not None for gaze in gazes)
         return cls(
-            torch.cat([gaze.tokens for gaze in gazes]),
-            torch.cat([gaze.lengths for gaze in gazes]),
-            torch.cat(losses) if losses else None,
-            torch.cat(initial) if initial else None,
-            gazes[0].vocabulary,
-            torch.cat([gaze.token_places() for gaze in gazes]) if holes else None,
-            torch.cat([gaze.frame_slots() for gaze in gazes]) if holes else None,
+            tokens=torch.cat([gaze.tokens for gaze in gazes]),
+            lengths=torch.cat([gaze.lengths for gaze in gazes]),
+            losses=torch.cat(losses) if losses else None,
+            initial=torch.cat(initial) if initial else None,
+            vocabulary=gazes[0].vocabulary,
+            places=torch.cat([gaze.token_places() for gaze in gazes]) if holes else None,
+            slots=torch.cat([gaze.frame_slots() for gaze in gazes]) if holes else None,
         )
 
     def token_places(self) -> torch.Tensor:
@@ -136,31 +136,31 @@ class Gaze:
         )
 
     def frame_slots(self) -> torch.Tensor:
-        """The slots that each frame takes, unused ones included: int64 [B, T]."""
+        """How many slots each frame takes, unused ones included: int64 [B, T]."""
         return self.lengths if self.slots is None else self.slots
 
     def _frame_of_token(self) -> torch.Tensor:
-        """Which frame each token belongs to, counted over all clips: int64 [N] in 0..B*T-1."""
+        """The frame that each token belongs to, numbered over all clips: int64 [N] in 0..B*T-1."""
         lengths = self.lengths.reshape(-1)
         return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
 
     # -- measures ------------------------------------------------------------------------------------------------
 
     def counts(self) -> torch.Tensor:
-        """Tokens of each clip: int64 [B]."""
+        """The number of tokens of each clip: int64 [B]."""
         return self.lengths.sum(dim=1)
 
     def ratio(self) -> torch.Tensor:
-        """Share of all patches of all frames that was gazed at: float32 [B] in [0, 1]."""
+        """The share of all patches of all frames that is gazed at: float32 [B] in [0, 1]."""
         return self.counts() / (self.num_frames * self.vocabulary.size)
 
     def final(self) -> torch.Tensor:
-        """Error each frame ended with: its last loss, or its initial error if it has no token. float32 [B, T].
+        """The error that each frame ends with: its last loss, or its initial error if it has no token. float32 [B, T].
 
-        Raises ValueError if the gaze does not carry the numbers.
+        Raises ValueError if the gaze does not hold these errors.
         """
         if self.losses is None:
-            raise ValueError("this gaze carries no losses, so its final errors are unknown")
+            raise ValueError("this gaze has no losses, so its final errors are unknown")
         empty = self.lengths == 0
         if self.initial is None and bool(empty.any()):
             raise ValueError("this gaze has frames without tokens and no initial errors, so their error is unknown")
@@ -172,7 +172,7 @@ class Gaze:
         return final
 
     def met(self, threshold: float) -> torch.Tensor:
-        """Which frames ended at or under the threshold: bool [B, T]. The threshold is compared as float32."""
+        """Which frames end at or under the threshold: bool [B, T]. The threshold is compared as float32."""
         final = self.final()
         return final <= torch.tensor(threshold, dtype=torch.float32, device=final.device)
 
@@ -190,9 +190,9 @@ class Gaze:
         initial: Sequence[Sequence[float]] | None = None,
         vocabulary: PatchVocabulary = VOCABULARY,
     ) -> "Gaze":
-        """From `clips[b][t]`, the token list of each frame; losses alike, initial `[b][t]`.
+        """From lists: `clips[b][t]` the tokens of a frame, `losses[b][t]` one number for each, `initial[b][t]` one.
 
-        Raises ValueError if clips differ in their number of frames, or losses from tokens in length.
+        Raises ValueError if clips differ in their number of frames, or a frame's losses and tokens in number.
         """
         if not clips:
             raise ValueError("no clips: their number of frames is unknown")
@@ -201,28 +201,30 @@ class Gaze:
         lengths = [[len(frame) for frame in clip] for clip in clips]
         if losses is not None and [[len(frame) for frame in clip] for clip in losses] != lengths:
             raise ValueError("losses must hold one number for each token")
+        flat_losses = None
+        if losses is not None:
+            flat = [loss for clip in losses for frame in clip for loss in frame]
+            flat_losses = torch.tensor(flat, dtype=torch.float32)
         return cls(
-            torch.tensor([token for clip in clips for frame in clip for token in frame], dtype=torch.int64),
-            torch.tensor(lengths, dtype=torch.int64).view(len(clips), -1),
-            None
-            if losses is None
-            else torch.tensor([loss for clip in losses for frame in clip for loss in frame], dtype=torch.float32),
-            None if initial is None else torch.tensor(initial, dtype=torch.float32),
-            vocabulary,
+            tokens=torch.tensor([token for clip in clips for frame in clip for token in frame], dtype=torch.int64),
+            lengths=torch.tensor(lengths, dtype=torch.int64).view(len(clips), -1),
+            losses=flat_losses,
+            initial=None if initial is None else torch.tensor(initial, dtype=torch.float32),
+            vocabulary=vocabulary,
         )
 
     # -- the reference's padded tensors --------------------------------------------------------------------------
 
     def padded(self, slots: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
-        """As the reference lays gaze out: every clip has the same slots, frame after frame.
+        """The reference's layout: every clip has the same slots, frame after frame.
 
         See docs/method.md, section 'Gaze layouts'.
 
-        slots: of each frame (one number, or T); None: the most that a clip of the batch takes. With N the sum over
-        frames, returns `gazing_pos` int64 [B, N] of absolute ids (frame t adds t * size; an unused slot holds
-        eos + t * size), `num_gazing_each_frame` int64 [T], and `if_padded_gazing` bool [B, N], true at unused slots.
+        slots: of each frame (one number, or T of them); None: the most that any clip takes. N is their sum.
+        Returns `gazing_pos` int64 [B, N] of absolute ids (frame t adds t * size; an unused slot holds eos + t * size),
+        `num_gazing_each_frame` int64 [T], and `if_padded_gazing` bool [B, N], true at unused slots.
 
-        Raises ValueError if a frame takes more slots.
+        Raises ValueError if a frame takes more slots than it is given.
         """
         taken = self.frame_slots()
         longest = taken.amax(dim=0) if self.clips else taken.new_zeros(self.num_frames)
@@ -253,9 +255,9 @@ class Gaze:
         num_gazing_each_frame: torch.Tensor | Sequence[int],
         vocabulary: PatchVocabulary = VOCABULARY,
     ) -> "Gaze":
-        """From the reference's layout (see `padded`). Unused slots may lie anywhere in a frame and hold anything.
+        """From the reference's layout (see `padded`). Unused slots may be anywhere in a frame and hold any id.
 
-        Raises ValueError if the shapes disagree or a used slot holds an id of another frame.
+        Raises ValueError if the shapes do not fit or a used slot holds an id of another frame.
         """
         slots = torch.as_tensor(num_gazing_each_frame, dtype=torch.int64, device=gazing_pos.device)
         if gazing_pos.shape != if_padded_gazing.shape or gazing_pos.shape[1:] != (int(slots.sum()),):
@@ -269,11 +271,11 @@ class Gaze:
         lengths.index_add_(1, frame, used.to(torch.int64))
         tokens = (gazing_pos.to(torch.int64) - frame * vocabulary.size)[used]
         if bool(used.all()):
-            return cls(tokens, lengths, vocabulary=vocabulary)
+            return cls(tokens=tokens, lengths=lengths, vocabulary=vocabulary)
         places = (torch.arange(len(frame), device=slots.device) - (slots.cumsum(0) - slots)[frame]).expand(used.shape)
         return cls(
-            tokens,
-            lengths,
+            tokens=tokens,
+            lengths=lengths,
             vocabulary=vocabulary,
             places=places[used],
             slots=slots.expand(len(used), -1).contiguous(),
@@ -282,22 +284,22 @@ class Gaze:
     # -- the reference's label JSON ------------------------------------------------------------------------------
 
     def to_label(self, b: int) -> dict[str, list[list[Any]]]:
-        """Clip b as an entry of the reference's label file: absolute ids, and the loss after each.
+        """Clip b as an entry of the reference's label file: absolute ids, and the loss after each of them.
 
         See docs/method.md, section 'Gaze layouts'.
 
-        Raises ValueError if the gaze carries no losses.
+        Raises ValueError if the gaze has no losses.
         """
         clip = self[b]
         if clip.losses is None:
-            raise ValueError("this gaze carries no losses, which a label needs")
+            raise ValueError("this gaze has no losses, which a label needs")
         lengths = clip.lengths[0].tolist()
         ids = [[token + t * self.vocabulary.size for token in tokens] for t, tokens in enumerate(clip.frames(0))]
         return {"gazing_pos": ids, "task_losses": [part.tolist() for part in clip.losses.split(lengths)]}
 
     @classmethod
     def from_label(cls, entry: dict[str, list[list[Any]]], vocabulary: PatchVocabulary = VOCABULARY) -> "Gaze":
-        """One clip from an entry of the reference's label file. It knows no initial errors.
+        """One clip from an entry of the reference's label file, which holds no initial errors.
 
         Raises ValueError if a key is missing or the lists do not fit.
         """
@@ -313,8 +315,8 @@ class Gaze:
         """One clip as an .npz file: tokens uint16 [N], lengths uint16 [T], losses float32 [N], initial float32 [T],
         places uint16 [N], slots uint16 [T].
 
-        What the gaze does not carry is left out. The same gaze always gives the same bytes (np.savez promises no such
-        thing). Raises ValueError for more than one clip or a vocabulary too large for uint16.
+        What is None is left out. The same gaze gives the same bytes, which np.savez does not promise. Raises ValueError
+        for more than one clip, or ids or lengths too large for uint16.
         """
         if self.clips != 1:
             raise ValueError(f"an .npz holds one clip, this gaze has {self.clips}: write gaze[b].to_npz()")
@@ -335,9 +337,9 @@ class Gaze:
 
     @classmethod
     def from_npz(cls, source: bytes | str | Path | BinaryIO, vocabulary: PatchVocabulary = VOCABULARY) -> "Gaze":
-        """The clip that `to_npz` wrote, from its bytes, a path or an open file.
+        """The clip that `to_npz` wrote, from bytes, a path or an open file.
 
-        Raises ValueError if it is not such a file or does not fit the vocabulary.
+        Raises ValueError if it is no such file or does not fit the vocabulary.
         """
         arrays = npz.read(source)
         missing = [name for name in ("tokens", "lengths") if name not in arrays]
@@ -346,13 +348,13 @@ class Gaze:
         tokens, lengths = arrays["tokens"], arrays["lengths"]
         losses, initial, places, slots = (arrays.get(name) for name in ("losses", "initial", "places", "slots"))
         return cls(
-            torch.from_numpy(tokens.astype(np.int64)),
-            torch.from_numpy(lengths.astype(np.int64))[None],
-            None if losses is None else torch.from_numpy(losses.astype(np.float32)),
-            None if initial is None else torch.from_numpy(initial.astype(np.float32))[None],
-            vocabulary,
-            None if places is None else torch.from_numpy(places.astype(np.int64)),
-            None if slots is None else torch.from_numpy(slots.astype(np.int64))[None],
+            tokens=torch.from_numpy(tokens.astype(np.int64)),
+            lengths=torch.from_numpy(lengths.astype(np.int64))[None],
+            losses=None if losses is None else torch.from_numpy(losses.astype(np.float32)),
+            initial=None if initial is None else torch.from_numpy(initial.astype(np.float32))[None],
+            vocabulary=vocabulary,
+            places=None if places is None else torch.from_numpy(places.astype(np.int64)),
+            slots=None if slots is None else torch.from_numpy(slots.astype(np.int64))[None],
         )
 
 

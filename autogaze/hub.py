@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local folder, or a repository of the Hugging Face hub, resolved to a folder of files."""
+"""Finds a checkpoint: a local folder, or a repository of the Hugging Face hub, which is downloaded to one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
-
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is not there, cannot be read or does not fit. One line that says what to do."""
+    """A checkpoint is missing, cannot be read or does not fit. One line that says what to do."""
 
 
 def resolve(path_or_id: str | os.PathLike[str]) -> Path:
@@ -35,7 +33,7 @@ def resolve(path_or_id: str | os.PathLike[str]) -> Path:
     except Exception as error:  # the client fails in the types of whichever HTTP library it uses
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise CheckpointError(
-            f"there is no folder {path_or_id} here, and as a hub id it could not be had ({type(error).__name__}:"
+            f"there is no folder {path_or_id} here, and as a hub id it could not be downloaded ({type(error).__name__}:"
             f" {reason}): download it where there is a network (hf download {path_or_id} --local-dir FOLDER)"
             " and give that folder"
         ) from error

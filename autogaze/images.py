@@ -1,9 +1,9 @@
-"""Frames to what the network sees: resize, normalise, squash, as the released AutoGazeImageProcessor does.
+"""Image preparation, from frames to the network's input, as the released AutoGazeImageProcessor does it.
 
 See docs/method.md, section 'Image preparation'.
 
-uint8 frames get their shortest edge resized to the network's side (PIL, bilinear, antialiased), pixels scaled to
-[-1, 1], and then ImageNet's mean and deviation applied to that. The network itself resizes what is not square yet.
+The shortest edge of uint8 frames is resized to the network's side (PIL, bilinear, antialiased); pixels are scaled to
+[-1, 1], then normalised by ImageNet's mean and deviation. Frames that are not square are then resized by the network.
 Every step is bit-equal to the reference's.
 """
 
@@ -27,10 +27,10 @@ def as_model_input(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """What the network takes, [B, T, 3, size, size], of the frames a user has.
+    """The network's input, [B, T, 3, size, size], from a user's frames.
 
     frames: uint8 [B, T, H, W, 3], RGB of any size; or floats [B, T, 3, H, W], already preprocessed. Arrays may be
-    read-only. Floats that need no change come back as they are, not copied.
+    read-only. Floats that need no change are returned without a copy.
 
     Raises ValueError, one line with what was found and what is wanted, for any other dtype or shape, where there is no
     clip, frame or pixel, and for NaN or infinity.
@@ -40,7 +40,7 @@ def as_model_input(
         images = preprocess(frames, size, device)
     else:
         images = frames.to(device, torch.float32)
-        # One pass and no copy: the least and the greatest value are NaN if any value is.
+        # One pass without a copy: minimum and maximum are NaN if any value is.
         low, high = (float(bound) for bound in torch.aminmax(images.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"frames hold NaN or infinity (values from {low} to {high}): wanted preprocessed pixels")
@@ -86,7 +86,7 @@ def preprocess(
 def to_model_size(frames: torch.Tensor, size: int = 224) -> torch.Tensor:
     """Floats [..., 3, H, W] to [..., 3, size, size]: the network's own bicubic resize, which keeps no aspect ratio.
 
-    Frames of that size come back as they are: the resize would be the identity.
+    Frames of that size are returned as they are, since the resize would be the identity.
     """
     if frames.shape[-2:] == (size, size):
         return frames

@@ -1,26 +1,16 @@
-"""How many tokens each frame gets when that is settled before anything is gazed: the lengths of the paper's labels.
+"""How many tokens each frame gets when that is decided before gazing: the lengths of the paper's labels.
 
-Whatever is drawn at random for a clip depends on a seed and the clip's name alone: not on its batch, its shard or its
-worker. Only uniform numbers of numpy's Philox are used, whose stream does not change between versions.
+What is drawn for a clip depends on a seed and the clip's name alone: not on its batch, its shard or its worker.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+from autogaze.draws import FIRST, LATER, clip_generator, frame_shares
 from autogaze.patches import VOCABULARY, PatchVocabulary
-
-FIRST, LATER = 10, 3
-"""Dirichlet weights of a clip's first frame, which has everything to show, and of the others (paper, appendix B)."""
-
-
-def clip_generator(key: str, seed: int, purpose: str) -> np.random.Generator:
-    """Random numbers of one clip for one purpose. Raises ValueError if the seed is negative."""
-    digest = hashlib.sha256(f"{purpose}\0{key}".encode("utf-8", "surrogateescape")).digest()
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, int.from_bytes(digest, "big")])))
 
 
 def paper_lengths(
@@ -39,7 +29,7 @@ def paper_lengths(
     draw, with weight 10 for frame 0 and 3 for each other, shares mean * T out among the frames. A frame's ratio is
     clamped to 1, and becomes a number of tokens as `vocabulary.cap` rounds: down in float32, but at least 1.
 
-    Raises ValueError for limits, a rate, a seed or a number of frames that make no sense.
+    Raises ValueError for limits, a rate, a seed or a number of frames out of range.
     """
     if not 0 < low <= high <= 1:
         raise ValueError(f"the mean ratio is drawn from low..high within (0, 1], not {low}..{high}")
@@ -50,14 +40,10 @@ def paper_lengths(
     ratios = np.empty((len(keys), frames))
     for b, key in enumerate(keys):
         generator = clip_generator(key, seed, "lengths")
-        # By the inverse of the restricted distribution: one uniform number, none thrown away.
+        # By the inverse of the restricted distribution, which takes exactly one uniform number.
         top, bottom = math.exp(-rate * low), math.exp(-rate * high)
         mean = -math.log(top - generator.random() * (top - bottom)) / rate
-        # A gamma variate of a whole-numbered shape is a sum of exponential ones; normalised, they are a Dirichlet draw.
-        first = -np.log1p(-generator.random(FIRST)).sum()
-        later = -np.log1p(-generator.random((frames - 1, LATER))).sum(axis=1)
-        shares = np.concatenate([[first], later])
-        ratios[b] = np.clip(shares / shares.sum() * mean * frames, 0, 1)
+        ratios[b] = np.clip(frame_shares(generator, frames) * mean * frames, 0, 1)
     tokens = (ratios.astype(np.float32) * np.float32(vocabulary.size)).astype(np.int64)
     return torch.from_numpy(np.maximum(tokens, 1))
 
@@ -65,7 +51,7 @@ def paper_lengths(
 def mean_lengths(ratio: float, frames: int, vocabulary: PatchVocabulary = VOCABULARY) -> torch.Tensor:
     """Tokens of each frame at a gazing ratio, in the proportions that `paper_lengths` has on average: int64 [T].
 
-    They add up to ratio * T * vocabulary.size, rounded. Raises ValueError for a ratio outside (0, 1].
+    They add up to ratio * T * vocabulary.size, rounded. Raises ValueError if the ratio is not in (0, 1].
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"a gazing ratio lies in (0, 1], not {ratio}")
@@ -74,10 +60,10 @@ def mean_lengths(ratio: float, frames: int, vocabulary: PatchVocabulary = VOCABU
 
 
 def apportion(weights: np.ndarray, total: int, room: np.ndarray) -> torch.Tensor:
-    """Share whole tokens out in proportion to weights [T], no frame getting more than its room [T]: int64 [T].
+    """Share out `total` tokens in proportion to weights [T], no frame getting more than its room [T]: int64 [T].
 
-    Adds up to `total`, or to all the room if that is less. What is left after rounding down goes to the largest
-    remainders, of equals to the earlier frame. A frame without weight gets nothing, and must have no room.
+    The shares add up to `total`, or to all the room if that is less. Tokens left after rounding down go to the frames
+    with the largest remainders, of equals to the earlier. A frame without weight must have no room.
     """
     weights, room = np.asarray(weights, np.float64), np.asarray(room, np.int64)
     total = min(int(total), int(room.sum()))

@@ -1,11 +1,11 @@
-"""What training minimises, as pure functions of what the policy says of a gaze.
+"""The training losses of the policy, as pure functions of its scores of a gaze.
 
 See docs/method.md, sections 'Next-token prediction' and 'Reinforcement learning'.
 
-Everything is in the padded layout of `Gaze.padded()` and `AutoGaze.score`: [B, N], with `valid` true at used slots.
-Losses come per sample, and their mean over a batch is the batch's loss. They are normalised by the mean number of valid
-slots of the batch, so that every slot counts the same; where a batch is spread over ranks or accumulated in parts, that
-mean must be of the whole batch, and is given.
+Tensors are in the padded layout of `Gaze.padded()` and `AutoGaze.score`: [B, N], with `valid` true at used slots.
+Losses are per sample; their mean over a batch is the batch's loss. They are normalised by the batch's mean number of
+valid slots, so that every slot counts the same. If a batch is spread over ranks or accumulated in parts, the caller
+gives that mean.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from autogaze.gaze import Gaze
 
-_EPSILON = 1e-6  # of the reference, so that a batch without a valid slot gives 0 and not NaN
+_EPSILON = 1e-6  # the reference's: a batch without a valid slot gives 0, not NaN
 
 
 def next_token_loss(log_probs: Tensor, valid: Tensor, slots: Tensor | float | None = None) -> Tensor:
-    """Next-token prediction, [B]: minus the log-probabilities of the valid slots, over the mean number of them.
+    """Next-token prediction, [B]: minus the sum of log-probabilities of valid slots, over the mean number of them.
 
-    log_probs: float [B, N]. valid: bool [B, N]. slots: valid slots per sample of the whole batch; None: of this one.
+    log_probs: float [B, N]. valid: bool [B, N]. slots: mean valid slots per sample; None: of this batch.
     """
     weight = valid.to(log_probs.dtype)
-    # What is not valid may hold anything, infinity included, which a product with 0 would keep as NaN.
+    # Other slots may hold infinity, which a product with 0 would turn into NaN.
     return -log_probs.masked_fill(~valid, 0).sum(dim=1) / (_mean_slots(weight, slots) + _EPSILON)
 
 
@@ -33,12 +33,12 @@ def loss_prediction_loss(
 ) -> Tensor:
     """Squared error of predicted losses, [B], over the mean number of slots that count.
 
-    predicted, measured: float [B, N], the loss of the frame after each slot. mask: bool [B, N], slots whose loss was
-    measured; None: all. slots: those per sample of the whole batch; None: of this one.
+    predicted, measured: float [B, N], the frame's loss after each slot. mask: bool [B, N], slots whose loss was
+    measured; None: all. slots: mean counted slots per sample; None: of this batch.
     """
     counted = valid if mask is None else valid & mask
     weight = counted.to(predicted.dtype)
-    # What is not counted may hold anything, NaN included, which a product with 0 would keep.
+    # Other slots may hold NaN, which a product with 0 would keep.
     error = (predicted - measured).masked_fill(~counted, 0)
     return error.square().sum(dim=1) / (_mean_slots(weight, slots) + _EPSILON)
 
@@ -46,10 +46,10 @@ def loss_prediction_loss(
 def padded_losses(gaze: Gaze) -> Tensor:
     """The losses of a labelled gaze, float32 [B, N] in the padded layout; 0 at unused slots.
 
-    Raises ValueError if the gaze carries no losses.
+    Raises ValueError if the gaze has no losses.
     """
     if gaze.losses is None:
-        raise ValueError("this gaze carries no losses, which the loss prediction learns from")
+        raise ValueError("this gaze has no losses, which the loss prediction learns from")
     used = ~gaze.padded()["if_padded_gazing"]
     losses = torch.zeros(used.shape, device=gaze.losses.device)
     losses[used] = gaze.losses
@@ -60,10 +60,10 @@ def padded_losses(gaze: Gaze) -> Tensor:
 
 
 def group_advantages(rewards: Tensor, by_deviation: bool = False) -> Tensor:
-    """How much better than its group each trajectory did, [B, G, F]: the reward less the group's mean.
+    """How much better each trajectory did than its group, [B, G, F]: its reward minus the group's mean.
 
-    rewards: float [B, G, F], of G trajectories of each of B clips, for F frames. by_deviation: also over the group's
-    standard deviation, as GRPO was first published; the reference does not. A group that is all alike gets 0.
+    rewards: float [B, G, F], of G trajectories of each of B clips, for F frames. by_deviation: divide by the group's
+    standard deviation, as in the first publication of GRPO; the reference does not. Equal rewards give 0.
     """
     advantages = rewards - rewards.mean(dim=1, keepdim=True)
     if not by_deviation:
@@ -73,9 +73,9 @@ def group_advantages(rewards: Tensor, by_deviation: bool = False) -> Tensor:
 
 
 def slot_advantages(advantages: Tensor, at: Tensor, valid: Tensor, slots_per_frame: Tensor, discount: float) -> Tensor:
-    """What each slot gets of the advantages of the frames it helped to rebuild, [R, N].
+    """The advantage of each slot, [R, N]: the sum over rebuilt frames of the advantage that reaches it.
 
-    A frame's advantage goes to all slots up to the frame's end, times the discount for each valid slot between.
+    A frame's advantage reaches all slots up to the frame's end, times the discount for each valid slot in between.
 
     advantages: float [R, F]. at: int64 [R, F], the frames that were rebuilt. valid: bool [R, N]. slots_per_frame: int64
     [T], of the padded layout.
@@ -95,18 +95,18 @@ def grpo_loss(
     behaviour: Tensor | None = None,
     clip: float | None = None,
 ) -> Tensor:
-    """Group-relative policy optimisation, [R]: minus the advantages of the slots, times how likely they became.
+    """Group-relative policy optimisation, [R]: minus the sum over slots of importance ratio times advantage.
 
-    log_probs: float [R, N], of the policy that learns, in the distribution that was sampled from. advantages: float
+    log_probs: float [R, N], of the learning policy, in the distribution that was sampled from. advantages: float
     [R, N], of each slot. valid: bool [R, N].
-    behaviour: float [R, N], log-probabilities when it was sampled: importance ratios are taken against these. None: as
-        the reference, against `log_probs` themselves, as if the policy had not moved since.
-    clip: with behaviour, ratios count within 1 - clip .. 1 + clip, as in PPO.
+    behaviour: float [R, N], log-probabilities at the time of sampling, for the importance ratios. None: `log_probs`
+        themselves, as in the reference, as if the policy had not changed since.
+    clip: with behaviour, ratios are clipped to 1 - clip .. 1 + clip, as in PPO.
 
-    Nothing is divided by the length, as in the reference.
+    The sum is not divided by the length, as in the reference.
     """
     before = log_probs.detach() if behaviour is None else behaviour
-    # What is not valid may hold anything, infinity included.
+    # Other slots may hold infinity.
     ratio = (log_probs - before).masked_fill(~valid, 0).exp()
     gained = ratio * advantages
     if clip is not None:
@@ -115,16 +115,16 @@ def grpo_loss(
 
 
 def kl_loss(log_probs: Tensor, frozen: Tensor, valid: Tensor) -> Tensor:
-    """Estimate of the KL divergence from a frozen policy over a trajectory, [R], never negative (Schulman's k3).
+    """Schulman's k3 estimate of a trajectory's KL divergence from a frozen policy, [R], never negative.
 
-    log_probs, frozen: float [R, N], of the drawn patches, in the policy that learns and in the frozen one.
+    log_probs, frozen: float [R, N], of the drawn patches, in the learning and in the frozen policy.
     """
     difference = (frozen - log_probs).masked_fill(~valid, 0)
     return (difference.exp() - difference - 1).sum(dim=1)
 
 
 def last_slots(valid: Tensor, slots_per_frame: Tensor) -> Tensor:
-    """The last valid slot of each frame, bool [R, N]: the one after which a rebuilt frame's loss is known."""
+    """The last valid slot of each frame, bool [R, N]: after it a rebuilt frame's loss is known."""
     frame = torch.repeat_interleave(torch.arange(len(slots_per_frame), device=valid.device), slots_per_frame)
     place = torch.arange(1, valid.shape[1] + 1, device=valid.device) * valid
     last = torch.zeros(len(valid), len(slots_per_frame), dtype=torch.int64, device=valid.device)

@@ -1,8 +1,8 @@
-"""The multi-scale patch vocabulary: which patch of a frame a token id stands for, and where it lies.
+"""The multi-scale patch vocabulary: which patch of a frame a token id stands for, and where the patch is.
 
 A square frame is seen at several scales. Each scale is cut into patches of the same size in its own pixels, so a patch
-of a coarse scale covers a larger region of the frame. Ids run from the coarsest scale to the finest, row by row
-(AutoGaze reference: 32+64+112+224 with patch 16 gives 4 + 16 + 49 + 196 = 265 ids).
+of a coarse scale covers a larger region of the frame. Ids run from the coarsest scale to the finest, row by row: the
+released scales 32, 64, 112 and 224 with patches of 16 pixels give 4 + 16 + 49 + 196 = 265 ids.
 """
 
 import bisect
@@ -21,10 +21,10 @@ Ids = TypeVar("Ids", int, np.ndarray, torch.Tensor)
 class PatchVocabulary:
     """The patches of a frame at every scale, numbered.
 
-    `scales` are side lengths in pixels, strictly increasing, each a multiple of `patch_size`. The frame itself has the
-    largest scale's side. A scale need not divide the largest (64 does not divide 224).
+    scales: side lengths in pixels, strictly increasing, each a multiple of patch_size. The largest is the side of the
+    frame; the others need not divide it (64 does not divide 224).
 
-    Raises ValueError for scales that no patch grid fits.
+    Raises ValueError for scales that cannot be cut into patches.
     """
 
     scales: tuple[int, ...] = (32, 64, 112, 224)
@@ -74,7 +74,7 @@ class PatchVocabulary:
         return self.scales[-1]
 
     def locate(self, ids: Ids) -> tuple[Ids, Ids, Ids]:
-        """(scale_index, row, col) of ids, each of the kind and shape that came in: int, array or tensor.
+        """(scale_index, row, col) of ids, as the same kind (int, array or tensor) and shape.
 
         Raises ValueError if an id stands for no patch.
         """
@@ -107,7 +107,7 @@ class PatchVocabulary:
         return self.offsets[scale_index] + row * grid + col
 
     def edges(self, scale_index: int) -> list[int]:
-        """Where a scale's patches begin along one axis of the frame, and where the last ends: grid + 1 pixel positions.
+        """Pixel positions, along one axis of the frame, at which a scale's patches begin, and the last one's end.
 
         Frame pixel y belongs to the patch row that holds scale pixel floor(y * scale / frame_size), so the rows of
         pixels r*patch_size..(r+1)*patch_size of the scale begin at the ceiling of r*patch_size * frame_size / scale.
@@ -122,7 +122,7 @@ class PatchVocabulary:
         return edges[row], edges[col], edges[row + 1], edges[col + 1]
 
     def cap(self, ratio: float) -> int:
-        """Most tokens of a frame at a gazing ratio in (0, 1]: trunc(ratio * size) in float32, at least 1.
+        """The most tokens of a frame at a gazing ratio in (0, 1]: trunc(ratio * size) in float32, at least 1.
 
         See docs/method.md, section 'Limits of a frame'.
         """

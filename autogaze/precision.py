@@ -1,4 +1,4 @@
-"""Keep float32 arithmetic in float32, whatever the process allows elsewhere. Process-wide while it lasts."""
+"""Contexts in which float32 arithmetic stays float32, whatever the process allows. They hold for the whole process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """No TF32, bfloat16 or autocast in matrix products: where a caller uses them, they round integers."""
+    """No TF32, bfloat16 or autocast in matrix products, all of which would round whole numbers."""
     with (
         _ieee(torch.backends.cuda.matmul, torch.backends.mkldnn.matmul),  # type: ignore[attr-defined]
         torch.autocast(device.type, enabled=False),
@@ -21,9 +21,9 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
-    """No TF32 or bfloat16 in convolutions of float32: PyTorch allows cuDNN to use TF32 unless told otherwise.
+    """No TF32 or bfloat16 in convolutions of float32; by default PyTorch allows cuDNN to use TF32.
 
-    Gradients are computed later, and as the process allows then.
+    This does not hold for gradients, which are computed after the context.
     """
     with _ieee(torch.backends.cudnn.conv, torch.backends.mkldnn.conv):  # type: ignore[attr-defined]
         yield

@@ -1,10 +1,10 @@
-"""Any resolution, any duration: a video is cut into square tiles and chunks of frames, and the gaze put back together.
+"""Tiling: a video of any size and duration is cut into square tiles and chunks of frames, and their gaze joined again.
 
 The policy sees clips of at most 16 frames of 224x224 pixels. A larger picture is cut into tiles of that size at its own
 resolution, each gazed alone, as in the reference's recipe for any resolution (docs/method.md, section 'Tiling'). Here a
-side need not be a multiple of the tile: what a tile lacks at the right or bottom repeats the picture's last pixels.
+side need not be a multiple of the tile: a tile that reaches past the picture repeats its last pixels.
 
-Numpy only until there is a gaze: a process that decodes and cuts needs no torch.
+Cutting needs numpy only, so processes that decode and cut do not import torch.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class TileGrid:
         return divmod(n, self.columns)
 
     def name(self, n: int) -> str:
-        """Tile n as text of a fixed width, so that names sort as numbers do: 'r00c01'."""
+        """The name of tile n, such as 'r00c01'. All have the same width, so names sort as numbers do."""
         row, column = self.place(n)
         digits = max(2, len(str(max(self.rows, self.columns) - 1)))
         return f"r{row:0{digits}d}c{column:0{digits}d}"
 
     def parse(self, name: str) -> int:
-        """The number of the tile that `name` gave this name. Raises ValueError if no tile has it."""
+        """The number of the tile with this name. Raises ValueError if there is none."""
         row, _, column = name.removeprefix("r").partition("c")
         if row.isdecimal() and column.isdecimal():
             n = int(row) * self.columns + int(column)
@@ -76,7 +76,7 @@ class TileGrid:
         raise ValueError(f"no tile is called {name!r}: they are {self.name(0)}..{self.name(self.count - 1)}")
 
     def box(self, n: int) -> tuple[int, int, int, int]:
-        """(top, left, bottom, right) in the picture of what tile n shows of it, bottom and right exclusive."""
+        """(top, left, bottom, right) of the part of the picture that tile n shows, bottom and right exclusive."""
         top, left = (place * self.size for place in self.place(n))
         return top, left, min(top + self.size, self.height), min(left + self.size, self.width)
 
@@ -113,10 +113,10 @@ class TileGrid:
     def join(self, gaze: Gaze, start: int = 0) -> VideoGaze:
         """The gaze of all tiles, clip n being tile n, as one gaze of the picture.
 
-        Patches that lie wholly outside the picture, in what `cut` added, are dropped and counted.
+        Patches wholly outside the picture, in what `cut` added, are dropped and counted.
         start: number in the video of the clips' first frame.
 
-        Raises ValueError if the clips are not as many as the tiles, or the vocabulary's frames not of their size.
+        Raises ValueError if the gaze has not one clip for each tile, or is not of frames of the tiles' size.
         """
         vocabulary = gaze.vocabulary
         if gaze.clips != self.count:
@@ -127,7 +127,7 @@ class TileGrid:
         tile, frame = (np.repeat(index.ravel(), lengths.ravel()) for index in np.indices(lengths.shape, np.int32))
         token = gaze.tokens.cpu().numpy().astype(np.int32)
         inside = self.inside(vocabulary)[tile, token]
-        # Clip by clip, then frame by frame, becomes the other way round; the order within a tile's frame stays.
+        # From clip by clip to frame by frame; the order within a tile's frame stays.
         order = np.flatnonzero(inside)
         order = order[frame[order].argsort(kind="stable")]
         losses = None if gaze.losses is None else gaze.losses.cpu().numpy()[order]
@@ -148,10 +148,10 @@ class TileGrid:
 class VideoGaze:
     """The gaze of T consecutive frames of a video in the coordinates of its picture: N tokens, all inside the picture.
 
-    frame: int32 [N], 0..T-1. tile: int32 [N], number in the grid. token: int32 [N], patch id within the tile. They are
-    ordered by frame, then tile, then as they were gazed.
-    losses: float32 [N], error or predicted loss of the tile's frame after each token, in its maker's units; or None.
-    outside: tokens that `TileGrid.join` dropped because they show nothing of the picture.
+    frame: int32 [N], 0..T-1. tile: int32 [N], number in the grid. token: int32 [N], patch id within the tile. Ordered
+    by frame, then tile, then as they were chosen.
+    losses: float32 [N], the tile's error after each token, measured or predicted (see Gaze); or None.
+    outside: how many tokens `TileGrid.join` dropped because they show nothing of the picture.
     start: number in the video of frame 0.
     """
 
@@ -166,7 +166,7 @@ class VideoGaze:
     start: int = 0
 
     def boxes(self) -> np.ndarray:
-        """(top, left, bottom, right) of each token in pixels of the picture, cut off at its edge: int32 [N, 4]."""
+        """(top, left, bottom, right) of each token in pixels of the picture, clipped to it: int32 [N, 4]."""
         row, column = np.divmod(self.tile, self.grid.columns)
         corner = np.stack([row, column, row, column], axis=1) * self.grid.size
         edge = [self.grid.height, self.grid.width] * 2
@@ -182,14 +182,14 @@ class VideoGaze:
         row, column = np.divmod(self.tile, self.grid.columns)
         masks = []
         for index, g in enumerate(self.vocabulary.grids):
-            here = scale == index
+            of_scale = scale == index
             mask = np.zeros((self.num_frames, self.grid.rows * g, self.grid.columns * g), bool)
-            mask[self.frame[here], (row * g + y)[here], (column * g + x)[here]] = True
+            mask[self.frame[of_scale], (row * g + y)[of_scale], (column * g + x)[of_scale]] = True
             masks.append(mask)
         return masks
 
     def ratio(self) -> float:
-        """Share gazed at of all patches, of all frames and scales, that lie at least partly in the picture."""
+        """The share that is gazed at of all patches, of all frames and scales, at least partly in the picture."""
         return len(self.token) / (self.num_frames * int(self.grid.inside(self.vocabulary).sum()))
 
 
@@ -200,13 +200,13 @@ def gaze_video(
     batch: int = 32,
     size: int = 224,
 ) -> Iterator[VideoGaze]:
-    """Gaze a video of any resolution and duration, chunk by chunk: one VideoGaze for each, in order.
+    """Gaze at a video of any resolution and duration, chunk by chunk: one VideoGaze for each, in order.
 
-    chunks: uint8 [t, H, W, 3], consecutive frames, t at most 16 (the video's last chunk may be shorter), all of one
-        height and width. One chunk is taken at a time, and none is held while the next is made.
-    gaze: uint8 [B, t, size, size, 3] to the gaze of these B clips, e.g. `model.gaze` or greedy labels.
-    batch: most tiles to `gaze` in one call. All are of one chunk: each sees its place over the chunk's frames.
-    size: side of a tile, the frame size of the gaze's vocabulary.
+    chunks: uint8 [t, H, W, 3], consecutive frames, t at most 16 (the video's last chunk may be shorter), all of the
+        same height and width. Taken one at a time; none is held while the next is made.
+    gaze: makes the gaze of B clips uint8 [B, t, size, size, 3], e.g. `model.gaze` or greedy labels.
+    batch: most tiles in one call of `gaze`. They are all of one chunk.
+    size: side of a tile: the frame size of the gaze's vocabulary.
 
     Memory does not depend on the duration: t*H*W*3 bytes for the chunk, min(batch, tiles)*t*size*size*3 bytes for the
     tiles, what `gaze` takes for them, and about 80 bytes for each token of the chunk. 16 frames of 3840x2160 in batches
@@ -235,7 +235,7 @@ def gaze_video(
                 )
             parts.append(part)
         frames = len(chunk)
-        del chunk  # while the caller works and the next chunk is made, this one need not be there
+        del chunk  # free it while the caller works and the next chunk is made
         yield grid.join(Gaze.cat(parts), start)
         start += frames
 

@@ -36,7 +36,7 @@ BATCH = 16
 
 
 def settings(data: str, workers: int) -> object:
-    from pipelines.loading.reading import LoaderConfig
+    from pipelines.loading.config import LoaderConfig
 
     return LoaderConfig(data=[data], global_batch=BATCH, workers=workers, window=4)
 

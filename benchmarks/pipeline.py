@@ -68,7 +68,7 @@ def stages(work: Path) -> dict[str, float]:
         spent += time.perf_counter() - began
     began = time.perf_counter()
     with ThreadPoolExecutor(2) as threads:  # as Ray calls it
-        decoded = sum(threads.map(lambda shard: len(decode({"shard": shard})["ok"]), shards))
+        decoded = sum(threads.map(lambda shard: len(decode({"shard": shard})["frames"]), shards))
     return {"decode": decoded / (time.perf_counter() - began), "gaze": clips / spent}
 
 

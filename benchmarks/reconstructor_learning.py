@@ -17,8 +17,8 @@ from autogaze import reconstruction
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from autogaze.reconstruction import base
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 
 RATIOS = (0.01, 0.03, 0.1, 0.3)
 

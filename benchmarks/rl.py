@@ -39,15 +39,15 @@ from autogaze.model import AutoGaze, Sampling
 from autogaze.objectives import group_advantages, grpo_loss, loss_prediction_loss, slot_advantages
 from autogaze.patches import VOCABULARY
 from cluster.local import RayConfig, running
+from pipelines.loading.config import LoaderConfig, ReadConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.rl.actors import ActorRollouts
 from pipelines.rl.config import ObjectiveConfig, RLConfig, RolloutsConfig, SampleConfig
+from pipelines.rl.groups import RolloutRequest
 from pipelines.rl.losses import measured_errors
-from pipelines.rl.rollouts import RolloutRequest
 from pipelines.rl.task import RLTask
 from pipelines.runs.events import read_events
-from pipelines.train.config import DataConfig, EveryConfig, OptimizerConfig, ScaleConfig
+from pipelines.train.config import EveryConfig, OptimizerConfig, ScaleConfig
 from pipelines.train.loop import train
 from pipelines.train.on_ray import train_on_ray
 
@@ -65,7 +65,7 @@ def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollout
         micro_batch=1,
         max_ratio=arguments.ratio,
         optimizer=OptimizerConfig(schedule="constant"),
-        loader=DataConfig(val_fraction=0.0, workers=0),
+        loader=ReadConfig(val_fraction=0.0, workers=0),
         every=EveryConfig(checkpoint=0, validate=0),
         val_clips=0,
         scale=ScaleConfig(min_workers=clips, max_workers=clips),
@@ -182,9 +182,9 @@ class Sleeper:
     def load(self, version: int, weights: object) -> None:
         pass
 
-    def make(self, ask: RolloutRequest) -> int:
+    def make(self, request: RolloutRequest) -> int:
         time.sleep(SERVICE_S)
-        return ask.id
+        return request.id
 
 
 def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int = 8) -> None:
@@ -199,10 +199,10 @@ def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int =
         for count in counts:
             pool = ActorRollouts(Sleeper, count, 0, 0, 60)  # type: ignore[arg-type]
             pool.publish(0, b"weights")
-            pool.ask([RolloutRequest(-1, 0, number, 0) for number in range(4 * count)])  # so that all are up
+            pool.request([RolloutRequest(-1, 0, number, 0) for number in range(4 * count)])  # so that all are up
             pool.take(-1)
             for step in (0, 1):
-                pool.ask([RolloutRequest(step, 0, number, 0) for number in range(groups)])
+                pool.request([RolloutRequest(step, 0, number, 0) for number in range(groups)])
             began, waited = time.perf_counter(), 0.0
             for step in range(steps):
                 asked = time.perf_counter()
@@ -210,7 +210,7 @@ def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int =
                 waited += time.perf_counter() - asked
                 time.sleep(learn)
                 if step + 2 < steps:
-                    pool.ask([RolloutRequest(step + 2, 0, number, 0) for number in range(groups)])
+                    pool.request([RolloutRequest(step + 2, 0, number, 0) for number in range(groups)])
             spent = time.perf_counter() - began
             ideal = groups * steps * SERVICE_S / count
             print(

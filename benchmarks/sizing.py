@@ -34,10 +34,11 @@ from autogaze.images import preprocess
 from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
+from pipelines.loading.config import ReadConfig
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import describe, resolve_gaze
 from pipelines.runs.events import read_events
-from pipelines.train.config import DataConfig, EveryConfig, PolicyTrainConfig
+from pipelines.train.config import EveryConfig, PolicyTrainConfig
 from pipelines.train.loop import train
 from pipelines.train.policy import PolicyTask
 from pipelines.video.base import DecodeConfig, Source, VideoError
@@ -117,7 +118,7 @@ def training(data: Path, run: Path, steps: int) -> float:
         epochs=1000,
         global_batch=4,
         micro_batch=4,
-        loader=DataConfig(val_fraction=0.0, workers=0),
+        loader=ReadConfig(val_fraction=0.0, workers=0),
         every=EveryConfig(checkpoint=0, validate=0),
         val_clips=0,
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.loading.config import ReadConfig
 from pipelines.runs.events import read_events
-from pipelines.train.config import DataConfig, EveryConfig, OptimizerConfig, PolicySizeConfig, PolicyTrainConfig
+from pipelines.train.config import EveryConfig, OptimizerConfig, PolicySizeConfig, PolicyTrainConfig
 from pipelines.train.loop import train
 from pipelines.train.policy import PolicyTask
 
@@ -48,7 +49,7 @@ def steps_of(arguments: argparse.Namespace, run: str, every: int):
         global_batch=arguments.batch,
         micro_batch=arguments.batch,
         optimizer=OptimizerConfig(schedule="constant"),
-        loader=DataConfig(val_fraction=0.0),
+        loader=ReadConfig(val_fraction=0.0),
         every=EveryConfig(checkpoint=every, validate=0),
         val_clips=0,
         policy=PolicySizeConfig(),

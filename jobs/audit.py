@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.errors import PipelineError
 from pipelines.runs.audit import audit
+from pipelines.schema import check, setting
 from pipelines.storage.location import Location
 
 _SHOWN = 12
@@ -18,13 +19,14 @@ _SHOWN = 12
 class AuditConfig:
     """Check a training run against its ledger: each epoch every sample once, in the run's order."""
 
-    run: str = field(default="", metadata={"help": "folder or s3:// prefix of a training run"})
+    usage: ClassVar[str] = "autogaze audit /data/runs/1"
+
+    run: str = setting("", "folder or s3:// prefix of a training run", required=True)
 
 
 def run(config: AuditConfig, console: Console) -> int:
     """Print what each epoch used and what is wrong, one line each; 0 if nothing is, else 1."""
-    if not config.run:
-        raise PipelineError("which run? autogaze audit /data/runs/1")
+    check(config)
     with console.status("reading the ledger"):
         found = audit(Location(config.run))
     table = Table("epoch", "steps", "samples", "repeats", "skipped", title=f"{len(found.attempts)} attempts")

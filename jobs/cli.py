@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,67 +19,89 @@ from rich.console import Console
 from cluster.errors import ClusterError
 from jobs import config as configs
 from pipelines.errors import PipelineError
+from pipelines.schema import settings_of
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A subcommand: jobs/<module>.py with a config dataclass and a function of (config, console)."""
+class Job:
+    """A subcommand: jobs/<module>.py with a config dataclass and a function of (config, console).
+
+    Attributes:
+        positional: the key that a bare argument sets; '' = none.
+        check: module:function that raises PipelineError for a config that cannot work; `submit` calls it first.
+        takes_file: whether a first bare argument is the config's file.
+    """
 
     module: str
     schema: str
-    positional: str
     help: str
-    dry_run: bool = False
+    positional: str = ""
     function: str = "run"
-    check: str = ""
-    """module:function that raises PipelineError for a config that cannot work: what `submit` asks before it submits."""
+    check: str = "pipelines.schema:check"
+    dry_run: bool = False
     takes_file: bool = False
-    """Whether a first bare argument is the config's file."""
+
+    def load_schema(self) -> type:
+        """The config dataclass; importing it takes its time, so only the job that runs is asked."""
+        schema: type = getattr(importlib.import_module(self.module), self.schema)
+        return schema
+
+    def run(self, config: Any, console: Console, **options: bool) -> int:
+        """Run the job in this process; the exit status."""
+        result = getattr(importlib.import_module(self.module), self.function)(config, console, **options)
+        return result if isinstance(result, int) else 0
+
+    def check_config(self, config: Any) -> None:
+        """Raise PipelineError, in one line, for a config that cannot work."""
+        module, _, function = self.check.partition(":")
+        getattr(importlib.import_module(module), function)(config)
 
 
 _TRAIN = "pipelines.train.config:check_train_config"
 JOBS = {
-    "scan": _Job("jobs.scan", "ScanConfig", "input", "list and probe a video store into a manifest"),
-    "preprocess": _Job(
+    "scan": Job("jobs.scan", "ScanConfig", "list and probe a video store into a manifest", "input"),
+    "preprocess": Job(
         "jobs.preprocess",
         "PreprocessJob",
-        "",
         "a corpus of videos -> gaze shards",
+        check="pipelines.preprocess.config:check_preprocess_config",
         dry_run=True,
-        check="pipelines.preprocess.config:check_config",
     ),
-    "verify": _Job("jobs.verify", "VerifyConfig", "dataset", "re-read a dataset and say what is wrong with it"),
-    "gaze": _Job("jobs.gaze", "GazeConfig", "video", "gaze one video: overlay, contact sheet, JSON"),
-    "report": _Job("jobs.report", "ReportConfig", "dataset", "one HTML file that shows a dataset"),
-    "evaluate": _Job(
-        "jobs.evaluate", "EvaluateConfig", "data", "error against gazing ratio: stored gaze beside others"
+    "verify": Job("jobs.verify", "VerifyConfig", "re-read a dataset and say what is wrong with it", "dataset"),
+    "gaze": Job(
+        "jobs.gaze",
+        "GazeConfig",
+        "gaze one video: overlay, contact sheet, JSON",
+        "video",
+        check="jobs.gaze:check_gaze_config",
     ),
-    "export-labels": _Job(
-        "jobs.labels", "ExportConfig", "data", "a dataset's gaze -> the reference's label file", function="export"
+    "report": Job("jobs.report", "ReportConfig", "one HTML file that shows a dataset", "dataset"),
+    "evaluate": Job("jobs.evaluate", "EvaluateConfig", "error against gazing ratio: stored gaze beside others", "data"),
+    "export-labels": Job(
+        "jobs.labels", "ExportConfig", "a dataset's gaze -> the reference's label file", "data", "export"
     ),
-    "import-labels": _Job(
-        "jobs.labels", "ImportConfig", "labels", "label files -> a dataset with their gaze", function="import_"
+    "import-labels": Job(
+        "jobs.labels", "ImportConfig", "label files -> a dataset with their gaze", "labels", "import_"
     ),
-    "train policy": _Job(
-        "jobs.train", "TrainPolicy", "", "next-token prediction of the policy on labelled clips", check=_TRAIN
+    "train policy": Job(
+        "jobs.train", "TrainPolicy", "next-token prediction of the policy on labelled clips", check=_TRAIN
     ),
-    "train reconstructor": _Job(
-        "jobs.train", "TrainReconstructor", "", "pre-training of the learned reconstructor", check=_TRAIN
+    "train reconstructor": Job(
+        "jobs.train", "TrainReconstructor", "pre-training of the learned reconstructor", check=_TRAIN
     ),
-    "rl": _Job(
+    "rl": Job(
         "jobs.rl",
         "RL",
-        "",
         "reinforcement learning of the policy by reconstruction error",
         check="pipelines.rl.config:check_rl_config",
     ),
-    "status": _Job("jobs.status", "StatusConfig", "place", "how far a job is, from its output alone"),
-    "audit": _Job("jobs.audit", "AuditConfig", "run", "prove that a run used every sample once in each epoch"),
+    "status": Job("jobs.status", "StatusConfig", "how far a job is, from its output alone", "place"),
+    "audit": Job("jobs.audit", "AuditConfig", "prove that a run used every sample once in each epoch", "run"),
 }
 
 # Not jobs: their config is a cluster's file.
-_VERBS = {
-    f"cluster {verb}": _Job("jobs.cluster", schema, positional, help, function=verb, takes_file=True)
+CLUSTER_VERBS = {
+    f"cluster {verb}": Job("jobs.cluster", schema, help, positional, function=verb, takes_file=True)
     for verb, schema, positional, help in (
         ("render", "RenderConfig", "", "print what a submission would send to the launcher"),
         ("preflight", "PreflightConfig", "", "ask every node of a running cluster whether a job could work there"),
@@ -89,85 +110,85 @@ _VERBS = {
         ("down", "AskConfig", "id", "end it"),
     )
 }
+COMMANDS = JOBS | CLUSTER_VERBS
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """A command line, read: which job, its config, what runs and what checks it."""
+class CommandLine:
+    """A command line, read."""
 
     name: str
+    job: Job
     config: Any
-    run: Callable[..., Any]
-    check: Callable[[Any], None]
-    options: argparse.Namespace
-    cluster: str = ""
+    cluster: str
     """FILE of cluster=FILE, in a submission."""
+    print_config: bool
+    dry_run: bool
 
 
-def _parser(name: str | None, schema: type | None, submitting: bool = False) -> argparse.ArgumentParser:
-    words = ["autogaze", *(["submit"] if submitting else []), *([name] if name else [])]
-    known = JOBS | _VERBS
+def _main_parser() -> argparse.ArgumentParser:
+    jobs = "\n".join(f"  {name:<21}{job.help}" for name, job in JOBS.items())
+    verbs = "\n".join(f"  {name:<21}{verb.help}" for name, verb in CLUSTER_VERBS.items())
     parser = argparse.ArgumentParser(
-        prog=" ".join(words),
-        description=known[name].help if name else "Turn videos into gaze data.",
+        prog="autogaze",
+        description="Turn videos into gaze data.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"jobs:\n{jobs}\n\nelsewhere:\n"
+        f"  {'submit JOB':<21}run a job where cluster=FILE says: here, on Slurm, on Kubernetes\n{verbs}\n\n"
+        "`autogaze JOB --help` lists a job's keys.",
     )
-    if name is None or schema is None:
-        rows = "\n".join(f"  {job:<21}{about.help}" for job, about in JOBS.items())
-        verbs = "\n".join(f"  {verb:<21}{about.help}" for verb, about in _VERBS.items())
-        parser.epilog = (
-            f"jobs:\n{rows}\n\nelsewhere:\n"
-            f"  {'submit JOB':<21}run a job where cluster=FILE says: here, on Slurm, on Kubernetes\n{verbs}\n\n"
-            "`autogaze JOB --help` lists a job's keys."
-        )
-        parser.add_argument("job", choices=[*known, "submit"], metavar="JOB")
-        return parser
-    shown = [(f"{key.name}={'null' if key.default is None else key.default}", key.help) for key in configs.keys(schema)]
+    parser.add_argument("job", choices=[*COMMANDS, "submit"], metavar="JOB")
+    return parser
+
+
+def _job_parser(name: str, schema: type, submitting: bool) -> argparse.ArgumentParser:
+    job = COMMANDS[name]
+    rows = [(f"{key.name}={'null' if key.value is None else key.value}", key.help) for key in settings_of(schema())]
     if submitting:
-        shown.insert(0, ("cluster=", "YAML file of the cluster (docs/launch.md); must be given"))
-    width = max(len(left) for left, _ in shown) + 2
-    parser.epilog = "keys, with their defaults:\n" + "\n".join(f"  {left:<{width}}{right}" for left, right in shown)
-    bare = [word.upper() for word in ("file" if known[name].takes_file else "", known[name].positional) if word]
+        rows.insert(0, ("cluster=", "YAML file of the cluster (docs/launch.md); must be given"))
+    width = max(len(left) for left, _ in rows) + 2
+    parser = argparse.ArgumentParser(
+        prog=f"autogaze submit {name}" if submitting else f"autogaze {name}",
+        description=job.help,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="keys, with their defaults:\n" + "\n".join(f"  {left:<{width}}{right}" for left, right in rows),
+    )
+    bare = [word.upper() for word in ("file" if job.takes_file else "", job.positional) if word]
     parser.add_argument("settings", nargs="*", metavar="|".join([*bare, "KEY=VALUE"]))
     parser.add_argument("--config", metavar="FILE", help="YAML file with keys; KEY=VALUE arguments win over it")
     parser.add_argument("--print-config", action="store_true", help="print the config as YAML and exit")
     if submitting:
         parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
-    elif known[name].dry_run:
+    elif job.dry_run:
         parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     return parser
 
 
-def parse_job(arguments: list[str], submitting: bool = False) -> Parsed:
+def read_command(arguments: list[str], submitting: bool = False) -> CommandLine:
     """The job that a command line names, with its config.
 
     Raises PipelineError for a key or value that is wrong; exits, as argparse does, where there is no such job.
     """
-    known = JOBS | _VERBS
-    for word in arguments:  # before anything can repeat one
+    for word in arguments:  # first, so that no message can repeat a secret
         configs.refuse_secrets(word)
-    if not {arguments[0] if arguments else "", " ".join(arguments[:2])} & known.keys():
-        _parser(None, None).parse_args(arguments or ["--help"])
-    words = 1 if arguments[0] in known else 2
+    if not {arguments[0] if arguments else "", " ".join(arguments[:2])} & COMMANDS.keys():
+        _main_parser().parse_args(arguments or ["--help"])
+    words = 1 if arguments[0] in COMMANDS else 2
     name = " ".join(arguments[:words])
-    job = known[name]
-    module = importlib.import_module(job.module)
-    schema = getattr(module, job.schema)
+    job = COMMANDS[name]
+    schema = job.load_schema()
     # intermixed: flags may stand before, between and after the settings
-    options = _parser(name, schema, submitting).parse_intermixed_args(arguments[words:])
-    settings, cluster = list(options.settings), ""
+    options = _job_parser(name, schema, submitting).parse_intermixed_args(arguments[words:])
+    settings, cluster, file = list(options.settings), "", options.config
     if submitting:
         cluster = next((word[8:] for word in reversed(settings) if word.startswith("cluster=")), "")
         settings = [word for word in settings if not word.startswith("cluster=")]
         if not cluster and not options.print_config:
             raise ClusterError(f"cluster= is missing: autogaze submit {name} KEY=VALUE... cluster=FILE")
-    file = options.config
     if job.takes_file and file is None and settings and "=" not in settings[0]:
         file = settings.pop(0)
-    config = configs.load(schema, settings, file, job.positional)
-    check_module, _, check = job.check.partition(":")
-    checker = getattr(importlib.import_module(check_module), check) if check else lambda config: None
-    return Parsed(name, config, getattr(module, job.function), checker, options, cluster)
+    config: Any = configs.load(schema, settings, file, job.positional)
+    return CommandLine(name, job, config, cluster, options.print_config, getattr(options, "dry_run", False))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,27 +197,30 @@ def main(argv: list[str] | None = None) -> int:
     submitting = arguments[:1] == ["submit"]
     console = Console()
     try:
-        job = parse_job(arguments[submitting:], submitting)
-        dry_run = getattr(job.options, "dry_run", False)
-        if job.options.print_config:
-            sys.stdout.write(configs.to_yaml(job.config))
+        command = read_command(arguments[submitting:], submitting)
+        if command.print_config:
+            sys.stdout.write(configs.to_yaml(command.config))
             return 0
         if submitting:
-            from jobs import submit
-
-            job.check(job.config)
-            if dry_run:
-                sys.stdout.write(submit.rendered(submit.load_spec(job.cluster), job.name, job.config))
-                return 0
-            return submit.submit(job.cluster, job.name, job.config, job.run, console)
-        result = job.run(job.config, console, dry_run=True) if dry_run else job.run(job.config, console)
-        return result if isinstance(result, int) else 0
+            return _submit(command, console)
+        options = {"dry_run": True} if command.dry_run else {}
+        return command.job.run(command.config, console, **options)
     except (PipelineError, ClusterError) as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return _fail("interrupted; what is committed stays, run the same command again to continue", 130)
     except BrokenPipeError:
         return 0
+
+
+def _submit(command: CommandLine, console: Console) -> int:
+    from jobs import submit  # with the launchers, which no job needs
+
+    command.job.check_config(command.config)
+    if command.dry_run:
+        sys.stdout.write(submit.rendered(submit.load_spec(command.cluster), command.name, command.config))
+        return 0
+    return submit.submit(command.cluster, command.name, command.config, command.job.run, console)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -57,10 +57,10 @@ def render(config: RenderConfig, console: Console) -> int:
         words = shlex.split(config.job)
     except ValueError as error:
         raise PipelineError(f"job={config.job}: {error}") from error
-    from jobs.cli import parse_job  # here, not above: it imports this module by name
+    from jobs.cli import read_command  # here, not above: it imports this module by name
 
-    job = parse_job(words)
-    sys.stdout.write(submit.rendered(config, job.name, job.config))
+    command = read_command(words)
+    sys.stdout.write(submit.rendered(config, command.name, command.config))
     return 0
 
 

@@ -1,58 +1,32 @@
 """KEY=VALUE arguments and YAML files -> a typed config, with one clear line for every mistake.
 
-A job's config is a dataclass whose fields carry their help; the same dataclass makes --print-config, the packaged YAML
-and the error that names the nearest valid key. Values of text fields are taken as they stand: a path may hold anything.
+A job's config is a dataclass of settings (pipelines.schema): the keys, --print-config and the error that names the
+nearest valid key come from it. Values of text settings are taken as they stand: a path may hold anything.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import PipelineError
+from pipelines.schema import Setting, ordered_fields, settings_of
 from pipelines.storage.credentials import refuse_credentials
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One settable key: dotted name, type, default, help."""
-
-    name: str
-    type: type
-    default: Any
-    help: str
-    optional: bool = False
-    """Whether it may be left open: None, written as null or as nothing."""
-
-
-def keys(schema: type) -> Iterator[Setting]:
-    """Every leaf of a config dataclass, in order."""
-    yield from _keys(schema(), "")
-
-
-def _keys(node: Any, prefix: str) -> Iterator[Setting]:
-    hints = get_type_hints(type(node))
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _keys(value, f"{prefix}{field.name}.")
-        else:
-            kinds = [kind for kind in get_args(hints[field.name]) if kind is not type(None)] or [hints[field.name]]
-            open_ = type(None) in get_args(hints[field.name])
-            yield Setting(prefix + field.name, kinds[0], value, field.metadata.get("help", ""), open_)
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def load(schema: type[T], arguments: Sequence[str], file: str | None = None, positional: str = "") -> T:
-    """A config from defaults, then a YAML file, then KEY=VALUE arguments, later ones winning.
+    """A config from defaults, then a YAML file, then KEY=VALUE arguments; later ones win.
+
+    Limits are not checked here: pipelines.schema.check does.
 
     Args:
         schema: the config dataclass.
@@ -63,13 +37,14 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
     Raises:
         PipelineError: unknown key (with the nearest valid one), wrong type, unreadable file.
     """
-    known = {key.name: key for key in keys(schema)}
+    config = schema()
+    known = {key.name: key for key in settings_of(config)}
     values: dict[str, Any] = {}
     if file is not None:
         values.update(_from_file(file, known))
     for argument in arguments:
         name, equals, text = argument.partition("=")
-        # A path that exists and has a '=' in it is a path, not a key nobody knows.
+        # A path that exists and has a '=' in it is a path, not an unknown key.
         bare = not equals or (positional and name not in known and os.path.exists(argument))
         if bare and positional and positional not in values:
             name, text = positional, argument
@@ -78,14 +53,10 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
-    config = OmegaConf.structured(schema)
     for name, value in values.items():
-        try:
-            # OmegaConf reads ${...} as a reference to another key; in a path it is only text.
-            OmegaConf.update(config, name, value.replace("${", "\\${") if isinstance(value, str) else value)
-        except OmegaConfBaseException as error:
-            raise PipelineError(f"{name}={value}: {_type_name(known[name].type)} expected") from error
-    return cast(T, OmegaConf.to_object(config))
+        *sections, last = name.split(".")
+        setattr(functools.reduce(getattr, sections, config), last, value)
+    return config
 
 
 def refuse_secrets(word: str) -> None:
@@ -105,11 +76,16 @@ def _parse(key: Setting, text: str) -> Any:
         return None
     try:
         if key.type is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[lowered]
+            return _BOOLEANS[lowered]
         return key.type(lowered.replace("_", "") if key.type is int else lowered)
     except (ValueError, KeyError) as error:
-        example = " (or null)" if key.optional else f", such as {key.default}"
-        raise PipelineError(f"{key.name}={text}: {_type_name(key.type)} expected{example}") from error
+        example = " (or null)" if key.optional else f", such as {key.value}"
+        raise PipelineError(f"{key.name}={text}: {type_name(key.type)} expected{example}") from error
+
+
+def type_name(kind: type) -> str:
+    """What a type is called in messages and reference pages."""
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
 
 
 def _from_file(file: str, known: dict[str, Setting]) -> dict[str, Any]:
@@ -118,7 +94,7 @@ def _from_file(file: str, known: dict[str, Setting]) -> dict[str, Any]:
             tree = yaml.safe_load(stream) or {}
     except OSError as error:
         raise PipelineError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not text, a date that does not exist
         raise PipelineError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise PipelineError(f"{file}: expected keys and values")
@@ -141,16 +117,12 @@ def _leaves(tree: dict[Any, Any], known: dict[str, Setting], prefix: str = "") -
 
 
 def _nearest(name: str, known: dict[str, Setting]) -> str:
-    """'; did you mean X?' by whole name, else by its last part; else the list of keys."""
+    """'; did you mean X?' by the whole name, else by its last part; else the list of keys."""
     matches = difflib.get_close_matches(name, known, 1, 0.6)
     if not matches:
         last = {full.rsplit(".", 1)[-1]: full for full in reversed(list(known))}
-        matches = [last[found] for found in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.6)]
+        matches = [last[match] for match in difflib.get_close_matches(name.rsplit(".", 1)[-1], last, 1, 0.6)]
     return f"; did you mean {matches[0]}?" if matches else f"; the keys are {', '.join(known)}"
-
-
-def _type_name(kind: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, kind.__name__)
 
 
 def to_yaml(config: Any) -> str:
@@ -160,9 +132,9 @@ def to_yaml(config: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _yaml_lines(node: Any, indent: str, lines: list[str]) -> None:
-    for field in dataclasses.fields(node):
-        value = getattr(node, field.name)
+def _yaml_lines(config: Any, indent: str, lines: list[str]) -> None:
+    for field in ordered_fields(config):
+        value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             lines.append(f"{indent}{field.name}:")
             _yaml_lines(value, indent + "  ", lines)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,12 +21,13 @@ from autogaze.reconstruction.base import Reconstructor
 from jobs.pictures.curves import PlottedSeries, draw_curves
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
-from pipelines.dataset.shards import Dataset, vocabulary_of
+from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import device_of
 from pipelines.gazing.reconstructor import TeachersConfig
-from pipelines.gazing.settings import DEVICES
+from pipelines.gazing.settings import Device
 from pipelines.inspection.evaluate import METHODS, Curve, Point, measure, sample_clips
+from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
 from pipelines.storage.location import Location
@@ -35,21 +35,23 @@ from pipelines.storage.location import Location
 
 @dataclass
 class EvaluateConfig:
-    """Error against gazing ratio on a dataset. `data` must be given."""
+    """Error against gazing ratio on a dataset."""
 
-    data: str = field(default="", metadata={"help": "folder or s3:// prefix of a dataset with stored frames"})
-    output: str = field(default="", metadata={"help": "folder for the results (default: <dataset name>-evaluate here)"})
-    reconstructor: str = field(default="canvas", metadata={"help": "what measures the error: canvas, or a checkpoint"})
-    teachers: TeachersConfig = field(default_factory=TeachersConfig)
-    ratios: str = field(default="0.01,0.02,0.05,0.1,0.2", metadata={"help": "gazing ratios, with commas"})
-    methods: str = field(default=",".join(METHODS), metadata={"help": "what is compared, with commas"})
-    threshold: float | None = field(
-        default=None, metadata={"help": "error to find the ratio for (null = the dataset's, if in the same units)"}
+    usage: ClassVar[str] = "autogaze evaluate /data/gaze"
+
+    data: str = setting("", "folder or s3:// prefix of a dataset with stored frames", required=True)
+    output: str = setting("", "folder for the results ('' = <dataset name>-evaluate here)")
+    reconstructor: str = setting("canvas", "what measures the error: canvas, or a checkpoint")
+    teachers: TeachersConfig = section(TeachersConfig)
+    ratios: str = setting("0.01,0.02,0.05,0.1,0.2", "gazing ratios, with commas")
+    methods: str = setting(",".join(METHODS), "what is compared, with commas")
+    threshold: float | None = setting(
+        None, "error to find the ratio for (null = the dataset's, if in the same units)", at_least=0
     )
-    clips: int = field(default=64, metadata={"help": "clips looked at, spread over the shards"})
-    seed: int = field(default=0, metadata={"help": "of the choice of clips and of the random patches"})
-    batch: int = field(default=8, metadata={"help": "clips handled at once"})
-    device: str = field(default="auto", metadata={"help": "auto (cuda where there is one), cpu, cuda or mps"})
+    clips: int = setting(64, "clips looked at, spread over the shards", at_least=1)
+    seed: int = setting(0, "of the choice of clips and of the random patches", at_least=0)
+    batch: int = setting(8, "clips handled at once", at_least=1)
+    device: Device = setting("auto", "auto (cuda where there is one), cpu, cuda or mps")
 
 
 def run(config: EvaluateConfig, console: Console) -> int:
@@ -59,8 +61,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
     """
     ratios, methods = _check(config)
     dataset = shards.open_dataset(config.data)
-    settings = dict(dataset.about.get("config") or {})
-    if settings.get("frames") == "none":
+    if not dataset.frames_stored:
         raise PipelineError(f"{dataset.url}: stores no frames to measure an error on; preprocess with frames=jpeg")
     device = device_of(config.device)
     reconstructor = _load(config, dataset, device)
@@ -91,7 +92,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
             on_clips=lambda count: progress.advance(task, count),
         )
     threshold = _threshold(config, dataset, reconstructor)
-    names = {method: _name(method, settings) for method in methods}
+    names = {method: _name(method, dataset) for method in methods}
     for name, data in _files(config, dataset, reconstructor, rows, curves, threshold, names).items():
         store.publish(data, output / name)
     _show(console, dataset, reconstructor, len(rows), curves, ratios, threshold, names)
@@ -101,8 +102,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
 
 def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
     """The ratios and methods asked for. Raises PipelineError for the first value that cannot work."""
-    if not config.data:
-        raise PipelineError("which dataset? autogaze evaluate /data/gaze")
+    check(config)
     try:
         ratios = sorted({float(text) for text in config.ratios.split(",")})
     except ValueError as error:
@@ -113,15 +113,8 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
     for method in methods:
         if method not in METHODS:
             raise PipelineError(f"methods={config.methods}: {method or 'nothing'} is not one of {', '.join(METHODS)}")
-    for name, least in (("clips", 1), ("batch", 1), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise PipelineError(f"{name}={getattr(config, name)}: must be at least {least}")
-    if config.threshold is not None and not (config.threshold >= 0 and math.isfinite(config.threshold)):
-        raise PipelineError(f"threshold={config.threshold}: must be a number of at least 0")
-    if config.device not in DEVICES:
-        raise PipelineError(f"device={config.device}: must be one of {', '.join(DEVICES)}")
     if config.device == "mps" and config.reconstructor == "canvas":
-        raise PipelineError("device=mps: canvas counts in float64, which mps has not; use device=cpu")
+        raise PipelineError("device=mps: canvas computes in float64, which mps does not have; use device=cpu")
     if config.reconstructor == "canvas" and config.teachers.given():
         raise PipelineError("teachers.* is set, but canvas has none; leave it out")
     return ratios, methods
@@ -130,7 +123,7 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
 def _load(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructor:
     try:
         return reconstruction.load(
-            config.reconstructor, vocabulary_of(dataset.about), teachers=config.teachers.given() or None, device=device
+            config.reconstructor, dataset.vocabulary, teachers=config.teachers.given() or None, device=device
         )
     except ValueError as error:
         raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
@@ -140,14 +133,14 @@ def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstr
     """The error to ask about; None where the dataset's threshold measures something else."""
     if config.threshold is not None:
         return config.threshold
-    stated = (dataset.about.get("config") or {}).get("threshold")
+    stated = dataset.config.get("threshold")
     # Datasets of format 1 name no units; all of them are of the canvas.
     units = dataset.about.get("units", reconstruction.load("canvas").units)
     return float(stated) if stated is not None and units == reconstructor.units else None
 
 
-def _name(method: str, settings: dict[str, Any]) -> str:
-    return f"stored ({settings.get('gaze', 'gaze')})" if method == "stored" else method.replace("_", " ")
+def _name(method: str, dataset: Dataset) -> str:
+    return f"stored ({dataset.config.get('gaze', 'gaze')})" if method == "stored" else method.replace("_", " ")
 
 
 def _needed(curve: Curve, threshold: float) -> str:
@@ -223,7 +216,7 @@ def _files(
     found = {
         "dataset": redact(dataset.url),
         "plan": dataset.about.get("plan"),
-        "gaze": (dataset.about.get("config") or {}).get("gaze"),
+        "gaze": dataset.config.get("gaze"),
         "models": dataset.about.get("models"),
         "reconstructor": {
             "name": reconstructor.name,
@@ -249,7 +242,7 @@ def _files(
     for curve in curves:
         for point in [*(point for point in curve.points if point.asked is not None), curve.as_stored]:
             writer.writerow([curve.method, point.asked, point.ratio, point.error, point.standard_error, len(rows)])
-    drawing = draw_curves(
+    plot = draw_curves(
         [PlottedSeries(names[c.method], list(map(_place, c.points)), _place(c.as_stored)) for c in curves],
         sorted({point.asked for curve in curves for point in curve.points if point.asked is not None}),
         f"{dataset.url.rsplit('/', 1)[-1]}: error at each gazing ratio, mean of {len(rows)} clips",
@@ -260,6 +253,6 @@ def _files(
     return {
         "evaluate.json": json.dumps(found, indent=1).encode() + b"\n",
         "evaluate.csv": sheet.getvalue().encode(),
-        "evaluate.svg": drawing.svg(),
-        "evaluate.png": drawing.png(),
+        "evaluate.svg": plot.svg,
+        "evaluate.png": plot.png,
     }

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import av
 import numpy as np
@@ -25,51 +25,32 @@ from autogaze.tiling import TileGrid
 from jobs.pictures import render
 from jobs.pictures.gaze_files import LABELS, OVERLAY, SHEET, LabelWriter, Overlay, finished, save_png
 from jobs.pictures.gaze_views import GazedFrame, TiledView, View, WholeView
+from jobs.pictures.lettering import plural
 from jobs.threads import one_torch_thread
 from pipelines.corpus.plan import ClipConfig, check_clip_config, clip_starts
 from pipelines.errors import PipelineError
-from pipelines.gazing import gazers, settings
+from pipelines.gazing import gazers
 from pipelines.gazing.gazers import Gazer
-from pipelines.gazing.policy import PolicyConfig
-from pipelines.gazing.reconstructor import LabelsConfig, ReconstructorConfig, TeachersConfig
-from pipelines.gazing.settings import GazeSettings
+from pipelines.gazing.settings import GazeSettings, check_gaze
+from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.location import Location
-from pipelines.video.base import DECODERS, REASONS, DecodeConfig, Source, VideoError, VideoInfo
+from pipelines.video.base import REASONS, DecodeConfig, DecoderName, Source, VideoError, VideoInfo
 from pipelines.video.isolated import IsolatedDecoder
 
 FRAMES_AT_ONCE = 512  # decoded frames held in memory, 150 KB each; fewer where they are larger
 
 
 @dataclass
-class GazeConfig:
-    """Gaze one video. `video` and `output` must be given."""
+class GazeConfig(GazeSettings):
+    """Gaze one video."""
 
-    video: str = field(default="", metadata={"help": "a video file, or an s3:// URL of one"})
-    output: str = field(default="", metadata={"help": "local folder for overlay.mp4, contact_sheet.png, gaze.json"})
-    gaze: str = field(
-        default="canvas",
-        metadata={"help": "canvas (greedy, training-free), policy (the network) or videomae (greedy, learned)"},
-    )
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    reconstructor: ReconstructorConfig = field(default_factory=ReconstructorConfig)
-    teachers: TeachersConfig = field(default_factory=TeachersConfig)
-    labels: LabelsConfig = field(default_factory=LabelsConfig)
-    threshold: float | None = field(
-        default=None,
-        metadata={
-            "help": "stop a frame at this error (null = canvas: 0.05; policy: its checkpoint's; videomae: never)"
-        },
-    )
-    max_ratio: float | None = field(
-        default=None,
-        metadata={
-            "help": "at most this share of its patches (null = canvas: 0.75; policy: its checkpoint's; videomae: 1)"
-        },
-    )
-    device: str = field(default="auto", metadata={"help": "gaze on auto (cuda where there is one), cpu, cuda or mps"})
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    decoder: str = field(default="pyav", metadata={"help": "pyav, decord or torchcodec"})
+    usage: ClassVar[str] = "autogaze gaze VIDEO output=FOLDER"
+
+    video: str = setting("", "a video file, or an s3:// URL of one", required=True)
+    output: str = setting("", "local folder for overlay.mp4, contact_sheet.png, gaze.json", required=True)
+    clip: ClipConfig = section(ClipConfig)
+    decoder: DecoderName = setting("pyav", "pyav, decord or torchcodec")
 
 
 @dataclass
@@ -100,42 +81,25 @@ class Tally:
         """One line: limits, tokens, reduction, error."""
         fewer = f"{1 / self.ratio:,.0f}x fewer patches ({self.ratio:.2%})" if self.tokens else "no patches"
         return (
-            f"{gazer.limits} · {fewer} · {render.plural(self.frames, 'frame', 'frames')}"
-            f" · {render.plural(self.tokens, 'patch', 'patches')} · mean error {self.error / max(self.frames, 1):.3f}"
+            f"{gazer.limits} · {fewer} · {plural(self.frames, 'frame', 'frames')}"
+            f" · {plural(self.tokens, 'patch', 'patches')} · mean error {self.error / max(self.frames, 1):.3f}"
         )
 
 
-def check_config(config: GazeConfig) -> None:
+def check_gaze_config(config: GazeConfig) -> None:
     """Raise PipelineError, in one line, for the first value that cannot work."""
-    for name in ("video", "output"):
-        if not getattr(config, name):
-            raise PipelineError(f"{name}= is missing: autogaze gaze VIDEO output=FOLDER")
-    for name, known in (("device", settings.DEVICES), ("decoder", DECODERS)):
-        if getattr(config, name) not in known:
-            raise PipelineError(f"{name}={getattr(config, name)}: must be one of {', '.join(known)}")
-    settings.check(_settings(config), config.device)
+    check(config)
+    check_gaze(config)
     if config.labels.lengths != "threshold":
         raise PipelineError(
             f"labels.lengths={config.labels.lengths}: is for autogaze preprocess, whose clips have names; "
             "give threshold= or max_ratio="
         )
-    check_clip_config(config.clip, 1)
+    check_clip_config(config.clip)
     if not Location(config.output).is_local:
         raise PipelineError(f"output={config.output}: the pictures are written to a local folder; give one")
     if "libx264" not in av.codecs_available:
         raise PipelineError("this PyAV has no H.264 encoder (libx264); install the av wheel: pip install --force av")
-
-
-def _settings(config: GazeConfig) -> GazeSettings:
-    return GazeSettings(
-        config.gaze,
-        config.policy,
-        config.reconstructor,
-        config.teachers,
-        config.labels,
-        config.threshold,
-        config.max_ratio,
-    )
 
 
 def run(config: GazeConfig, console: Console) -> Path:
@@ -143,10 +107,10 @@ def run(config: GazeConfig, console: Console) -> Path:
 
     Raises PipelineError: no such video, not a video, no frame of it can be decoded, output not writable.
     """
-    check_config(config)
+    check_gaze_config(config)
     output = Path(Location(config.output))
     with _local(config.video) as source, one_torch_thread():
-        gazer = gazers.load(_settings(config), gazers.device_of(config.device))
+        gazer = gazers.load(config, gazers.device_of(config.device))
         gazer.require(config.clip.frames)
         decode = DecodeConfig(decoder=config.decoder, size=gazer.vocabulary.frame_size)
         try:
@@ -298,7 +262,7 @@ def _summarise(tally: Tally, failures: list[VideoError], gazer: Gazer, output: P
     ]
     if failures:
         reasons = ", ".join(sorted({failure.reason for failure in failures}))
-        lines.append(f"failed   {tally.failed:,} frames in {render.plural(len(failures), 'clip', 'clips')}: {reasons}")
+        lines.append(f"failed   {tally.failed:,} frames in {plural(len(failures), 'clip', 'clips')}: {reasons}")
     lines += [f"see      {output / name}" for name in (OVERLAY, SHEET, LABELS)]
     for line in lines:
         style = "red" if line.startswith("failed") else ""

@@ -6,47 +6,51 @@ the frames of an old one, from wherever such files come.
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
-from pipelines.dataset.shards import DATASET_FORMAT, Dataset, vocabulary_of
+from pipelines.dataset.shards import DATASET_FORMAT, Dataset
 from pipelines.errors import PipelineError
 from pipelines.labels import export as label_export
 from pipelines.labels import files, into_dataset, keys
+from pipelines.schema import check, setting
 from pipelines.storage.location import Location
 
 
 @dataclass
 class ExportConfig:
-    """Write a dataset's gaze as one label file. `data` must be given."""
+    """Write a dataset's gaze as one label file."""
 
-    data: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
-    output: str = field(default="labels.json", metadata={"help": "the label file, local or s3://"})
+    usage: ClassVar[str] = "autogaze export-labels /data/gaze output=labels.json"
+
+    data: str = setting("", "folder or s3:// prefix of the dataset", required=True)
+    output: str = setting("labels.json", "the label file, local or s3://")
 
 
 @dataclass
 class ImportConfig:
-    """Make a dataset with the frames of another and the gaze of label files. `labels`, `data`, `output` are needed."""
+    """Make a dataset with the frames of another and the gaze of label files."""
 
-    labels: str = field(default="", metadata={"help": "label files, with commas; each may be a glob"})
-    data: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset whose clips are labelled"})
-    output: str = field(default="", metadata={"help": "folder or s3:// prefix of the new dataset"})
-    threshold: float | None = field(
-        default=None, metadata={"help": "error that frames are held against, in the labels' units (null = data's)"}
+    usage: ClassVar[str] = "autogaze import-labels labels.json data=/data/gaze output=/data/labelled"
+
+    labels: str = setting("", "label files, with commas; each may be a glob", required=True)
+    data: str = setting("", "folder or s3:// prefix of the dataset whose clips are labelled", required=True)
+    output: str = setting("", "folder or s3:// prefix of the new dataset", required=True)
+    threshold: float | None = setting(
+        None, "error that frames are held against, in the labels' units (null = data's)", at_least=0
     )
-    threads: int = field(default=4, metadata={"help": "shards made at once"})
+    threads: int = setting(4, "shards made at once", at_least=1)
 
 
 def export(config: ExportConfig, console: Console) -> int:
     """Write the file and say what is in it; the exit status. Raises PipelineError, in one line."""
-    if not config.data:
-        raise PipelineError("which dataset? autogaze export-labels /data/gaze output=labels.json")
+    check(config)
     dataset = shards.open_dataset(config.data)
     output = Location(config.output)
     if output.is_local and os.path.isdir(output):
@@ -56,7 +60,6 @@ def export(config: ExportConfig, console: Console) -> int:
         done = label_export.export_labels(
             dataset,
             output,
-            vocabulary_of(dataset.about),
             lambda count, total: progress.update(task, completed=count, total=total),
         )
     _say(console, f"{done.clips:,} labels: {output}")
@@ -70,13 +73,7 @@ def export(config: ExportConfig, console: Console) -> int:
 
 def import_(config: ImportConfig, console: Console) -> int:
     """Make the dataset, or what of it is missing; the exit status. Raises PipelineError, in one line."""
-    for name in ("labels", "data", "output"):
-        if not getattr(config, name):
-            raise PipelineError(
-                f"{name}= is missing: autogaze import-labels labels.json data=/data/gaze output=/data/labelled"
-            )
-    if config.threads < 1:
-        raise PipelineError(f"threads={config.threads}: must be at least 1")
+    check(config)
     dataset, output = shards.open_dataset(config.data), Location(config.output)
     if dataset.about.get("format") != DATASET_FORMAT:
         raise PipelineError(
@@ -85,9 +82,8 @@ def import_(config: ImportConfig, console: Console) -> int:
         )
     if output == dataset.url:
         raise PipelineError("output and data are one place: the labels make a new dataset")
-    vocabulary = vocabulary_of(dataset.about)
     with console.status("reading the labels"):
-        found = files.read_labels(files.label_files(config.labels), dataset.plan, vocabulary)
+        found = files.read_labels(files.label_files(config.labels), dataset.plan, dataset.vocabulary)
     if not found.gazes:
         key = next(iter(keys.clip_keys(dataset.plan)), "none")
         raise PipelineError(
@@ -103,7 +99,6 @@ def import_(config: ImportConfig, console: Console) -> int:
             output,
             missing,
             found,
-            vocabulary,
             threshold,
             config.threads,
             lambda: progress.advance(task),
@@ -121,10 +116,8 @@ def import_(config: ImportConfig, console: Console) -> int:
 def _threshold(config: ImportConfig, dataset: Dataset, found: files.Labels, console: Console) -> float:
     """What `met` is measured against, in the units of the labels' losses."""
     if config.threshold is not None:
-        if not (config.threshold >= 0 and math.isfinite(config.threshold)):
-            raise PipelineError(f"threshold={config.threshold}: must be a number of at least 0")
         return config.threshold
-    threshold, units = (dataset.about.get("config") or {}).get("threshold"), dataset.about.get("units")
+    threshold, units = dataset.config.get("threshold"), dataset.about.get("units")
     if threshold is None or (found.units is not None and found.units != units):
         raise PipelineError(
             f"threshold= is missing: {dataset.url} has {threshold} in other units ({units}) than the labels' losses "

@@ -2,62 +2,62 @@
 
 from __future__ import annotations
 
-import json
 import time
-import uuid
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
 from cluster.preflight import alive_nodes, probing
-from pipelines.preprocess import graph
-from pipelines.preprocess import job as preprocess_job
-from pipelines.preprocess import record as run_records
-from pipelines.preprocess import workers as worker_shares
+from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import clear_video_cache
-from pipelines.preprocess.job import Job
-from pipelines.preprocess.record import Totals
+from pipelines.preprocess.graph import execute
+from pipelines.preprocess.job import Job, make_ready, plan_job, resume, tidy
+from pipelines.preprocess.record import run_record
 from pipelines.preprocess.series import PreprocessSeries
-from pipelines.preprocess.workers import Workers
+from pipelines.preprocess.totals import Totals
+from pipelines.preprocess.workers import Workers, share_workers
+from pipelines.schema import section
 from pipelines.storage import store
-from pipelines.storage.location import Location
 
-_PLAIN_SECONDS, _RECORD_SECONDS = 10.0, 15.0
+_PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
+_RECORD_SECONDS = 15.0  # between two records of a run that goes on, for `autogaze status` elsewhere
 
 
 @dataclass
 class PreprocessJob(PreprocessConfig):
     """Preprocess a video store into gaze shards."""
 
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RayConfig = section(RayConfig, may_change=True)
 
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
-    """Run the job, or with dry_run say what it would do; the exit status."""
-    job = preprocess_job.resume(config)
+    """Run the job, or with dry_run show what it would do; the exit status."""
+    job = resume(config)
     if not dry_run:
-        preprocess_job.make_ready(config, job)
-        job = preprocess_job.resume(config) if job and config.retry else job
+        make_ready(config, job)
+        if job and config.retry:  # which takes shards back
+            job = resume(config)
     if job and job.notice:
         console.print(job.notice, style="yellow", highlight=False)
     if job and (dry_run or not job.missing or config.part == "plan"):
-        return _done(job, console, dry_run)
+        return _without_work(job, console, dry_run)
     began = time.time()
     with running(config.ray) as cluster:
         ready = time.time()
-        workers = worker_shares.share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
-        job = job or preprocess_job.plan_job(config, write=not dry_run)
+        workers = share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
+        job = job or plan_job(config, write=not dry_run)
         if dry_run or not job.missing or config.part == "plan":
-            return _done(job, console, dry_run)
-        return _execute(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
+            return _without_work(job, console, dry_run)
+        return _make_shards(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
 
 
-def _done(job: Job, console: Console, dry_run: bool) -> int:
+def _without_work(job: Job, console: Console, dry_run: bool) -> int:
+    """End a job that makes no shard: a dry run, one that only plans, or one with nothing left to do."""
     if dry_run:
         _show_plan(job, console)
     elif job.config.part == "plan":
@@ -65,66 +65,73 @@ def _done(job: Job, console: Console, dry_run: bool) -> int:
             f"planned: {len(job.rows)} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False
         )
     else:
-        preprocess_job.tidy(job)
-        whose = "" if not job.config.part else f" of part {job.config.part}"
-        console.print(f"nothing to do: all {job.shards} shards{whose} are committed", highlight=False)
+        tidy(job)
+        of_part = "" if not job.config.part else f" of part {job.config.part}"
+        console.print(f"nothing to do: all {job.shards} shards{of_part} are committed", highlight=False)
     return 0
 
 
-def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console, start_up: dict[str, float]) -> int:
+def _make_shards(job: Job, workers: Workers, cluster: ClusterSize, console: Console, start_up: dict[str, float]) -> int:
     planned = int(job.plan["shard"].isin(job.missing).sum())
+    done_before = job.shards - len(job.missing)
     console.print(
         f"{planned} clips in {len(job.missing)} shards"
-        + (
-            f" ({job.shards - len(job.missing)} of {job.shards} shards done before)"
-            if len(job.missing) < job.shards
-            else ""
-        )
+        + (f" ({done_before} of {job.shards} shards done before)" if done_before else "")
         + f"; {workers.decode} decode and {workers.gaze} gaze workers on {cluster.nodes} node(s), gaze on "
         + workers.device,
         highlight=False,
     )
-    began, status, totals = time.time(), "failed", Totals()
-    latest: list[Totals] = [totals]
-    name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)) + f"-{uuid.uuid4().hex[:6]}.json"
-    exported, told = PreprocessSeries(job.output, planned), [time.monotonic()]
-
-    def record(status: str) -> dict[str, Any]:
-        seconds = time.time() - began
-        return run_records.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status, start_up)
-
-    def publish(record: dict[str, Any]) -> None:
-        store.publish(json.dumps(record, indent=1).encode() + b"\n", Location(f"{job.output}.runs") / name)
-
+    totals, exported, recorder = (
+        Totals(),
+        PreprocessSeries(job.output, planned),
+        _Recorder(job, workers, cluster, start_up),
+    )
     try:
         with _Bar(console, planned) as bar:
 
-            def on_shard(now: Totals) -> None:
-                latest[0] = now
-                bar.update(now)
-                exported.update(now)
-                if time.monotonic() - told[0] >= _RECORD_SECONDS:  # for autogaze status, elsewhere
-                    told[0] = time.monotonic()
-                    publish(record("running"))
+            def on_shard() -> None:
+                bar.update(totals)
+                exported.update(totals)
+                recorder.while_running(totals)
 
-            totals = graph.execute(job, workers, on_shard)
-        preprocess_job.tidy(job)
+            execute(job, workers, totals, on_shard)
+        tidy(job)
         if job.keeps_videos:
             with probing(alive_nodes()) as probes:
                 probes.ask(clear_video_cache)
-        status = "done"
+        record = recorder.publish(totals, "done")
     except (KeyboardInterrupt, SystemExit):
-        status = "interrupted"
+        recorder.publish(totals, "interrupted")
         raise
-    finally:
+    finally:  # another error leaves no record: it may be a full disk, and its own message must be the last
         exported.close()
-        last = record(status)
-        if status != "failed":  # a failure may be a full disk; its own message matters more than a record of it
-            publish(last)
-    _show_summary(job, totals, last, console)
-    # Nothing at all came out of the whole corpus: whatever runs next should not take this for a success. A part may be
-    # one bad shard.
+    _show_summary(job, totals, record, console)
+    # No clip of the whole corpus is ok: what runs next must not take that for success. A part may be one bad shard.
     return 1 if not job.config.part and totals.ok == 0 and len(job.missing) == job.shards else 0
+
+
+class _Recorder:
+    """Writes the record of a run beside its dataset: now and then while it runs, and at its end."""
+
+    def __init__(self, job: Job, workers: Workers, cluster: ClusterSize, start_up: dict[str, float]) -> None:
+        self._job, self._workers, self._cluster, self._start_up = job, workers, cluster, start_up
+        self._began = time.time()
+        self._url = new_record_url(job.output, self._began)
+        self._published = time.monotonic()
+
+    def while_running(self, totals: Totals) -> None:
+        """Publish a record unless one was published just now."""
+        if time.monotonic() - self._published >= _RECORD_SECONDS:
+            self.publish(totals, "running")
+
+    def publish(self, totals: Totals, status: str) -> RunRecord:
+        seconds = time.time() - self._began
+        record = run_record(
+            self._job, totals, self._workers, asdict(self._cluster), self._began, seconds, status, self._start_up
+        )
+        store.publish(record.to_json(), self._url)
+        self._published = time.monotonic()
+        return record
 
 
 class _Bar:
@@ -132,7 +139,7 @@ class _Bar:
 
     def __init__(self, console: Console, clips: int) -> None:
         self.console, self.clips = console, clips
-        self.began = self.last = time.monotonic()
+        self.printed = time.monotonic()
         self.progress: Progress | None = None
         if console.is_terminal:
             self.progress = Progress(
@@ -157,18 +164,17 @@ class _Bar:
         if self.progress:
             self.progress.stop()
 
-    def update(self, now: Totals) -> None:
-        failed = sum(now.failed.values())
-        busy = max(now.ended - now.began, 1e-9)
-        rate = now.clips / busy
+    def update(self, totals: Totals) -> None:
+        failed, rate = totals.failed.total(), totals.clips / max(totals.span, 1e-9)
         if self.progress:
             shown = f"[red]{failed} failed[/red]" if failed else "0 failed"
-            self.progress.update(self.task, completed=now.clips, rate=f"{rate:.1f} clips/s", failed=shown)
-        elif time.monotonic() - self.last >= _PLAIN_SECONDS or now.clips == self.clips:
-            self.last = time.monotonic()
-            eta = (self.clips - now.clips) / rate
+            self.progress.update(self.task, completed=totals.clips, rate=f"{rate:.1f} clips/s", failed=shown)
+        elif time.monotonic() - self.printed >= _PLAIN_SECONDS or totals.clips == self.clips:
+            self.printed = time.monotonic()
+            eta = (self.clips - totals.clips) / rate
             self.console.print(
-                f"{now.clips}/{self.clips} clips  {rate:.1f} clips/s  eta {eta:.0f} s  {failed} failed", highlight=False
+                f"{totals.clips}/{self.clips} clips  {rate:.1f} clips/s  eta {eta:.0f} s  {failed} failed",
+                highlight=False,
             )
 
 
@@ -194,14 +200,13 @@ def _show_plan(job: Job, console: Console) -> None:
     console.print(table)
 
 
-def _show_summary(job: Job, totals: Totals, record: dict[str, Any], console: Console) -> None:
-    failed = sum(totals.failed.values())
+def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console) -> None:
     table = Table(show_header=False, title="summary", title_justify="left")
-    table.add_row("clips", f"{totals.ok:,} ok, {failed:,} failed of {totals.clips:,}")
-    for reason, count in sorted(totals.failed.items(), key=lambda item: -item[1]):
+    table.add_row("clips", f"{totals.ok:,} ok, {totals.failed.total():,} failed of {totals.clips:,}")
+    for reason, count in totals.failed.most_common():
         table.add_row("", f"[red]{count:,} {reason}[/red]")
     if totals.ok:
-        possible = totals.frames * 265
+        possible = totals.frames * VOCABULARY.size
         table.add_row(
             "gaze",
             f"{totals.tokens:,} of {possible:,} patches: {possible / max(totals.tokens, 1):.1f}x fewer "
@@ -212,20 +217,19 @@ def _show_summary(job: Job, totals: Totals, record: dict[str, Any], console: Con
             "predicted loss" if job.gazer.name == "policy" else "error",
             f"{totals.loss / totals.ok:.4f} mean" + (met and f"{met}{job.gazer.threshold:g}"),
         )
-    table.add_row("gazed by", f"{record['gaze']}, on {record['device']}")
-    table.add_row("frames", f"{totals.frames:,} in {record['seconds']:.1f} s: {record['frames_per_s']:.1f} frames/s")
-    stages = record["stages"]
+    table.add_row("gazed by", f"{record.gaze}, on {record.device}")
+    table.add_row("frames", f"{totals.frames:,} in {record.seconds:.1f} s: {record.frames_per_s:.1f} frames/s")
     for stage, parts in (("decode", ("fetch",)), ("encode", ()), ("gaze", ("search", "write"))):
-        if stage in stages:
-            inside = ", ".join(f"{part} {stages[part]['seconds']:.1f} s" for part in parts if part in stages)
+        if stage in record.stages:
+            spent = record.stages[stage]
+            inside = ", ".join(f"{part} {record.stages[part].seconds:.1f} s" for part in parts if part in record.stages)
             table.add_row(
                 f"{stage} stage",
-                f"{stages[stage]['seconds']:.1f} s busy on {stages[stage]['workers']} worker(s)"
-                + (f" (of it {inside})" if inside else ""),
+                f"{spent.seconds:.1f} s busy on {spent.workers} worker(s)" + (f" (of it {inside})" if inside else ""),
             )
     table.add_row(
         "slowest stage",
-        f"{record['slowest_stage']}; since the first clip the whole ran at {record['speed_of_light']:.0%} of its rate",
+        f"{record.slowest_stage}; since the first clip the whole ran at {record.speed_of_light:.0%} of its rate",
     )
     if totals.restarts:
         table.add_row("decoders", f"[yellow]{totals.restarts} died or hung and were replaced[/yellow]")

@@ -11,9 +11,9 @@ import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 import numpy as np
@@ -22,22 +22,20 @@ from rich.console import Console
 
 from autogaze import reconstruction
 from autogaze.patches import PatchVocabulary
-from jobs.pictures import charts, render
+from jobs.pictures import charts, lettering, render
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
-from pipelines.dataset.frames import decode_frames
-from pipelines.dataset.run_records import read_runs
-from pipelines.dataset.shards import Dataset, read_members, threshold_of, vocabulary_of
-from pipelines.errors import PipelineError
+from pipelines.dataset.run_records import STAGE_OF_PART, read_runs
+from pipelines.dataset.shards import Dataset
 from pipelines.inspection.survey import (
     Survey,
     TokenCounts,
     index_row,
-    read_gaze,
     representative,
     sample_gazes,
     take_survey,
 )
+from pipelines.schema import check, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
 from pipelines.storage.location import Location
@@ -49,17 +47,16 @@ GALLERY_FRAMES = 8  # shown of each clip
 class ReportConfig:
     """Show a dataset as one HTML file."""
 
-    dataset: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
-    output: str = field(default="", metadata={"help": "the HTML file (default: <dataset name>-report.html here)"})
-    clips: int = field(default=12, metadata={"help": "clips in the gallery, spread from the cheapest to the dearest"})
+    usage: ClassVar[str] = "autogaze report /data/gaze"
+
+    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True)
+    output: str = setting("", "the HTML file ('' = <dataset name>-report.html here)")
+    clips: int = setting(12, "clips in the gallery, spread from the cheapest to the dearest", at_least=0)
 
 
 def run(config: ReportConfig, console: Console) -> str:
     """Write the report; where it is. Raises PipelineError: no dataset, damaged dataset, output not writable."""
-    if not config.dataset:
-        raise PipelineError("which dataset? autogaze report /data/gaze")
-    if config.clips < 0:
-        raise PipelineError(f"clips={config.clips}: must be at least 0")
+    check(config)
     with console.status("reading the dataset"), one_torch_thread():
         dataset = shards.open_dataset(config.dataset)
         page = build(dataset, config.clips)
@@ -74,16 +71,15 @@ def run(config: ReportConfig, console: Console) -> str:
 
 def build(dataset: Dataset, clips: int = 12) -> str:
     """The report of a dataset as HTML text."""
-    settings = dict(dataset.about.get("config") or {})
-    threshold = threshold_of(settings)
-    vocabulary = vocabulary_of(dataset.about)
+    settings, threshold, vocabulary = dataset.config, dataset.threshold, dataset.vocabulary
     measure = "predicted loss" if settings.get("gaze") == "policy" else "reconstruction error"
     survey = take_survey(dataset)
-    sample = sample_gazes(dataset, survey, vocabulary)
+    sample = sample_gazes(dataset, survey)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["plain"] = redact
+    environment.filters["duration"] = duration
     return environment.get_template("report.html").render(
         name=dataset.url.name,
         url=dataset.url,
@@ -108,10 +104,20 @@ def build(dataset: Dataset, clips: int = 12) -> str:
         sample=sample,
         position_chart=position_chart(sample, vocabulary),
         scale_chart=scale_chart(sample, vocabulary),
-        cards=[card(dataset, survey, pick, settings, vocabulary) for pick in representative(survey.ratio, clips)],
-        frames_stored=settings.get("frames", "jpeg") != "none",
+        cards=[card(dataset, survey, *pick) for pick in representative(survey.ratio, clips)],
+        frames_stored=dataset.frames_stored,
         runs=read_runs(dataset.url),
+        stage_of_part=STAGE_OF_PART,
     )
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 3 h 05 min, 4 min 10 s, 5.2 s."""
+    minutes, whole = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {whole:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def position_chart(sample: TokenCounts, vocabulary: PatchVocabulary) -> str:
@@ -135,7 +141,7 @@ def scale_chart(sample: TokenCounts, vocabulary: PatchVocabulary) -> str:
 
 
 def hex_colour(level: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*render.scale_colour(level))
+    return "#{:02x}{:02x}{:02x}".format(*lettering.scale_colour(level))
 
 
 @dataclass
@@ -167,19 +173,19 @@ class Card:
         return "dearest" if self.quantile == 1 else f"percentile {self.quantile * 100:.0f}"
 
 
-def card(
-    dataset: Dataset, survey: Survey, pick: tuple[int, float], settings: dict[str, Any], vocabulary: PatchVocabulary
-) -> Card:
-    """Some frames of one clip beside their gazed patches and what these rebuild."""
-    row = index_row(dataset, survey, pick[0])
-    members = read_members(dataset, row)
-    gaze = read_gaze(members, vocabulary)
-    frames = decode_frames(members)
+def card(dataset: Dataset, survey: Survey, place: int, quantile: float) -> Card:
+    """Some frames of one clip, beside their gazed patches and what the canvas rebuilds from these.
+
+    place: of the clip in the survey. quantile: where it stands among all, 0 to 1.
+    """
+    vocabulary, row = dataset.vocabulary, index_row(dataset, survey, place)
+    members = dataset.read_clip(row)
+    frames, gaze = dataset.frames_of(row, members), dataset.gaze_of(row, members)
     rebuilt = None
-    if frames is not None:  # also of a policy's gaze: what can be seen of the video in the patches it chose
+    if frames is not None:  # the canvas rebuilds a policy's gaze too: it shows what of the video its patches hold
         rebuilt = reconstruction.load("canvas", vocabulary).reconstruct(frames[None], gaze).pixels[0].numpy()
-    threshold = threshold_of(settings)
-    final, met = gaze.final()[0].tolist(), gaze.met(math.inf if threshold is None else threshold)[0].tolist()
+    bound = math.inf if dataset.threshold is None else dataset.threshold
+    final, met = gaze.final()[0].tolist(), gaze.met(bound)[0].tolist()
     blank = np.full((vocabulary.frame_size, vocabulary.frame_size, 3), 96, np.uint8)
     shown = np.unique(np.linspace(0, gaze.num_frames - 1, min(GALLERY_FRAMES, gaze.num_frames)).round().astype(int))
     tokens = gaze.frames(0)
@@ -197,7 +203,7 @@ def card(
                 rebuilt=None if rebuilt is None else data_url(rebuilt[t]),
             )
         )
-    return Card(pick[1], row, columns)
+    return Card(quantile, row, columns)
 
 
 def data_url(image: np.ndarray) -> str:

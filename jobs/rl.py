@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 
 from cluster.local import RayConfig
 from jobs.train import run_training, without_ray
 from pipelines.rl.config import RLConfig, check_rl_config
+from pipelines.schema import section
 
 
 @dataclass
 class RL(RLConfig):
-    """Improve a policy by reinforcement learning. `data` and `run` must be given, `init` should."""
+    """Improve a policy by reinforcement learning."""
 
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RayConfig = section(RayConfig, may_change=True)
 
 
 def run(config: RL, console: Console) -> int:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.console import Console
 
 from cluster.local import RayConfig, running
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
-from pipelines.errors import PipelineError
+from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.location import Location
-from pipelines.video.decode import check_timeout
+from pipelines.video.decode import LONGEST_TIMEOUT_S
 
 
 @dataclass
 class ScanConfig:
     """Scan a video store into a manifest. An output that exists is brought up to date."""
 
-    input: str = field(default="", metadata={"help": "folder, file, s3:// prefix or tar of videos"})
-    output: str = field(default="manifest.parquet", metadata={"help": "where the manifest goes"})
-    decoder_timeout_s: float = field(
-        default=60.0, metadata={"help": "a video that takes longer to open fails as decoder_timeout"}
+    usage: ClassVar[str] = "autogaze scan input=/data/videos output=manifest.parquet"
+
+    input: str = setting("", "folder, file, s3:// prefix or tar of videos", required=True)
+    output: str = setting("manifest.parquet", "where the manifest goes")
+    decoder_timeout_s: float = setting(
+        60.0, "a video that takes longer to open fails as decoder_timeout", more_than=0, at_most=LONGEST_TIMEOUT_S
     )
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RayConfig = section(RayConfig)
 
 
 def run(config: ScanConfig, console: Console) -> int:
     """Write the manifest and print what is in it; the exit status."""
-    if not config.input:
-        raise PipelineError("input= is missing: autogaze scan input=/data/videos output=manifest.parquet")
-    check_timeout(config.decoder_timeout_s)
+    check(config)
     output = Location(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
     videos.list_videos(config.input)  # a missing input need not wait for Ray

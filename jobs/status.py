@@ -8,44 +8,37 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.errors import PipelineError
 from pipelines.inspection.status import DatasetStatus, RunStatus, StatusCache, clock, read_status
+from pipelines.schema import check, setting
 
-FORMATS = ("text", "json")
 _COLOURS = {"running": "cyan", "starting": "cyan", "done": "green"}
 _REASONS = 8
 
 
 @dataclass
 class StatusConfig:
-    """Say how far a job is: that of a dataset, or of a training run."""
+    """Say how far the job of a dataset or of a training run is."""
 
-    place: str = field(default="", metadata={"help": "folder or s3:// prefix of a dataset or of a training run"})
-    watch: float = field(default=0.0, metadata={"help": "look again every so many seconds until it ends (0 = once)"})
-    format: str = field(default="text", metadata={"help": "text, or json (one object a line)"})
-    outcomes: bool = field(
-        default=True, metadata={"help": "read every index for outcomes and reasons (false = only count shards)"}
-    )
-    stall_s: float = field(default=600.0, metadata={"help": "seconds without a sign of life after which it is stalled"})
+    usage: ClassVar[str] = "autogaze status /data/gaze"
+
+    place: str = setting("", "folder or s3:// prefix of a dataset or of a training run", required=True)
+    watch: float = setting(0.0, "look again every so many seconds until it ends (0 = once)", at_least=0)
+    format: Literal["text", "json"] = setting("text", "text, or json (one object a line)")
+    outcomes: bool = setting(True, "read every index for outcomes and reasons (false = only count shards)")
+    stall_s: float = setting(600.0, "seconds without a sign of life after which it is stalled", at_least=0)
 
 
 def run(config: StatusConfig, console: Console) -> int:
     """Print the status, once or until the job ends; the exit status."""
-    if not config.place:
-        raise PipelineError("which dataset or run? autogaze status /data/gaze")
-    if config.format not in FORMATS:
-        raise PipelineError(f"format={config.format}: must be one of {', '.join(FORMATS)}")
-    for name, value in (("watch", config.watch), ("stall_s", config.stall_s)):
-        if not 0 <= value < math.inf:
-            raise PipelineError(f"{name}={value}: must be 0 or more seconds")
+    check(config)
     seen = StatusCache()
 
     def look() -> DatasetStatus | RunStatus:

@@ -1,4 +1,4 @@
-"""`autogaze submit JOB KEY=VALUE... cluster=FILE`: the same job, run where a file says: here, on Slurm or in pods."""
+"""`autogaze submit JOB KEY=VALUE... cluster=FILE`: run a job where a file says: here, on Slurm or in pods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,19 @@ from cluster import kuberay, slurm
 from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import config as configs
+from pipelines.schema import settings_of
+
+_WORDS = {None: "null", True: "true", False: "false"}
 
 
-def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], Any], console: Console) -> int:
+def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], int], console: Console) -> int:
     """Run a job as the cluster's file says; the exit status: of the job if it runs here, else of the submission.
 
     Args:
         file: YAML of a ClusterSpec.
-        name: of the job, as typed.
+        name: of the job, as on the command line.
         config: its config, checked.
-        run: what runs it in this process.
+        run: runs it in this process, for backend local.
     Raises:
         PipelineError, ClusterError: the file cannot be used, or the launcher refuses.
     """
@@ -35,13 +37,12 @@ def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], Any]
         os.environ.update(storage_variables(spec))
     if spec.backend == "local":
         _join(config, spec.address)
-        result = run(config, console)
-        return result if isinstance(result, int) else 0
+        return run(config, console)
     if spec.backend == "kuberay":
-        _to_kuberay(spec, name, config)
+        _submit_to_kuberay(spec, name, config)
         job = spec.name
     elif spec.slurm.array:
-        job = _to_array(spec, name, config)
+        job = _submit_array(spec, name, config)
         if not job:
             console.print(f"nothing to do: all shards of {config.output} are committed", highlight=False, markup=False)
             return 0
@@ -65,7 +66,7 @@ def load_spec(file: str) -> ClusterSpec:
 
 
 def rendered(spec: ClusterSpec, name: str, config: Any) -> str:
-    """What a submission sends to the launcher. Raises ClusterError."""
+    """What a submission would send to the launcher. Raises ClusterError."""
     check_spec(spec)
     if spec.backend == "kuberay":
         return kuberay.to_yaml(_manifest(spec, name, config))
@@ -75,40 +76,35 @@ def rendered(spec: ClusterSpec, name: str, config: Any) -> str:
             return slurm.render_array(spec, command(spec, name, config), f"0-{spec.slurm.array - 1}")
         return slurm.render(spec, command(spec, name, config), joins_ray=joins_ray(config))
     _join(config, spec.address)
-    return shlex.join(["autogaze", *name.split(), *settings(config)]) + "\n"
+    return shlex.join(["autogaze", *name.split(), *changed_settings(config)]) + "\n"
 
 
 def command(spec: ClusterSpec, name: str, config: Any) -> list[str]:
-    """The words that run the job on the cluster: every key that differs from its default is spelled out."""
-    if spec.backend == "kuberay":  # Slurm's script adds the address that it learns
+    """The command that runs the job on the cluster; it carries every key that differs from its default."""
+    if spec.backend == "kuberay":  # Slurm's script adds the address, which it learns on its nodes
         _join(config, "auto")
     if spec.environment.python:
         program = [spec.environment.python, "-m", "jobs.cli"]
-    else:  # an image has its own; Slurm's nodes share this one
+    else:  # an image has its own; Slurm's nodes share the submitter's
         program = ["autogaze"] if spec.backend == "kuberay" else [sys.executable, "-m", "jobs.cli"]
-    return [*program, *name.split(), *settings(config)]
+    return [*program, *name.split(), *changed_settings(config)]
 
 
-def settings(config: Any) -> Iterator[str]:
+def changed_settings(config: Any) -> Iterator[str]:
     """KEY=VALUE for every key that differs from its default; jobs.config.load makes the same config of them."""
-    for key in configs.keys(type(config)):
-        value = attrgetter(key.name)(config)
-        if value != key.default:
-            text = (
-                {None: "null", True: "true", False: "false"}.get(value) if value is None or key.type is bool else value
-            )
-            yield f"{key.name}={text}"
+    for key, default in zip(settings_of(config), settings_of(type(config)()), strict=True):
+        if key.value != default.value:
+            is_word = key.value is None or key.type is bool
+            yield f"{key.name}={_WORDS[key.value] if is_word else key.value}"
 
 
 def joins_ray(config: Any) -> bool:
     """Whether the job works on a Ray cluster; some run in one process, as training by one rank does."""
-    one_rank = hasattr(config, "scale") and config.scale.max_workers == 1
-    actors = hasattr(config, "rollouts") and config.rollouts.actors > 0
-    return hasattr(config, "ray") and (actors or not one_rank)
+    return hasattr(config, "ray") and getattr(config, "needs_ray", True)
 
 
 def _join(config: Any, address: str) -> None:
-    """Let a job that works on Ray join the one at an address, unless it was told another."""
+    """Let a job that works on Ray join the one at an address, unless its config names another."""
     if joins_ray(config) and not config.ray.address:
         config.ray.address = address
 
@@ -117,7 +113,7 @@ def _manifest(spec: ClusterSpec, name: str, config: Any) -> dict[str, Any]:
     return kuberay.render(spec, command(spec, name, config), joins_ray=joins_ray(config))
 
 
-def _to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
+def _submit_to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
     manifest = _manifest(spec, name, config)
     if shutil.which("kubectl") is None:
         file = Path(f"{spec.name}.rayjob.yaml").absolute()
@@ -129,7 +125,7 @@ def _to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
     kuberay.submit(spec, manifest)
 
 
-def _to_array(spec: ClusterSpec, name: str, config: Any) -> str:
+def _submit_array(spec: ClusterSpec, name: str, config: Any) -> str:
     """Submit the parts that have shards to make; the array's id, or '' when there are none."""
     _require_parts(name, config)
     from pipelines.preprocess import job as preprocess_job  # here, not above: it imports torch
@@ -137,7 +133,7 @@ def _to_array(spec: ClusterSpec, name: str, config: Any) -> str:
     from pipelines.storage.location import Location
 
     planned = store.exists(Location(config.output) / "dataset.json")
-    if config.retry or not planned:  # which shards hold failures, each part sees for itself
+    if config.retry or not planned:  # each part finds out for itself which of its shards hold failures
         parts = list(range(spec.slurm.array))
     else:
         parts = preprocess_job.missing_parts(config, spec.slurm.array)

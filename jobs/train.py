@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from cluster.local import RayConfig, running
 from pipelines.errors import PipelineError
+from pipelines.schema import section
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
 
 if TYPE_CHECKING:
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainPolicy(PolicyTrainConfig):
-    """Train the policy by next-token prediction. `data` and `run` must be given."""
+    """Train the policy by next-token prediction."""
 
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RayConfig = section(RayConfig, may_change=True)
 
 
 @dataclass
 class TrainReconstructor(ReconstructorTrainConfig):
-    """Pre-train the reconstructor. `data` and `run` must be given."""
+    """Pre-train the reconstructor."""
 
-    ray: RayConfig = field(default_factory=RayConfig)
+    ray: RayConfig = section(RayConfig, may_change=True)
 
 
 def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.console import Console
 
-from pipelines.errors import PipelineError
 from pipelines.inspection.verify import verify
+from pipelines.schema import check, setting
 from pipelines.storage.location import Location
 
 
@@ -15,14 +16,15 @@ from pipelines.storage.location import Location
 class VerifyConfig:
     """Check a dataset against its plan and its indexes."""
 
-    dataset: str = field(default="", metadata={"help": "folder or s3:// prefix of the dataset"})
-    threads: int = field(default=4, metadata={"help": "shards read at once"})
+    usage: ClassVar[str] = "autogaze verify /data/gaze"
+
+    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True)
+    threads: int = setting(4, "shards read at once", at_least=1)
 
 
 def run(config: VerifyConfig, console: Console) -> int:
     """Print what is wrong, one line each; 0 if nothing is, else 1."""
-    if not config.dataset:
-        raise PipelineError("which dataset? autogaze verify /data/gaze")
+    check(config)
     with console.status("reading") as status:
         verdict = verify(
             Location(config.dataset),

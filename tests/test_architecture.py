@@ -16,7 +16,7 @@ ALLOWED = {
     "cluster": {"cluster"},
     "jobs": {"jobs", "cluster", "pipelines", "autogaze"},
 }
-FORBIDDEN = {"autogaze": {"ray", "fsspec", "s3fs", "rich", "omegaconf", "av", "pandas", "pyarrow"}}
+FORBIDDEN = {"autogaze": {"ray", "fsspec", "s3fs", "rich", "av", "pandas", "pyarrow"}}
 
 
 def imports(file: Path) -> set[str]:

@@ -47,7 +47,7 @@ def short() -> Iterator[Path]:
 
 def run(command: list[str], environment: dict[str, str], said: list[str]) -> str:
     """Run a command; its standard output. All it said is added to `said`."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     said.append(done.stdout + done.stderr)
     assert done.returncode == 0, (command, done.stderr)
     return done.stdout
@@ -130,10 +130,10 @@ def test_the_ray_we_start_is_closed_has_no_dashboard_and_reports_no_usage(short:
             for said in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
         ]
         for stranger in strangers:
-            told, _ = stranger.communicate(timeout=120)
+            told, _ = stranger.communicate()
             assert stranger.returncode != 0 and "CPU" not in told, "somebody without the token got in"
     finally:
-        ours.communicate("\n", timeout=60)
+        ours.communicate("\n")
 
 
 @pytest.mark.parametrize(

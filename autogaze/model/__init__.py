@@ -1,4 +1,4 @@
-"""The policy: the AutoGaze network, written for this job on plain PyTorch, equal to the reference token for token."""
+"""The policy: the AutoGaze network on plain PyTorch, whose gaze equals the reference's token for token."""
 
 from autogaze.hub import CheckpointError
 from autogaze.model.config import AutoGazeConfig

@@ -1,9 +1,9 @@
-"""Gazing for a vision model of other scales or another patch size than the policy's.
+"""Gazing for a vision model whose scales or patch size differ from the policy's.
 
 See docs/method.md, section 'Other sizes'.
 
-The frame is cut into tiles of as many patches as the policy's frame has, each is gazed as a frame of its own, and the
-tiles' patches are laid side by side again. The order of the gaze is lost in it, as in the reference.
+A frame is cut into tiles of as many patches as the policy's frame has. Each tile is gazed as a frame of its own, and
+the tiles' patches are laid side by side again, which loses the order of the gaze, as in the reference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from autogaze.patches import PatchVocabulary
 
 
 def needs_adaptation(own: PatchVocabulary, wanted: PatchVocabulary) -> bool:
-    """Whether a vocabulary is another than the policy's: other scales, or other grids."""
+    """Whether a vocabulary differs from the policy's in scales or grids."""
     return (own.scales, own.counts) != (wanted.scales, wanted.counts)
 
 
@@ -38,13 +38,14 @@ def check(own: PatchVocabulary, wanted: PatchVocabulary) -> None:
 
 
 def tiles_per_side(own: PatchVocabulary, wanted: PatchVocabulary) -> int:
+    """How many tiles a frame has from left to right, and from top to bottom."""
     return -(-wanted.grids[-1] // own.grids[-1])
 
 
 def cut(images: Tensor, own: PatchVocabulary, wanted: PatchVocabulary) -> Tensor:
-    """Preprocessed frames [B, T, 3, S, S] -> tiles [B * tiles, T, 3, s, s], row by row; zeros complete the last ones.
+    """Preprocessed frames [B, T, 3, S, S] -> tiles [B * tiles, T, 3, s, s], row by row; the last ones end in zeros.
 
-    Raises ValueError if S is not the last of the wanted scales.
+    Raises ValueError if S is not the largest of the wanted scales.
     """
     side = wanted.frame_size
     if tuple(images.shape[-2:]) != (side, side):
@@ -58,12 +59,12 @@ def cut(images: Tensor, own: PatchVocabulary, wanted: PatchVocabulary) -> Tensor
 
 
 def join(gaze: Gaze, own: PatchVocabulary, wanted: PatchVocabulary) -> Gaze:
-    """The gaze of B * tiles tiles -> that of B frames, ids ascending; what lies in the completed border is left out."""
+    """The gaze of B * tiles tiles -> that of B frames, ids ascending, without patches in the added border."""
     tiles, frames = tiles_per_side(own, wanted), gaze.num_frames
-    found = []
+    masks = []
     for mask, grid, kept in zip(gaze.masks(), own.grids, wanted.grids, strict=True):
         whole = mask.view(-1, tiles, tiles, frames, grid, grid).permute(0, 3, 1, 4, 2, 5)
         whole = whole.reshape(-1, frames, tiles * grid, tiles * grid)
-        found.append(whole[:, :, :kept, :kept].flatten(2))
-    gazed = torch.cat(found, dim=2)
-    return Gaze(gazed.nonzero()[:, 2], gazed.sum(dim=2, dtype=torch.int64), vocabulary=wanted)
+        masks.append(whole[:, :, :kept, :kept].flatten(2))
+    gazed = torch.cat(masks, dim=2)
+    return Gaze(tokens=gazed.nonzero()[:, 2], lengths=gazed.sum(dim=2, dtype=torch.int64), vocabulary=wanted)

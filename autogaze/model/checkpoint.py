@@ -1,7 +1,7 @@
 """Checkpoints in the reference's folder format: config.json, model.safetensors and preprocessor_config.json.
 
-A checkpoint is a local folder or an id on the Hugging Face hub (`resolve`). It is read in full or refused in one line
-that says what does not fit. Weights are only ever read from safetensors, never unpickled.
+A checkpoint is a local folder or an id on the Hugging Face hub (see autogaze/hub.py). It is read completely, or
+refused in one line that says what does not fit. Weights are read from safetensors only, never unpickled.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _WIDENED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def read_config(folder: Path) -> AutoGazeConfig:
-    """The config of a checkpoint's folder. If it holds a preprocessor_config.json, that is checked too.
+    """The config of a checkpoint's folder; its preprocessor_config.json is checked too, if there is one.
 
-    Raises CheckpointError where it is missing, unreadable, or of a network or preprocessing that is not this one.
+    Raises CheckpointError if a file is missing or unreadable, or describes another network or preprocessing.
     """
     document = _read_json(folder / CONFIG)
     try:
@@ -49,12 +49,12 @@ def read_config(folder: Path) -> AutoGazeConfig:
 
 
 def read_weights(folder: Path, expected: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint's folder: float32 on the CPU, by name; 16-bit files are widened.
+    """The weights of a checkpoint's folder by name: float32 on the CPU, widened if the file is 16-bit.
 
     expected: name and shape of every tensor the network has.
 
-    Raises CheckpointError for a missing, truncated or corrupt file, for tensors that are missing, not expected or of
-    another shape, and for NaN or infinity.
+    Raises CheckpointError for a missing, truncated or corrupt file, for missing, unexpected or misshaped tensors, and
+    for NaN or infinity.
     """
     path = folder / WEIGHTS
     if not path.is_file():
@@ -74,7 +74,7 @@ def read_weights(folder: Path, expected: Mapping[str, torch.Size]) -> dict[str, 
 
 
 def write(folder: str | os.PathLike[str], config: AutoGazeConfig, state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Write a checkpoint that the reference loads as it is; the folder is made if need be.
+    """Write a checkpoint that the reference loads unchanged. The folder is made if necessary.
 
     float32 weights are written as given, 16-bit ones widened. Each file appears whole or not at all, the config last.
 
@@ -93,7 +93,7 @@ def write(folder: str | os.PathLike[str], config: AutoGazeConfig, state_dict: Ma
 
 
 def fingerprint(config: AutoGazeConfig, state_dict: Mapping[str, torch.Tensor]) -> str:
-    """sha256, in hex, of everything of a policy that changes its results: weights with names, and configuration."""
+    """sha256, in hex, of all that a policy's results depend on: named weights and config."""
     hashed = hashlib.sha256()
     fields = {key: value for key, value in asdict(config).items() if key not in ("raw", "max_num_frames")}
     hashed.update(json.dumps(fields, sort_keys=True).encode())
@@ -105,7 +105,7 @@ def fingerprint(config: AutoGazeConfig, state_dict: Mapping[str, torch.Tensor]) 
 
 
 def _preprocessing(config: AutoGazeConfig) -> dict[str, Any]:
-    """What preprocessor_config.json says of the only preprocessing there is (autogaze/images.py)."""
+    """The preprocessor_config.json of the only preprocessing there is (autogaze/images.py)."""
     return {
         "do_center_crop": False,
         "do_normalize": True,
@@ -121,7 +121,7 @@ def _preprocessing(config: AutoGazeConfig) -> dict[str, Any]:
 
 
 def _close(found: object, wanted: Any) -> bool:
-    """Whether a JSON value is the one wanted; numbers to the float32 digits that some writers keep."""
+    """Whether a JSON value equals the one wanted; numbers to float32 precision, which some writers keep."""
     if isinstance(wanted, list):
         return isinstance(found, list) and len(found) == len(wanted) and all(map(_close, found, wanted))
     if isinstance(wanted, float):
@@ -167,7 +167,7 @@ def _refuse(path: Path, what: str, names: Sequence[str]) -> None:
 
 
 def _float32(path: Path, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A float32 copy on the CPU, in memory of its own. Raises CheckpointError for other dtypes, NaN and infinity."""
+    """A float32 copy on the CPU. Raises CheckpointError for other dtypes, NaN and infinity."""
     if tensor.dtype not in _WIDENED:
         raise CheckpointError(f"{path}: {name} is {tensor.dtype}, wanted float32, bfloat16 or float16")
     copy = tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
@@ -181,7 +181,7 @@ def _to_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole: under a temporary name, synced, then moved to its place."""
+    """Write a file whole: under a temporary name, synced, then renamed."""
     temporary = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:

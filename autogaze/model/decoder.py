@@ -1,8 +1,8 @@
 """The gaze decoder: a small Llama that reads vision tokens and gazed patches, and scores the next K patches at once.
 
-The layers do not know where attention's keys come from: `Decoder.forward` is given a function that attends, so that
-generation (autogaze/model/cache.py) and teacher forcing (autogaze/model/scoring.py) share every other line. Parameter
-names are the reference's, so that its checkpoints load as they are (docs/method.md, section 'Network').
+`Decoder.forward` is given the function that attends, so that generation (autogaze/model/cache.py) and teacher forcing
+(autogaze/model/scoring.py) share everything else. Parameter names are the reference's, so that its checkpoints load
+unchanged (docs/method.md, section 'Network').
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries [B, m, H, D], keys [B, n, H, D], values [B, n, H, D]) -> [B, m, H, D]; m < n in the last layer."""
 
 Rotation = tuple[Tensor, Tensor]
-"""What turns heads by their positions: see `rope`. The first half of a head is paired with the second (NeoX order)."""
+"""Cosines and sines of the rotary embedding: see `rope`. The first half of a head is paired with the second (NeoX)."""
 
 
 class Attention(nn.Module):
@@ -85,7 +85,7 @@ class Llama(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens in, hidden states out, and two heads on them: scores of the next K patches, and the loss before each."""
+    """Hidden states of tokens, and two heads on them: scores of the next K patches, and the loss before each."""
 
     def __init__(self, config: AutoGazeConfig) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, attend: Attend, wanted: Tensor) -> Tensor:
         """Hidden states [B, m, hidden] at the places `wanted` int64 [B, m] of embedded tokens x [B, n, hidden].
 
-        positions: int64 [B, n]. Of the last layer, only keys and values are made for all n: nothing reads the rest.
+        positions: int64 [B, n]. The last layer makes only keys and values for all n tokens, since no one reads more.
         """
         rotation = rope(positions, self.config)
         last = len(self.model.layers) - 1
@@ -140,7 +140,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 def rope(positions: Tensor, config: AutoGazeConfig) -> Rotation:
-    """Cosines, and sines with the sign they have in `rotate`: float32 [B, n, 1, D] each, of positions int64 [B, n]."""
+    """Cosines, and sines signed as `rotate` needs them: float32 [B, n, 1, D] each, of positions int64 [B, n]."""
     frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling, positions.device)
     angles = positions[..., None].float() * frequencies
     cosines, sines = angles.cos(), angles.sin()
@@ -151,8 +151,8 @@ def rope(positions: Tensor, config: AutoGazeConfig) -> Rotation:
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None, device: torch.device) -> Tensor:
     """Radians per position, float32 [head_dim / 2], with Llama 3's scaling where there is one.
 
-    Waves longer than the original context / low_freq_factor are slowed by `factor`, those shorter than the original
-    context / high_freq_factor are left, and those between are blended (Llama 3.1; Hugging Face's `llama3` rope type).
+    Waves longer than the original context / low_freq_factor are slowed by `factor`; those shorter than the original
+    context / high_freq_factor stay; those in between are blended (Llama 3.1; Hugging Face's `llama3` rope type).
     """
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     if scaling is None:

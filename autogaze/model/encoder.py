@@ -1,8 +1,8 @@
-"""The vision encoder: frames -> 196 tokens each, seeing the two frames before, and no later one.
+"""The vision encoder: 196 tokens of each frame, which depend on it and, per convolution, on the two frames before it.
 
 A patch embedding, one or more causal 3x3x3 convolutions, and a position embedding that is the same for every frame
-(docs/method.md, section 'Network'). Parameter names and shapes are the reference's; the convolutions whose kernel is
-one patch or one pixel are run as matrix products, which they are.
+(docs/method.md, section 'Network'). Parameter names and shapes are the reference's. Convolutions whose kernel is one
+patch or one pixel are computed as the matrix products they are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         self.out_proj = nn.Conv3d(hidden, hidden, 1)
 
     def forward(self, frames: Tensor, past: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The tokens, and what `past` is for the frames that follow: per block the last PAST of its inputs.
+        """The tokens, and `past` for the following frames: of each block the last PAST of its inputs.
 
         past: None before a clip's first frame, where the convolutions see zeros.
         """

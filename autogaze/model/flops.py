@@ -6,9 +6,9 @@ from autogaze.model import AutoGazeConfig
 
 
 def flops_per_clip(config: AutoGazeConfig, slots: float, frames: int = 16) -> float:
-    """Floating-point operations of one forward pass over a clip, a multiply-add being two. docs/training.md derives it.
+    """Floating-point operations of a forward pass over a clip; a multiply-add is two (docs/training.md has the table).
 
-    slots: gaze tokens of the clip, all frames together. Norms, softmax, rotary embedding and resizing are left out.
+    slots: gaze tokens of all frames together. Norms, softmax, rotary embedding and resizing are not counted.
     """
     vision = frames * config.num_vision_tokens
     width, inner = config.hidden_size, config.num_heads * config.head_dim

@@ -1,4 +1,4 @@
-"""What ends a frame: the most slots it may take, and the predicted loss that is low enough.
+"""The limits of a frame's gaze: the most slots it may take, and the predicted loss at which it ends.
 
 See docs/method.md, section 'Limits of a frame'.
 """
@@ -18,7 +18,10 @@ from autogaze.patches import PatchVocabulary
 def frame_caps(
     max_ratio: float | Sequence[float] | Tensor | None, frames: int, vocabulary: PatchVocabulary
 ) -> list[int]:
-    """Most slots of each frame, of a ratio in (0, 1] or one for each frame; None: all patches. Raises ValueError."""
+    """The most slots of each frame, from a ratio in (0, 1], or one for each frame; None: all patches.
+
+    Raises ValueError.
+    """
     if max_ratio is None:
         return [vocabulary.size] * frames
     ratios = torch.as_tensor(max_ratio, dtype=torch.float64)
@@ -28,7 +31,10 @@ def frame_caps(
 
 
 def frame_thresholds(loss_threshold: Any, rows: int, frames: int) -> Tensor | None:
-    """Thresholds float32 [rows, frames] of a number, T numbers, [B, 1] or [B, T]; None of None. Raises ValueError."""
+    """Thresholds float32 [rows, frames] from a number, T numbers, [B, 1] or [B, T]; None from None.
+
+    Raises ValueError.
+    """
     if loss_threshold is None:
         return None
     thresholds = torch.as_tensor(loss_threshold, dtype=torch.float32).cpu()

@@ -425,13 +425,13 @@ def as_gaze(frames: Sequence[FrameGaze], vocabulary: PatchVocabulary) -> Gaze:
     counts = torch.tensor(lengths).view(rows, len(frames))
     holes = not torch.equal(counts, slots)
     return Gaze(
-        torch.cat(tokens),
-        counts,
-        torch.cat(losses),
-        torch.stack([frame.before[:, 0] for frame in frames], dim=1),
-        vocabulary,
-        torch.cat(places) if holes else None,
-        slots if holes else None,
+        tokens=torch.cat(tokens),
+        lengths=counts,
+        losses=torch.cat(losses),
+        initial=torch.stack([frame.before[:, 0] for frame in frames], dim=1),
+        vocabulary=vocabulary,
+        places=torch.cat(places) if holes else None,
+        slots=slots if holes else None,
     )
 
 

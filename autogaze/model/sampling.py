@@ -14,17 +14,17 @@ _LOWERED = -1e4  # far below any score, and far above the scores of what cannot 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample a gaze: scores over `temperature`, of each head the best `top_k` (None: all).
+    """How to sample a gaze: from each head's scores / `temperature`, among the best `top_k` (None: all).
 
     See docs/method.md, section 'Sampling'.
 
-    Earlier patches of the frame are left out before the best are taken, those of the same block after it; a head whose
-    best were all taken by the heads before it draws among the others.
+    Patches that earlier blocks took are left out before the best are chosen, those of the same block after it. A head
+    whose best were all taken by earlier heads draws among the others.
 
-    seeds: one number for each clip, or one number that stands for as many different ones. A clip's gaze is a function
-    of its frames, its limits and its seed: not of the rest of the batch, nor of the device but for rounding.
+    seeds: one number for each clip, or a single number from which they are derived. A clip's gaze is a function of its
+    frames, its limits and its seed, not of the rest of the batch, and of the device only by rounding.
 
-    Raises ValueError for a temperature or top_k that makes no sense.
+    Raises ValueError for a temperature or top_k out of range.
     """
 
     temperature: float = 1.0
@@ -38,7 +38,7 @@ class Sampling:
             raise ValueError(f"top_k must be at least 1, or None for no limit, not {self.top_k}")
 
     def row_seeds(self, rows: int) -> Tensor:
-        """A seed for each of B rows, well mixed: int64 [B]. Raises ValueError if there are not as many."""
+        """A well-mixed seed for each of B rows: int64 [B]. Raises ValueError if there are not as many seeds."""
         if isinstance(self.seeds, int):
             return mixed(mixed(torch.tensor(self.seeds)) + torch.arange(rows))
         seeds = torch.as_tensor(self.seeds, dtype=torch.int64).cpu()
@@ -56,21 +56,21 @@ def mixed(x: Tensor) -> Tensor:
 
 
 def uniform(seeds: Tensor, count: int) -> Tensor:
-    """Numbers in (0, 1), float32 [..., count], from int64 seeds [...]: no state, so any of them can be made alone."""
+    """Numbers in (0, 1), float32 [..., count], from int64 seeds [...]. Without state: any of them can be made alone."""
     numbers = mixed(seeds[..., None] + torch.arange(count, device=seeds.device))
     return ((numbers >> 41 & (1 << 23) - 1).float() + 0.5) / (1 << 23)
 
 
 def block_seeds(seeds: Tensor | None, slot: int) -> Tensor | None:
-    """The seeds of the block that begins at a slot, of those of its frame, int64 [A]."""
+    """The seeds int64 [A] of the block that begins at a slot, from those of its frame."""
     return None if seeds is None else mixed(seeds + slot)
 
 
 def choose(
     scores: Tensor, taken: Tensor, sampling: Sampling | None, seeds: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The K patches of a block: int64 [A, K], none of them taken, none twice; and where they are a sample, the
-    log-probabilities they had: float32 [A, K].
+    """The K patches of a block, int64 [A, K], none taken before, none twice; and of a sample, their log-probabilities,
+    float32 [A, K].
 
     scores: float32 [A, K, V + 1], changed in place. taken: bool [A, V + 1]. seeds: int64 [A], of this very block.
     """
@@ -79,22 +79,22 @@ def choose(
     wanted = scores
     if sampling is not None:
         assert seeds is not None
-        # The greatest of the scores plus Gumbel noise is a sample of their softmax, also when some are left out later.
+        # The argmax of scores plus Gumbel noise is a sample of their softmax, also when some are left out later.
         wanted = scores - torch.log(-torch.log(uniform(seeds, block * ids).view(rows, block, ids)))
     chosen = []
     for head in range(block):
         chosen.append(wanted[:, head].argmax(dim=-1))
         wanted.scatter_(2, chosen[-1][:, None, None].expand(rows, block, 1), -math.inf)
-    found = torch.stack(chosen, dim=1)
+    patches = torch.stack(chosen, dim=1)
     if sampling is None:
-        return found, None
-    return found, of_block(scores, found).gather(2, found[..., None]).squeeze(2)
+        return patches, None
+    return patches, of_block(scores, patches).gather(2, patches[..., None]).squeeze(2)
 
 
 def tempered(scores: Tensor, taken: Tensor, sampling: Sampling) -> Tensor:
-    """The scores whose softmax a head samples from, when no head of its block was before it: [A, K, V + 1].
+    """The scores [A, K, V + 1] whose softmax a head samples from, if it is the first of its block.
 
-    scores: [A, K, V + 1] as the network has them. taken: bool [A, V + 1], or [A, K, V + 1].
+    scores: the network's, [A, K, V + 1]. taken: bool [A, V + 1], or [A, K, V + 1].
     """
     scores = scores.masked_fill(taken if taken.dim() == 3 else taken[:, None], -math.inf) / sampling.temperature
     if sampling.top_k is None or sampling.top_k >= scores.shape[-1]:
@@ -104,9 +104,9 @@ def tempered(scores: Tensor, taken: Tensor, sampling: Sampling) -> Tensor:
 
 
 def of_block(scores: Tensor, chosen: Tensor) -> Tensor:
-    """Log-probabilities [A, K, V + 1] of each head, given what the heads before it chose.
+    """Log-probabilities [A, K, V + 1] of each head, given the choices of the heads before it.
 
-    scores: [A, K, V + 1] as `tempered` gives them. chosen: int64 [A, K].
+    scores: from `tempered`, [A, K, V + 1]. chosen: int64 [A, K].
     """
     ones = torch.zeros_like(scores, dtype=torch.int8).scatter_(2, chosen[..., None], 1)
     before = ones.cumsum(dim=1, dtype=torch.int8) - ones

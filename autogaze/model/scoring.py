@@ -1,12 +1,12 @@
-"""Teacher forcing: what the network says of a gaze it is given, all frames in one pass, with gradients.
+"""Teacher forcing: the network's scores of a given gaze, all frames in one pass, with gradients.
 
 See docs/method.md, section 'Teacher forcing'.
 
-A clip becomes one sequence of vision tokens and real patches, at the positions of `consistent` generation whatever the
-mode. Sequences of a batch end at different lengths and are padded behind their end, where causal attention does not
-look, so that no mask is needed. Slot j of a frame is judged from the hidden state before its block of K; only these
-few states leave the last layer. Where a gaze has unused slots, the hidden state after one may be asked for too: those
-end-of-frame tokens are queries beside the sequence, seen by nothing.
+A clip becomes one sequence of vision tokens and real patches, always at the positions of `consistent` generation.
+Sequences of a batch are padded behind their ends, where causal attention does not look, so no mask is needed. Slot j
+of a frame is scored from the hidden state before its block of K; only these few states leave the last layer. If a gaze
+has unused slots, the hidden state after one may be needed too: such end-of-frame tokens are queries beside the
+sequence, which no other token sees.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from autogaze.model.sampling import Sampling, of_block, tempered
 
 
 class Scores(NamedTuple):
-    """What the network says of each slot of `gaze.padded()`. In an unused slot, of the end of the frame there.
+    """Scores of each slot of `gaze.padded()`. An unused slot is scored as the end of the frame.
 
-    log_probs: float32 [B, N], log(p + 1e-8) of the id, over all ids at temperature 1, as the reference; or of what was
-        drawn, in the distribution it was drawn from.
+    log_probs: float32 [B, N], log(p + 1e-8) of the slot's id, over all ids at temperature 1, as in the reference; or
+        log-probabilities of what was drawn, in the distribution it was drawn from.
     loss_predictions: float32 [B, N], the predicted loss of the frame after the slot.
-    entropies: float32 [B, N], nats, of the distribution that each slot was drawn from, without gradients; or None.
+    entropies: float32 [B, N], in nats, of the distribution that each slot was drawn from, without gradients; or None.
     """
 
     log_probs: Tensor
@@ -46,7 +46,7 @@ def score(
     layout = _Layout(gaze, vision.shape[2], decoder.config.block_size)
     device = vision.device
     tokens = decoder.embed(gaze.tokens.to(device))
-    # Every token there is, and one that is none: the sequences are gathered from these.
+    # The sequences are gathered from all tokens, and one of zeros for padding.
     x = torch.cat((vision.flatten(0, 2), tokens, vision.new_zeros(1, vision.shape[3])))[layout.sequence.to(device)]
     rows, length = layout.sequence.shape
     beside = layout.beside.to(device)

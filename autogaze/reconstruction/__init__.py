@@ -1,20 +1,20 @@
-"""What rebuilds frames from gazed patches and says how far they are from the originals: one interface and `load`.
+"""Reconstructors: they rebuild frames from gazed patches and measure how far these are from the originals.
 
-A reconstructor sees a clip from its first frame to its last, and a frame only through its own and earlier frames'
-patches. Two things are asked of it: `reconstruct` a gaze, and answer greedy search (autogaze/greedy.py), which walks a
-batch of clips frame by frame and wants the error of the current frame for every token it might take next:
+A reconstructor rebuilds a frame from the patches of that frame and of earlier ones. It does two things: `reconstruct` a
+gaze, and serve a greedy search (autogaze/greedy.py). The search goes through a batch of clips frame by frame, and needs
+the error of the current frame for every token that might come next:
 
-    search = reconstructor.search(frames)         # all clips stand before frame 0
+    search = reconstructor.search(frames)         # no frame is open yet
     for t in range(T):
-        errors = search.open(t)                   # [B]: frame t with no token of its own
-        search.keep(torch.arange(B))              # clips to go on with, as places among those held now
-        errors = search.errors()                  # [n, V]: frame t, had the clip taken this token next
-        search.take(tokens)                       # [n]: they take it
+        errors = search.open(t)                   # [B]: frame t without a token of its own
+        search.keep(torch.arange(B))              # the clips to go on with, as places among those held now
+        errors = search.errors()                  # [n, V]: frame t with each token as its next
+        search.take(tokens)                       # [n]: the token that each clip takes
     # opening the next frame makes frame t part of the past
 
-Errors inside a search are exact and only comparable with each other: integers held in float64 for canvas, the loss
-itself for a learned reconstructor. `loss` turns them into the reconstructor's units, and `limit` a threshold in these
-units into the largest error that meets it.
+Errors within a search are exact, and comparable only with each other: whole numbers in float64 for the canvas, the loss
+itself for a learned reconstructor. `loss` converts them to the reconstructor's units; `limit` converts a threshold in
+these units to the largest error that meets it.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def load(
 ) -> Reconstructor:
     """The reconstructor "canvas", or the learned one of a checkpoint: a folder, or a .safetensors or .pt file.
 
-    teachers: where the models of the feature losses are, as {"dinov2_reg": path or hub id}, for a checkpoint that was
-        trained with them. device, dtype: where and how the learned one computes; canvas works where the frames are.
+    teachers: the models of the feature losses, as {"dinov2_reg": path or hub id}, for a checkpoint that was trained
+        with them. device, dtype: of the learned one's computations; the canvas works on the device of the frames.
 
-    Raises ValueError, one line, if there is no such thing or it is of another vocabulary.
+    Raises ValueError, in one line, if there is no such checkpoint or it has another vocabulary.
     """
-    # Here, because importing the learned one takes a while.
+    # Imported here, because the learned one takes a while.
     from autogaze.reconstruction.canvas import Canvas
 
     if name == "canvas":
         return Canvas(vocabulary)
     if not Path(name).exists():
-        raise ValueError(f"reconstructor {str(name)!r}: neither canvas nor a checkpoint that is there")
+        raise ValueError(f"reconstructor {str(name)!r}: neither canvas nor an existing checkpoint")
     from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 
     learned = VideoMAE.from_pretrained(name, teachers, device, dtype)

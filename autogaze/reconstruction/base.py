@@ -1,4 +1,4 @@
-"""The interface of every reconstructor: rebuild frames from gazed patches, and search for the patch that helps most."""
+"""The interface of all reconstructors: rebuild frames from gazed patches, and search for the patch that helps most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autogaze.patches import PatchVocabulary
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What `reconstruct` gives for the F frames asked for.
+    """F rebuilt frames of each of B clips.
 
     pixels: uint8 [B, F, S, S, 3], RGB. error: float32 [B, F], in the reconstructor's units.
     """
@@ -26,18 +26,18 @@ class Reconstruction:
 
 
 class Search(Protocol):
-    """A batch of clips whose gaze is being chosen, frame by frame. It holds all earlier frames."""
+    """A batch of clips whose gaze is being chosen, frame by frame. See autogaze/reconstruction/__init__.py."""
 
     def open(self, t: int) -> torch.Tensor:
-        """Turn to frame t, the next, with all clips. Returns its error [B] with no token of its own."""
+        """Open frame t, the next one, with all clips. Returns its error [B] without a token of its own."""
 
     def keep(self, places: torch.Tensor) -> None:
-        """Go on with some of the clips held, until the next frame. places: int64 [n], rising, among those held."""
+        """Until the next frame, go on with some of the clips. places: int64 [n], rising, among those held now."""
 
     def errors(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """Error [n, V] of the frame of each clip held, for each token as its next; infinite where already taken.
+        """Errors [n, V] of the open frame of each clip held, for each token as its next; infinite if taken already.
 
-        tokens: int64 [n, M], to try only these: errors [n, M].
+        tokens: int64 [n, M], to try only these; the errors are then [n, M].
         """
 
     def take(self, tokens: torch.Tensor) -> None:
@@ -45,14 +45,14 @@ class Search(Protocol):
 
 
 class Reconstructor(Protocol):
-    """What every reconstructor is."""
+    """Rebuilds frames from gazed patches, and measures the error."""
 
     name: str
-    """Short name, as in configurations."""
+    """Short name, as in configs."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same gaze could give another error: method, weights, vocabulary."""
+        """Changes with everything that errors depend on: method, weights, vocabulary."""
 
     @property
     def units(self) -> str:
@@ -64,13 +64,13 @@ class Reconstructor(Protocol):
     def reconstruct(
         self, frames: torch.Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None = None
     ) -> Reconstruction:
-        """Rebuild frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to it."""
+        """Rebuild the frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to its end."""
 
     def search(self, frames: torch.Tensor | np.ndarray) -> Search:
         """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]."""
 
     def loss(self, errors: torch.Tensor) -> torch.Tensor:
-        """Errors of a search in the reconstructor's units: float32 on the CPU, the same on every device."""
+        """Errors of a search in the reconstructor's units: float32 on the CPU, the same from every device."""
 
     def limit(self, threshold: float) -> float:
         """The largest error of a search whose `loss` is at or under `threshold`."""
@@ -79,7 +79,7 @@ class Reconstructor(Protocol):
 def as_clips(frames: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> torch.Tensor:
     """Frames as a uint8 tensor [B, T, S, S, 3] on their device, without a copy.
 
-    Raises ValueError, naming what was found, for any other shape or dtype, and where there is no clip or no frame.
+    Raises ValueError for any other shape or dtype, and if there is no clip or no frame.
     """
     if isinstance(frames, np.ndarray):
         with warnings.catch_warnings():

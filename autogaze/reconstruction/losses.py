@@ -1,4 +1,4 @@
-"""What a reconstructed frame is measured by: pixels (l1) and the features of frozen teachers.
+"""The error of reconstructed frames: in pixels (l1) and in the features of frozen teachers.
 
 See docs/method.md, section 'Frame losses'.
 
@@ -31,16 +31,16 @@ from autogaze.images import MEAN, STD, to_model_size
 from autogaze.precision import exact_convolutions
 
 LAYERS = 4
-"""A teacher's features are its last hidden states, this many, side by side. None of them is normalised."""
+"""How many of a teacher's last hidden states are concatenated to its features. None of them is normalised."""
 
 
 class TeacherError(ValueError):
-    """A teacher that is not there or does not fit. One line that says what to do."""
+    """A teacher is missing or does not fit. One line that says what to do."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """A teacher that losses know by name. mean, std: of pixels in [0, 1], where its folder does not say."""
+    """A teacher that losses name. mean, std: of pixels in [0, 1], unless the teacher's folder has its own."""
 
     released: str  # hub id
     model_types: tuple[str, ...]  # in config.json
@@ -79,8 +79,8 @@ class Teacher(nn.Module):
         self.model = model.requires_grad_(False).eval()
         config: Any = model.config
         self._dropped = 1 + config.num_register_tokens if name == "dinov2_reg" else 0  # the class and register tokens
-        # Ours is (2 * pixel - 1 - MEAN) / STD, the teacher's (pixel - mean) / std: one is a multiple of the other plus
-        # a number. Nothing is clipped, so that a prediction out of range still has a gradient.
+        # Our input is (2 * pixel - 1 - MEAN) / STD, the teacher's (pixel - mean) / std: a linear function of ours.
+        # Nothing is clipped, so that a prediction out of range still has a gradient.
         self._scale = [own / (2 * theirs) for own, theirs in zip(STD, std, strict=True)]
         self._shift = [((1 + own) / 2 - m) / s for own, m, s in zip(MEAN, mean, std, strict=True)]
         self._definition = _hash_of(name, LAYERS, list(mean), list(std), size, _hash_of_model(model))
@@ -94,11 +94,12 @@ class Teacher(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "Teacher":
-        """A teacher by name, from a folder that transformers wrote or a hub id. Weights are read from safetensors only.
+        """A teacher by name, from a folder that transformers wrote or a hub id. Only safetensors weights are read.
 
-        Normalisation is that of the folder's preprocessor_config.json; without one, the released model's.
+        Pixels are normalised as the folder's preprocessor_config.json says; without one, as for the released model.
 
-        Raises TeacherError, one line, if it is not there, is another kind of model, or transformers is not installed.
+        Raises TeacherError, in one line, if the teacher is missing, is another kind of model, or transformers is not
+        installed.
         """
         kind = _kind(name)
         try:
@@ -117,7 +118,7 @@ class Teacher(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with its weights, its preprocessing and the precision it runs in: with whatever its features do."""
+        """Changes with everything its features depend on: weights, preprocessing and precision."""
         return _hash_of(self._definition, str(self.dtype))
 
     @property
@@ -143,19 +144,19 @@ class Teacher(nn.Module):
         return torch.cat(states[-LAYERS:], dim=-1)[:, self._dropped :]
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Does nothing: a teacher is always in eval mode, also within a network that is trained."""
+        """Does nothing: a teacher stays in eval mode, also within a network that is trained."""
         return super().train(False)
 
 
 class FrameLoss(nn.Module):
-    """The error of reconstructed frames: the weighted sum of l1 and of each teacher's feature loss.
+    """The weighted sum of l1 and of each teacher's feature loss.
 
     l1: weight of the mean absolute difference of the frames, over channels and pixels. teachers: each adds its weight
     times the mean squared difference of its features, over tokens and channels.
     """
 
     def __init__(self, l1: float = 1.0, teachers: Sequence[Teacher] = ()) -> None:
-        """Raises ValueError for a weight that is negative or no number, and for two teachers of one name."""
+        """Raises ValueError for a weight that is negative or not finite, and for two teachers of the same name."""
         super().__init__()
         self.l1 = _checked_weight("l1", l1)
         self.teachers = nn.ModuleList(teachers)
@@ -171,12 +172,12 @@ class FrameLoss(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "FrameLoss":
-        """From the reference's config, such as "l1+dinov2_reg+siglip2" and "1+0.3+0.3".
+        """From the reference's config: such as "l1+dinov2_reg+siglip2" and "1+0.3+0.3".
 
         teachers: folder or hub id of each teacher that loss_type names.
 
-        Raises ValueError if the two do not fit, and TeacherError (see Teacher.from_pretrained) also where a teacher
-        that is named is not given, or one that is given is not named.
+        Raises ValueError if the two do not fit; TeacherError for a teacher that is named but not given, given but not
+        named, or cannot be loaded.
         """
         terms, numbers = str(loss_type).split("+"), str(loss_weights).split("+")
         if len(terms) != len(numbers):
@@ -192,7 +193,7 @@ class FrameLoss(nn.Module):
             except ValueError:
                 raise ValueError(f"loss_weights {loss_weights}: {number!r} is no weight for {term}") from None
         wanted = [term for term in terms if term != "l1"]
-        # All is checked before anything is loaded, which takes long.
+        # Check everything before loading, which takes long.
         for name in wanted:
             if name not in teachers:
                 raise TeacherError(
@@ -207,30 +208,31 @@ class FrameLoss(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The teachers' names, in their order."""
+        """The names of the teachers, in order."""
         return [teacher.name for teacher in self._teachers()]
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same two frames could give another error: with teachers and weights of the sum."""
+        """Changes with everything the error depends on: teachers and weights."""
         return _hash_of(
             "frame loss 1", self.l1, [teacher.weight for teacher in self._teachers()], self.targets_fingerprint
         )
 
     @property
     def targets_fingerprint(self) -> str:
-        """Changes whenever targets do: with the teachers and their order, not with the weights of the sum."""
+        """Changes with everything that targets depend on: the teachers and their order, but not the weights."""
         return _hash_of("targets 1", [teacher.fingerprint for teacher in self._teachers()])
 
     @torch.no_grad()
     def targets(self, frames: Tensor) -> list[Tensor]:
-        """Each teacher's features [N, tokens, channels] of original frames, float [N, 3, S, S]. They hold no graph."""
+        """Each teacher's features [N, tokens, channels] of original frames, float [N, 3, S, S]; without gradients."""
         return [teacher.features(frames) for teacher in self._teachers()]
 
     def forward(self, predicted: Tensor, original: Tensor, targets: Sequence[Tensor] | None = None) -> Tensor:
-        """Errors, float32 [N], of predicted frames, float [N, 3, S, S]; differentiable in them and nothing else.
+        """Errors, float32 [N], of predicted frames, float [N, 3, S, S]; differentiable in these alone.
 
-        original: the frames they should be, of the same shape. targets: their `targets`, in any dtype; None: computed.
+        original: the original frames, of the same shape. targets: what `targets` gives for them, in any dtype; None:
+        computed.
 
         Raises ValueError if the shapes do not fit.
         """
@@ -280,7 +282,7 @@ def _check_frames(what: str, frames: Tensor) -> None:
 
 
 def _load(name: str, kind: _Kind, folder: Path) -> Any:
-    """The transformers model of a folder, float32 on the CPU. Raises TeacherError if any weight is not there."""
+    """The transformers model of a folder, float32 on the CPU. Raises TeacherError if a weight is missing."""
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
@@ -301,7 +303,7 @@ def _load(name: str, kind: _Kind, folder: Path) -> Any:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise TeacherError(f"teacher {name}: {folder} cannot be loaded: {reason}") from error
     missing = sorted(report["missing_keys"])
-    if missing:  # transformers would go on with random ones
+    if missing:  # transformers would use random ones
         raise TeacherError(f"teacher {name}: {folder} lacks {len(missing)} of the model's weights: {missing[0]}, ...")
     if model.config.num_hidden_layers < LAYERS:
         raise TeacherError(f"teacher {name}: {folder} has {model.config.num_hidden_layers} layers, wanted {LAYERS}")
@@ -312,7 +314,7 @@ def _load(name: str, kind: _Kind, folder: Path) -> Any:
 
 @contextmanager
 def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """transformers' log, progress bars and warnings are off; afterwards they are as before."""
+    """Switches off transformers' log, progress bars and warnings while it lasts."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(log.CRITICAL)
@@ -328,7 +330,7 @@ def _quiet(transformers: ModuleType) -> Iterator[None]:
 
 
 def _preprocessing(name: str, kind: _Kind, folder: Path, config: Any) -> tuple[list[float], list[float], int]:
-    """Mean and deviation of pixels in [0, 1], and the side of the images, that a teacher's folder asks for."""
+    """What a teacher's folder asks for: mean and deviation of pixels in [0, 1], and the side of the images."""
     path = folder / PREPROCESSOR
     found = _read_json(name, path) if path.exists() else {}
     try:
@@ -339,7 +341,7 @@ def _preprocessing(name: str, kind: _Kind, folder: Path, config: Any) -> tuple[l
         std = [float(value) for value in found.get("image_std", kind.std)]
         if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
             raise ValueError(f"image_mean is {mean} and image_std {std}, wanted 3 numbers each")
-        # DINOv2 interpolates its positions: the released one is of 518 pixels, and is used at its processor's 224.
+        # DINOv2 interpolates its positions: it was released for 518 pixels, and its processor makes 224.
         size = int(found.get("crop_size", {"height": 224})["height"]) if name == "dinov2_reg" else config.image_size
         if size % config.patch_size:
             raise ValueError(f"images of {size} pixels are no whole number of patches of {config.patch_size}")
@@ -359,7 +361,7 @@ def _read_json(name: str, path: Path) -> dict[str, Any]:
 
 
 def _hash_of_model(model: nn.Module) -> str:
-    """Of its weights with their names, and of what else of its config its features depend on."""
+    """A hash of the named weights, and of the settings that features depend on."""
     config: Any = model.config
     hashed = hashlib.sha256()
     settings = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")

@@ -1,7 +1,7 @@
 """Targets: teacher features of original frames, computed once per clip and stored as <clip>.targets.npz.
 
-The originals never change, so neither do their features, and every job that measures reconstructions against them can
-read them instead. They belong to the teachers they came from: `require` refuses those of others.
+Originals never change, so neither do their features: jobs that measure reconstructions against them read the stored
+ones. Targets belong to the teachers that made them; `require` refuses those of other teachers.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ _FEATURES = "features_"  # of a teacher, before its name: a member of the .npz
 class Targets:
     """Teacher features of F frames of one clip.
 
-    at: int64 [F], their frame numbers, rising. features: float16 [F, tokens, channels] of each teacher, by its name,
-    in the order of the loss's teachers. fingerprint: `FrameLoss.targets_fingerprint` of the loss they are for.
+    at: int64 [F], their frame numbers, rising. features: float16 [F, tokens, channels] by teacher, in the order of the
+    loss's teachers. fingerprint: `FrameLoss.targets_fingerprint` of the loss that made them.
 
     Raises ValueError if shapes or dtypes do not fit, or a feature is NaN or infinite.
     """
@@ -50,25 +50,25 @@ class Targets:
 
     @classmethod
     def of(cls, loss: FrameLoss, frames: Tensor, at: Sequence[int]) -> "Targets":
-        """Compute those of frames `at` of a clip: float [F, 3, S, S], as `loss` takes them. They are kept on the CPU.
+        """The targets, on the CPU, of the frames `at` of a clip. frames: float [F, 3, S, S], as `loss` takes them.
 
-        Raises ValueError, also where a feature is beyond what float16 holds.
+        Raises ValueError also if a feature is beyond the range of float16.
         """
         if len(frames) != len(at):
             raise ValueError(f"{len(frames)} frames for {len(at)} frame numbers")
-        found = dict(zip(loss.names, loss.targets(frames), strict=True))
-        for name, features in found.items():
+        computed = dict(zip(loss.names, loss.targets(frames), strict=True))
+        for name, features in computed.items():
             largest = float(features.abs().max()) if features.numel() else 0.0
             if not largest <= torch.finfo(torch.float16).max:
                 raise ValueError(
                     f"features of {name} reach {largest:g}, and float16 holds up to 65504: this teacher's targets"
                     " cannot be stored, only computed where they are used"
                 )
-        stored = {name: features.to("cpu", torch.float16) for name, features in found.items()}
+        stored = {name: features.to("cpu", torch.float16) for name, features in computed.items()}
         return cls(torch.tensor(list(at), dtype=torch.int64), stored, loss.targets_fingerprint)
 
     def require(self, loss: FrameLoss) -> None:
-        """Raise ValueError if they are not of the teachers of a loss, as it has them: weights, preprocessing, dtype."""
+        """Raise ValueError unless the teachers of `loss` made them, with the same weights, preprocessing and dtype."""
         if self.fingerprint != loss.targets_fingerprint:
             own, theirs = (", ".join(names) or "no teacher" for names in (self.features, loss.names))
             raise ValueError(
@@ -77,9 +77,10 @@ class Targets:
             )
 
     def for_frames(self, at: Sequence[int]) -> list[Tensor]:
-        """The `targets` that `FrameLoss` takes for frames `at`, in any order: float16 [len(at), tokens, channels] each.
+        """The targets of the frames `at`, in any order, as `FrameLoss` takes them: float16 [len(at), tokens, channels]
+        each.
 
-        Raises ValueError, naming the frames, if some are not held.
+        Raises ValueError, naming the frames, if some have none.
         """
         places = {number: place for place, number in enumerate(self.at.tolist())}
         missing = [number for number in at if number not in places]
@@ -100,7 +101,7 @@ class Targets:
 
     @classmethod
     def from_npz(cls, source: bytes | str | Path | BinaryIO) -> "Targets":
-        """What `to_npz` wrote, from its bytes, a path or an open file. Raises ValueError if it is something else."""
+        """What `to_npz` wrote, from bytes, a path or an open file. Raises ValueError for anything else."""
         arrays = npz.read(source)
         missing = [name for name in ("at", "fingerprint") if name not in arrays]
         if missing or arrays["fingerprint"].dtype.kind != "S" or arrays["fingerprint"].shape:
@@ -114,11 +115,11 @@ class Targets:
 
 
 def target_frames(clip_key: str, frames: int, count: int) -> list[int]:
-    """Which `count` of a clip's `frames` have targets: rising, a pure function of the clip's name.
+    """The `count` frames of a clip's `frames` that have targets, rising: a pure function of the clip's name.
 
-    A larger count gives the same frames and more. Raises ValueError if the clip has fewer.
+    A larger count gives the same frames and more. Raises ValueError if the clip has fewer frames.
     """
     if not 0 <= count <= frames:
-        raise ValueError(f"targets of {count} frames are wanted of {clip_key}, which has {frames}")
+        raise ValueError(f"{clip_key}: cannot have targets of {count} frames, it has {frames}")
     marks = {t: hashlib.sha256(f"{clip_key}/{t}".encode()).digest() for t in range(frames)}
     return sorted(sorted(marks, key=marks.__getitem__)[:count])

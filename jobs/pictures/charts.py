@@ -1,6 +1,6 @@
-"""Charts as inline SVG: no script, no font of their own; colours come from the page's CSS variables.
+"""Charts of the HTML report as inline SVG, without scripts or fonts. Colours are the page's CSS variables.
 
-Every chart says what its axes are and in which unit, and repeats each bar's value as a tooltip.
+Every chart names its axes with their units, and shows each bar's value as a tooltip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 32, 46
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear axis: its label with the unit, its end, values at which to draw ticks, and where it begins."""
+    """A linear axis from begin to end. label: with the unit. ticks: the values that are marked."""
 
     label: str
     end: float
@@ -27,7 +27,7 @@ class Axis:
 
     @classmethod
     def to(cls, label: str, largest: float, about: int = 5, whole: bool = False) -> Axis:
-        """From 0 to a round number at or above `largest`; whole: ticks at whole numbers only, for counts."""
+        """An axis from 0 to a round number of at least `largest`. whole: ticks at whole numbers only, for counts."""
         step = nice_step(largest, about)
         if whole:
             step = max(1.0, math.ceil(step))
@@ -36,7 +36,7 @@ class Axis:
 
 
 def nice_step(largest: float, about: int) -> float:
-    """A step of 1, 2, 2.5 or 5 times a power of ten that cuts [0, largest] in about `about` parts."""
+    """A step of 1, 2, 2.5 or 5 times a power of ten that cuts [0, largest] into about `about` parts."""
     if largest <= 0:
         return 1.0
     raw = largest / about
@@ -47,14 +47,14 @@ def nice_step(largest: float, about: int) -> float:
 def histogram(
     values: np.ndarray, label: str, what: str, scale: float = 1.0, mark: tuple[float, str] | None = None
 ) -> Markup:
-    """How many of `values` fall in each of some 25 equal bins, from 0 or, if some are below, from the smallest.
+    """How many of the values fall in each of about 25 equal bins, which begin at 0, or at the smallest value below it.
 
     Args:
         values: [N] numbers.
         label: the axis label, with the unit.
         what: what is counted, plural.
-        scale: multiplies values for show, e.g. 100 for percent.
-        mark: a value (before scaling) to draw a line at, and its name.
+        scale: multiplies the values that are shown, e.g. 100 for percent.
+        mark: a value (before scaling) at which a line is drawn, and its name.
     """
     shown = np.asarray(values, dtype=np.float64) * scale
     smallest = float(shown.min(initial=0.0))
@@ -63,7 +63,7 @@ def histogram(
     begin = math.floor(smallest / width + 1e-9) * width
     bins = max(1, math.ceil((largest - begin) / width + 1e-9))
     end = begin + bins * width
-    # A value that rounding puts outside the outermost edges belongs to the outermost bins.
+    # Rounding may put a value outside the outermost edges: it belongs to the outermost bins.
     counts, edges = np.histogram(np.clip(shown, begin, end), bins=bins, range=(begin, end))
     step = nice_step(end - begin, 6)
     ticks = tuple(i * step for i in range(math.ceil(begin / step - 1e-9), math.floor(end / step + 1e-9) + 1))
@@ -87,7 +87,7 @@ def histogram(
 def stacked_columns(
     heights: np.ndarray, colours: Sequence[str], names: Sequence[str], x_label: str, y_label: str
 ) -> Markup:
-    """Columns [N, K] of K stacked parts each, numbered from 0."""
+    """N columns of K stacked parts each, numbered from 0. heights: [N, K]; colours and names: of the K parts."""
     count = len(heights)
     totals = heights.sum(axis=1)
     step = max(1, math.ceil(count / 16))

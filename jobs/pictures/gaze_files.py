@@ -1,4 +1,4 @@
-"""The files that `autogaze gaze` writes: a video, a picture and labels, complete or not there at all."""
+"""The files that `autogaze gaze` writes, a video, a picture and labels: all of them complete, or none."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class LabelWriter:
         """The label of the clip that begins at frame `start`, or of one of its tiles."""
         key = clip_key(self.video, start, tile)
         if key == video_key(self.video) and "failed" in label:
-            key += f"#{start}"  # the reference, which reads the video's own key, would look for its gaze in vain
-        # Names that are not UTF-8 hold lone surrogates, which JSON writes as escapes.
+            key += f"#{start}"  # the reference reads the video's own key, which must not lack a gaze
+        # JSON escapes the lone surrogates that names hold if they are not UTF-8.
         self.sink.write(f"{self.before}{json.dumps(key)}: {json.dumps(label)}")
         self.before = ",\n"
 
@@ -51,7 +51,7 @@ class Overlay(AbstractContextManager["Overlay"]):
         self.stream = self.container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "18"})
         self.stream.width, self.stream.height = size
         self.stream.pix_fmt = "yuv420p"
-        # Said in the file, so that players do not guess the colours from the picture's height.
+        # Named in the file, or players guess the colour space from the picture's height.
         self.stream.codec_context.colorspace = Colorspace.ITU709
         self.stream.codec_context.color_primaries = ColorPrimaries.BT709
         self.stream.codec_context.color_trc = ColorTrc.BT709
@@ -71,7 +71,7 @@ class Overlay(AbstractContextManager["Overlay"]):
 
 @contextmanager
 def finished(output: Path) -> Iterator[Path]:
-    """A scratch folder inside `output` whose files move into it at the end; after an error nothing of it is left."""
+    """A temporary folder inside `output`, whose files move into it at the end. After an error nothing is left."""
     scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=output))
     try:
         yield scratch

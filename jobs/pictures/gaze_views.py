@@ -1,7 +1,7 @@
-"""How `autogaze gaze` looks at a clip: the whole picture squashed to what the gaze sees, or its tiles at full size.
+"""The two views of `autogaze gaze`: the whole picture, resized to the gaze's square, or its tiles at full size.
 
-A view gazes the frames of a clip and gives the labels to store and, frame by frame, what the overlay shows; at the end
-it makes the contact sheet of the frames that were kept.
+A view gazes at a clip, and gives the labels to store and the frames of the overlay video. At the end it makes the
+contact sheet from the pictures that were kept.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class GazedFrame(Generic[P]):
     Attributes:
         number: frame number in the video.
         overlay: the frame of the overlay video, uint8 [H, W, 3].
-        picture: what the contact sheet needs.
-        tokens: patches gazed, of `possible`.
+        picture: what the contact sheet draws of it.
+        tokens: how many patches are gazed at, of `possible`.
         error: final error, the mean over tiles.
         met: share of tiles whose error is at or under the threshold.
     """
@@ -45,27 +45,28 @@ class GazedFrame(Generic[P]):
 
 
 class View(Protocol[P]):
-    """What both views are. `background` is an overlay frame without pictures."""
+    """A view of clips."""
 
     background: Image.Image
+    """An overlay frame without pictures."""
     columns: int
-    """Frames on the contact sheet."""
+    """How many frames the contact sheet holds."""
     unit: str
     """What has an error of its own, in the plural."""
     native: tuple[int, int] | None
-    """Height and width at which frames are wanted; None: the square the gaze sees."""
+    """Height and width that frames must have; None: those of the gaze's square."""
 
     def look(
         self, numbers: list[int], stride: int, frames: np.ndarray
     ) -> tuple[dict[str, Any], Iterator[GazedFrame[P]]]:
-        """Gaze a clip, uint8 [T, H, W, 3]: labels by tile name ("" for the whole picture), and its frames."""
+        """Gaze at a clip uint8 [T, H, W, 3]: labels by tile name ("" for the whole picture), and the gazed frames."""
 
     def sheet(self, pictures: Sequence[P], facts: str) -> Image.Image:
         """The contact sheet."""
 
 
 class WholeView:
-    """Original, gazed patches and reconstruction side by side, as the square the gaze sees."""
+    """Original, gazed patches and reconstruction side by side, as the gaze's square."""
 
     columns = 8
     unit = "frames"
@@ -88,7 +89,7 @@ class WholeView:
         final, met = gaze.final()[0].tolist(), gaze.met(bound)[0].tolist()
         for place, (number, tokens) in enumerate(zip(numbers, gaze.frames(0), strict=True)):
             seconds = number / self.fps if self.fps > 0 else None
-            # A copy: the frames are a view of all that were decoded together.
+            # A copy, since the frames are a view of all that were decoded together.
             picture = render.Picture(
                 number, seconds, frames[place].copy(), tokens, rebuilt[place], final[place], met[place]
             )
@@ -100,7 +101,7 @@ class WholeView:
 
 
 class TiledView:
-    """The gazed patches of all tiles where they lie in the picture; the sheet has original and reconstruction as well.
+    """The gazed patches of all tiles, in their places in the picture; the sheet also has original and reconstruction.
 
     Memory: a clip of frames and its reconstruction at full size, and a batch of tiles.
     """

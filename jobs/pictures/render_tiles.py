@@ -1,6 +1,6 @@
 """Pictures of the gaze of a tiled video, drawn in the video's own shape: an overlay frame and a contact sheet.
 
-Beside jobs/pictures/render.py, which draws the square that an untiled gaze sees, and with its colours and lettering.
+jobs/pictures/render.py draws the square that an untiled gaze sees.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from autogaze.patches import PatchVocabulary
-from jobs.pictures import render
+from jobs.pictures import lettering
 
 _LONGEST, _LONGEST_ON_SHEET = 1280, 480  # pixels of a picture's longer side, in the overlay and on the sheet
 _NARROWEST = 960  # of an overlay, whose captions need room
@@ -36,54 +36,54 @@ def background(title: str, shape: tuple[int, int], vocabulary: PatchVocabulary) 
     """What all overlay frames of a video of (height, width) pixels share: the caption bar with title and legend."""
     width, height = _fitted(shape, _LONGEST)
     width = max(width, _NARROWEST)
-    image = Image.new("RGB", (width + width % 2, render._BAR_TOP + height + height % 2 + render._BAR_BOTTOM))
+    image = Image.new("RGB", (width + width % 2, lettering.BAR_TOP + height + height % 2 + lettering.BAR_BOTTOM))
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, *image.size), fill=render._GROUND)
-    legend = render._legend(None, (0, 0), vocabulary, 18)
-    render._text(draw, (16, 13), render.fit(title, 20, width - legend - 72), 20)
-    render._legend(draw, (width - 16 - legend, 14), vocabulary, 18)
+    draw.rectangle((0, 0, *image.size), fill=lettering.GROUND)
+    legend = lettering.draw_legend(None, (0, 0), vocabulary, 18)
+    lettering.draw_text(draw, (16, 13), lettering.fit(title, 20, width - legend - 72), 20)
+    lettering.draw_legend(draw, (width - 16 - legend, 14), vocabulary, 18)
     return image
 
 
 def overlay_frame(background: Image.Image, gazed: np.ndarray, lines: Sequence[str], met: bool) -> np.ndarray:
     """One frame of the overlay video, uint8 [H, W, 3]: the gazed patches in the picture, and the lines under it."""
     image, panel = background.copy(), _scaled(gazed, _LONGEST)
-    image.paste(panel, ((image.width - panel.width) // 2, render._BAR_TOP))
-    draw, y = ImageDraw.Draw(image), image.height - render._BAR_BOTTOM + 10
+    image.paste(panel, ((image.width - panel.width) // 2, lettering.BAR_TOP))
+    draw, y = ImageDraw.Draw(image), image.height - lettering.BAR_BOTTOM + 10
     places = [(16, "left"), (image.width // 2, "middle"), (image.width - 16, "right")]
     for (x, side), line in zip(places, lines, strict=True):
-        room = render.text_width(line, 18)
+        room = lettering.text_width(line, 18)
         alarm = side == "right" and not met
         x -= {"left": 0, "middle": room // 2, "right": room}[side]
-        render._text(draw, (x, y), line, 18, render._ALARM if alarm else render._QUIET)
+        lettering.draw_text(draw, (x, y), line, 18, lettering.ALARM if alarm else lettering.QUIET)
     return np.asarray(image)
 
 
 def contact_sheet(pictures: Sequence[TiledPicture], title: str, facts: str, vocabulary: PatchVocabulary) -> Image.Image:
     """Original, gazed patches and reconstruction of one or more frames: a frame per column, a kind per row."""
-    margin, gap = render._MARGIN, render._GAP
+    margin, gap = lettering.MARGIN, lettering.GAP
     wide, high = pictures[0].panels[0].size
     step = max(wide, 300)  # the lines under a picture need room
-    left, top = margin + render._LABELS, margin + 84
+    left, top = margin + lettering.LABEL_WIDTH, margin + 84
     width = max(left + len(pictures) * (step + gap) - gap + margin, 1200)
-    sheet = Image.new("RGB", (width, top + 3 * (high + gap) + 74 + margin), render._GROUND)
+    sheet = Image.new("RGB", (width, top + 3 * (high + gap) + 74 + margin), lettering.GROUND)
     draw = ImageDraw.Draw(sheet)
-    render._text(draw, (margin, margin), render.fit(title, 28, width - 2 * margin), 28)
-    legend = render._legend(None, (0, 0), vocabulary, 18)
-    render._text(
-        draw, (margin, margin + 42), render.fit(facts, 18, width - 2 * margin - legend - 40), 18, render._QUIET
+    lettering.draw_text(draw, (margin, margin), lettering.fit(title, 28, width - 2 * margin), 28)
+    legend = lettering.draw_legend(None, (0, 0), vocabulary, 18)
+    lettering.draw_text(
+        draw, (margin, margin + 42), lettering.fit(facts, 18, width - 2 * margin - legend - 40), 18, lettering.QUIET
     )
-    render._legend(draw, (width - margin - legend, margin + 42), vocabulary, 18)
+    lettering.draw_legend(draw, (width - margin - legend, margin + 42), vocabulary, 18)
     for row, label in enumerate(("original", "gazed patches", "reconstruction")):
-        render._text(draw, (margin, top + row * (high + gap) + 2), label, 20)
+        lettering.draw_text(draw, (margin, top + row * (high + gap) + 2), label, 20)
     for column, picture in enumerate(pictures):
         x = left + column * (step + gap)
         for row, panel in enumerate(picture.panels):
             sheet.paste(panel, (x, top + row * (high + gap)))
         y = top + 3 * (high + gap) + 2
-        colours = (render._QUIET, render._TEXT, render._TEXT if picture.met else render._ALARM)
+        colours = (lettering.QUIET, lettering.TEXT, lettering.TEXT if picture.met else lettering.ALARM)
         for row, (line, colour) in enumerate(zip(picture.lines, colours, strict=True)):
-            render._text(draw, (x, y + 25 * row), render.fit(line, 18, step), 18, colour)
+            lettering.draw_text(draw, (x, y + 25 * row), lettering.fit(line, 18, step), 18, colour)
     return sheet
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from autogaze.tiling import TileGrid
 from pipelines.errors import PipelineError
+from pipelines.schema import check, setting
 from pipelines.storage import store, tables
 
 PLAN_SCHEMA = pa.schema(
@@ -47,7 +49,6 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
-TILES = ("whole", "native")
 ROW_LIMIT = 2 << 30  # a shard's frames are one Arrow array, which addresses its bytes with 31 bits
 _GROUP_ROWS = 16384
 _LONGEST_STRIDE = 2**31 - 1
@@ -57,36 +58,21 @@ _LONGEST_STRIDE = 2**31 - 1
 class ClipConfig:
     """How videos are cut into clips."""
 
-    frames: int = field(default=16, metadata={"help": "frames per clip"})
-    stride: int = field(default=1, metadata={"help": "take every stride-th frame of the video"})
-    fps: float = field(default=0.0, metadata={"help": "sample at this rate instead of stride (0 = use stride)"})
-    per_video: int = field(default=0, metadata={"help": "clips per video, evenly spread (0 = the whole video)"})
-    min_frames: int = field(default=1, metadata={"help": "videos with fewer frames fail as too_short"})
-    tiles: str = field(
-        default="whole",
-        metadata={"help": "whole: the picture squashed to 224x224; native: a clip for each 224x224 tile of it"},
+    frames: int = setting(16, "frames per clip", at_least=1)
+    stride: int = setting(1, "take every stride-th frame of the video", at_least=1, at_most=_LONGEST_STRIDE)
+    fps: float = setting(0.0, "sample at this rate instead of stride (0 = use stride)", at_least=0)
+    per_video: int = setting(0, "clips per video, evenly spread (0 = the whole video)", at_least=0)
+    min_frames: int = setting(1, "videos with fewer frames fail as too_short", at_least=1)
+    tiles: Literal["whole", "native"] = setting(
+        "whole", "whole: the picture squashed to 224x224; native: a clip for each 224x224 tile of it"
     )
 
 
-def check_clip_config(clip: ClipConfig, shard_clips: int) -> None:
-    """Raise PipelineError naming the first value out of range."""
-    for name, value, least in (
-        ("clip.frames", clip.frames, 1),
-        ("clip.stride", clip.stride, 1),
-        ("clip.per_video", clip.per_video, 0),
-        ("clip.min_frames", clip.min_frames, 1),
-        ("shard.clips", shard_clips, 1),
-    ):
-        if value < least:
-            raise PipelineError(f"{name}={value}: must be at least {least}")
-    if clip.stride > _LONGEST_STRIDE:
-        raise PipelineError(f"clip.stride={clip.stride}: must be at most {_LONGEST_STRIDE}")
-    if clip.fps < 0 or not np.isfinite(clip.fps):
-        raise PipelineError(f"clip.fps={clip.fps}: must be 0 (use clip.stride) or a positive rate")
+def check_clip_config(clip: ClipConfig) -> None:
+    """Raise PipelineError, in one line, for the first value that cannot work."""
+    check(clip, "clip.")
     if clip.fps and clip.stride != 1:
         raise PipelineError("clip.fps and clip.stride both set: give one of them")
-    if clip.tiles not in TILES:
-        raise PipelineError(f"clip.tiles={clip.tiles}: must be one of {', '.join(TILES)}")
 
 
 def clip_bytes(frames: int) -> int:
@@ -105,6 +91,16 @@ def video_name(uri: str, root: str) -> str:
     stem = stem.rsplit(".", 1)[0] or stem
     slug = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:40] or "video"
     return f"{slug}-{hashlib.sha256(relative.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+
+
+def video_of_clip(clip: str, start: int, stride: int, tile: str) -> str:
+    """The name of the video (`video_name`) that a clip is cut from, given the rest of the clip's name."""
+    return clip.removesuffix(_clip_suffix(start, stride, tile))
+
+
+def _clip_suffix(start: int, stride: int, tile: str) -> str:
+    """What a clip's name adds to its video's."""
+    return f"-{start:06d}" + (f"-s{stride}" if stride != 1 else "") + (f"-{tile}" if tile else "")
 
 
 def clip_starts(frames: int, clip_frames: int, stride: int, per_video: int) -> np.ndarray:
@@ -134,7 +130,9 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     Raises:
         PipelineError: a value out of range, or two clips with one name.
     """
-    check_clip_config(clip, shard_clips)
+    check_clip_config(clip)
+    if shard_clips < 1:
+        raise PipelineError(f"shard.clips={shard_clips}: must be at least 1")
     manifest = manifest.sort_values("uri", kind="stable", ignore_index=True)
     turned = manifest["rotation"].to_numpy() % 180 == 90
     coded = manifest[["width", "height"]].to_numpy(np.int32)
@@ -178,8 +176,8 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     plan = pd.DataFrame(
         {
             "clip": [
-                f"{keys[i]}-{s:06d}" + (f"-s{k}" if k != 1 else "") + (f"-{name}" if name else "")
-                for i, s, k, name in zip(source, start, stride, names, strict=True)
+                keys[i] + _clip_suffix(first, step, tile_name)
+                for i, first, step, tile_name in zip(source, start, stride, names, strict=True)
             ],
             "shard": shard.astype(np.int32),
             "position": position.astype(np.int32),

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import PIL
 from PIL import Image, features
 
-STORAGE = ("jpeg", "raw", "none")
+from pipelines.dataset.members import BadSample, Members
+
+FrameStorage: TypeAlias = Literal["jpeg", "raw", "none"]
+_ARRAY = "frames.npy"
+_ARRAY_HEADER = 1024  # bytes that hold the header of a .npy file with so few dimensions
+_DAMAGED_JPEG = (OSError, SyntaxError, ValueError)  # what Pillow raises for one
 
 
 def encode_frames(frames: np.ndarray, storage: str, quality: int) -> list[tuple[str, bytes]]:
@@ -18,25 +25,86 @@ def encode_frames(frames: np.ndarray, storage: str, quality: int) -> list[tuple[
     if storage == "raw":
         sink = io.BytesIO()
         np.save(sink, frames, allow_pickle=False)
-        return [("frames.npy", sink.getvalue())]
-    digits = max(2, len(str(len(frames) - 1)))
-    members = []
-    for number, frame in enumerate(frames):
+        return [(_ARRAY, sink.getvalue())]
+    jpegs = []
+    for frame in frames:
         sink = io.BytesIO()
         Image.fromarray(frame).save(sink, "JPEG", quality=quality)
-        members.append((f"{number:0{digits}d}.jpg", sink.getvalue()))
-    return members
+        jpegs.append(sink.getvalue())
+    return jpeg_members(jpegs)
 
 
-def decode_frames(members: dict[str, bytes]) -> np.ndarray | None:
-    """The inverse of encode_frames on a clip's members; uint8 [T, H, W, 3], or None when frames were not stored."""
-    if "frames.npy" in members:
-        frames: np.ndarray = np.load(io.BytesIO(members["frames.npy"]), allow_pickle=False)
-        return frames
-    names = sorted(name for name in members if name.endswith(".jpg"))
-    if not names:
+def jpeg_members(jpegs: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    """The encoded frames of a clip as (member suffix, bytes): 00.jpg, 01.jpg, ..."""
+    digits = max(2, len(str(len(jpegs) - 1)))
+    return [(f"{number:0{digits}d}.jpg", data) for number, data in enumerate(jpegs)]
+
+
+def decode_frames(members: Members) -> np.ndarray | None:
+    """The frames of a clip, uint8 [T, H, W, 3]; None where none are stored. Raises BadSample where they are damaged."""
+    if _ARRAY in members:
+        _, shape = _array_header(members[_ARRAY])
+    elif names := _jpeg_names(members):
+        width, height = _open_jpeg(members, names[0]).size
+        shape = (len(names), height, width, 3)
+    else:
         return None
-    return np.stack([np.asarray(Image.open(io.BytesIO(members[name])).convert("RGB")) for name in names])
+    frames = np.empty(shape, np.uint8)
+    decode_frames_into(members, frames)
+    return frames
+
+
+def decode_frames_into(members: Members, out: np.ndarray) -> None:
+    """Decode the frames of a clip into `out`, uint8 [T, H, W, 3].
+
+    Raises BadSample where they are damaged, or of another shape.
+    """
+    if _ARRAY in members:
+        begin, shape = _array_header(members[_ARRAY])
+        if shape != out.shape:
+            raise BadSample(f"frames are uint8 {list(shape)}, not uint8 {list(out.shape)}")
+        pixels = np.frombuffer(members[_ARRAY], np.uint8, offset=begin)
+        if pixels.size != out.size:
+            raise BadSample(f"{_ARRAY} holds {pixels.size} pixel bytes, not {out.size}")
+        out[...] = pixels.reshape(shape)
+        return
+    names = _jpeg_names(members)
+    if len(names) != len(out):
+        raise BadSample(f"{len(names)} frames are stored, not {len(out)}")
+    for name, frame in zip(names, out, strict=True):
+        image = _open_jpeg(members, name)
+        if image.size != frame.shape[1::-1]:
+            raise BadSample(f"frames are {image.size[0]}x{image.size[1]}, not {frame.shape[1]}x{frame.shape[0]}")
+        try:
+            data = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
+        except _DAMAGED_JPEG as error:
+            raise BadSample(f"{name} is damaged: {error}") from error
+        frame[...] = np.frombuffer(data, np.uint8).reshape(frame.shape)
+
+
+def _open_jpeg(members: Members, name: str) -> Image.Image:
+    """The image of a member, its header read and its pixels not yet decoded. Raises BadSample."""
+    try:
+        return Image.open(io.BytesIO(members[name]), formats=("JPEG",))
+    except _DAMAGED_JPEG as error:
+        raise BadSample(f"{name} is damaged: {error}") from error
+
+
+def _jpeg_names(members: Members) -> list[str]:
+    return sorted(name for name in members if name.endswith(".jpg"))
+
+
+def _array_header(data: bytes | memoryview) -> tuple[int, tuple[int, ...]]:
+    """Where the pixels of a frames.npy begin, and their shape. Raises BadSample unless they are uint8, row by row."""
+    file = io.BytesIO(data[:_ARRAY_HEADER])
+    try:
+        np.lib.format.read_magic(file)
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+    except ValueError as error:
+        raise BadSample(f"{_ARRAY} is damaged: {error}") from error
+    if dtype != np.uint8 or by_column:
+        raise BadSample(f"frames are {dtype} {list(shape)}, not uint8 in C order")
+    return file.tell(), shape
 
 
 def jpeg_fingerprint() -> str:

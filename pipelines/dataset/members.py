@@ -1,50 +1,37 @@
-"""The members of one sample in a shard's tar, and the frames among them."""
+"""The members of one clip in a shard's tar."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Mapping
 
-import numpy as np
-from PIL import Image
-
-
-class BadSample(Exception):
-    """A sample that is not what the index says; the message is the reason, without the sample's name."""
+Members = Mapping[str, bytes | memoryview]
+"""A clip's members by suffix, as in `gaze.npz`."""
+_BLOCK = 512  # bytes of a header, and what a member's size is rounded up to
 
 
-def members_of(data: memoryview, clip: str) -> dict[str, memoryview]:
-    """As shards.split_members, for bytes whose hash was found right: without copies, and thirty times as fast.
+class BadSample(ValueError):
+    """A clip that is not what the index says; the message is the reason, without the clip's name."""
 
+
+def split_members(data: bytes | memoryview, clip: str) -> dict[str, memoryview]:
+    """Cut the tar bytes of one clip into its members, without copies.
+
+    For bytes whose hash has been checked: it reads what build_shard writes, thirty times as fast as tarfile does.
     Raises BadSample.
     """
-    members, at, prefix = {}, 0, f"{clip}.".encode()
+    data, members, at, prefix = memoryview(data), {}, 0, f"{clip}.".encode()
     while at < len(data):
-        header = bytes(data[at : at + 512])
-        name, size = header[:100].rstrip(b"\0"), int(header[124:135], 8)
+        header = bytes(data[at : at + _BLOCK])
+        name = header[:100].rstrip(b"\0")
         if not name.startswith(prefix):
             raise BadSample(f"member {name.decode(errors='replace')} does not belong to it")
-        members[name[len(prefix) :].decode()] = data[at + 512 : at + 512 + size]
-        at += 512 + -(-size // 512) * 512
+        try:
+            size = int(header[124:135], 8)
+        except ValueError as error:
+            raise BadSample(f"member {name.decode(errors='replace')} has no size") from error
+        at += _BLOCK
+        if at + size > len(data):
+            raise BadSample(f"member {name.decode(errors='replace')} is cut off")
+        members[name[len(prefix) :].decode()] = data[at : at + size]
+        at += -(-size // _BLOCK) * _BLOCK
     return members
-
-
-def read_frames(members: dict[str, memoryview], out: np.ndarray) -> None:
-    """As frames.decode_frames, into `out`: uint8 [T, S, S, 3]. Raises BadSample unless they fit."""
-    if "frames.npy" in members:
-        member = members["frames.npy"]
-        header = io.BytesIO(member[:1024])
-        np.lib.format.read_magic(header)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(header)
-        if shape != out.shape or dtype != np.uint8:
-            raise BadSample(f"frames are {dtype} {list(shape)}, not uint8 {list(out.shape)}")
-        out[...] = np.frombuffer(member, np.uint8, offset=header.tell()).reshape(shape)
-        return
-    names = sorted(name for name in members if name.endswith(".jpg"))
-    if len(names) != len(out):
-        raise BadSample(f"{len(names)} frames are stored, not {len(out)}")
-    for name, frame in zip(names, out, strict=True):
-        image = Image.open(io.BytesIO(members[name]), formats=("JPEG",))
-        if image.size != frame.shape[1::-1]:
-            raise BadSample(f"frames are {image.size[0]}x{image.size[1]}, not {frame.shape[1]}x{frame.shape[0]}")
-        pixels = (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
-        frame[...] = np.frombuffer(pixels, np.uint8).reshape(frame.shape)

@@ -1,145 +1,201 @@
-"""The record that each run of preprocess leaves beside its dataset: what it did, how fast, on what."""
+"""The record that each run of preprocess leaves beside its dataset: what it did, how fast, and on what.
+
+Records lie in <dataset>.runs/, one JSON file a run. They are not in the dataset itself: its bytes do not depend on who
+made it, when or where. docs/formats.md lists the keys.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from pipelines.storage import store
+from pipelines.storage.location import Location
 
-LISTED_RUNS = 20
+STAGE_OF_PART = {"fetch": "decode", "encode": "decode", "search": "gaze", "write": "gaze"}
+"""A part of a stage -> the stage in whose actors it runs."""
+_STAMP = "%Y-%m-%dT%H:%M:%SZ"
+_LISTED_RUNS = 20
+_NEWEST_RECORDS = 8
 
 
-_PART_OF = {"fetch": "decode", "encode": "decode", "search": "gaze", "write": "gaze"}  # whose time holds theirs
+@dataclass(frozen=True)
+class StageTime:
+    """Seconds that the workers of a stage (or of a part of one) were busy, all of them together."""
 
-
-@dataclass
-class Stage:
-    """One stage of a run: seconds its workers were busy, all together, and their share of the run's time."""
-
-    name: str
     seconds: float
     workers: int
-    share: float
-
-    @property
-    def part(self) -> bool:
-        """Whether its time is also counted in another stage."""
-        return self.name in _PART_OF
 
 
-@dataclass
-class Run:
-    """What one run of preprocess left behind about itself."""
+@dataclass(frozen=True)
+class RunRecord:
+    """What one run of preprocess says of itself. Fields are named as the keys of the file, except `ok` and `failed`.
+
+    Attributes:
+        started, finished: UTC, as 2026-01-31T12:00:00Z. While the run goes on `finished` is when this was written.
+        status: done, interrupted or running.
+        workers: actors of each stage.
+        gaze: what gazed and how, in words.
+        ok, failed: clips; in the file together, as `clips`.
+        seconds: how long the run took, without starting Ray and planning.
+        start_up: seconds of each phase until the first shard was committed.
+        stages: of each stage, and of each part of one.
+        speed_of_light: rate of the run over the rate its slowest stage would have with all workers always busy.
+    """
 
     started: str
+    finished: str
     status: str
     nodes: int
     cpus: int
     gpus: int
-    workers: list[tuple[str, int]]
+    workers: dict[str, int]
+    device: str
+    gaze: str
     ok: int
     failed: int
+    failed_by_reason: dict[str, int]
+    decoder_restarts: int
     frames: int
+    tokens: int
     seconds: float
+    start_up: dict[str, float]
     frames_per_s: float
-    stages: list[Stage]
-    slowest_stage: str
-    speed_of_light: float
+    stages: dict[str, StageTime] = field(default_factory=dict)
+    slowest_stage: str = ""
+    speed_of_light: float = 0.0
 
     @property
-    def duration(self) -> str:
-        minutes, seconds = divmod(round(self.seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        if hours:
-            return f"{hours} h {minutes:02d} min"
-        return f"{minutes} min {seconds:02d} s" if minutes else f"{self.seconds:.1f} s"
+    def finished_at(self) -> float:
+        """`finished` in seconds since 1970."""
+        return float(pd.Timestamp(self.finished).timestamp())
+
+    def busy_share(self, stage: str) -> float:
+        """Share of the run's time that the workers of a stage were busy: 0 to 1."""
+        spent = self.stages[stage]
+        available = self.seconds * spent.workers
+        return min(spent.seconds / available, 1.0) if available else 0.0
+
+    def busiest_first(self) -> list[str]:
+        """Names of the stages, the busiest first, each followed by its own parts."""
+
+        def order(name: str) -> tuple[float, str, bool, float]:
+            stage = STAGE_OF_PART.get(name, name)
+            share = self.busy_share(stage) if stage in self.stages else 0.0
+            return -share, stage, name != stage, -self.busy_share(name)
+
+        return sorted(self.stages, key=order)
+
+    def to_json(self) -> bytes:
+        """The file's bytes."""
+        document = {
+            "started": self.started,
+            "finished": self.finished,
+            "status": self.status,
+            "nodes": self.nodes,
+            "cpus": self.cpus,
+            "gpus": self.gpus,
+            "workers": self.workers,
+            "device": self.device,
+            "gaze": self.gaze,
+            "clips": {"ok": self.ok, "failed": self.failed},
+            "failed_by_reason": dict(sorted(self.failed_by_reason.items())),
+            "decoder_restarts": self.decoder_restarts,
+            "frames": self.frames,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds, 3),
+            "start_up": {phase: round(spent, 3) for phase, spent in self.start_up.items()},
+            "frames_per_s": round(self.frames_per_s, 2),
+            "stages": {
+                name: {"seconds": round(stage.seconds, 3), "workers": stage.workers}
+                for name, stage in sorted(self.stages.items())
+            },
+            "slowest_stage": self.slowest_stage,
+            "speed_of_light": round(self.speed_of_light, 4),
+        }
+        return json.dumps(document, indent=1).encode() + b"\n"
 
     @classmethod
-    def parse(cls, record: dict[str, Any]) -> Run:
-        """Raises KeyError, TypeError, ValueError, AttributeError for what is not a record."""
-        seconds = float(record["seconds"])
-        stages = [
-            Stage(name, float(stage["seconds"]), int(stage["workers"]), 0.0)
-            for name, stage in record.get("stages", {}).items()
-        ]
-        for stage in stages:
-            stage.share = min(stage.seconds / (seconds * stage.workers), 1.0) if seconds and stage.workers else 0.0
-        whole = {stage.name: stage.share for stage in stages}
+    def from_json(cls, data: bytes) -> RunRecord:
+        """Read what `to_json` wrote, also by versions that knew no `gaze` or `start_up`.
 
-        def order(stage: Stage) -> tuple[float, str, bool, float]:
-            """Busiest first, each followed by its own parts."""
-            parent = _PART_OF.get(stage.name, stage.name)
-            return -whole.get(parent, 0.0), parent, stage.name != parent, -stage.share
-
-        return cls(
-            started=str(record["started"]).replace("T", " ").replace("Z", " UTC"),
-            status=str(record.get("status", "")),
-            nodes=int(record["nodes"]),
-            cpus=int(record["cpus"]),
-            gpus=int(record["gpus"]),
-            workers=[(str(stage), int(number)) for stage, number in record["workers"].items()],
-            ok=int(record["clips"]["ok"]),
-            failed=int(record["clips"]["failed"]),
-            frames=int(record["frames"]),
-            seconds=seconds,
-            frames_per_s=float(record["frames_per_s"]),
-            stages=sorted(stages, key=order),
-            slowest_stage=str(record.get("slowest_stage") or ""),
-            speed_of_light=float(record.get("speed_of_light") or 0.0),
-        )
-
-
-def read_runs(url: str) -> list[Run]:
-    """Records of the runs that made the dataset, newest first; a file that is not a record is passed over.
-
-    They lie beside the dataset, since a dataset's own files do not depend on who made them, when or where.
-    """
-    found = []
-    for entry in store.list_objects(f"{url}.runs"):
-        if not entry.url.endswith(".json"):
-            continue
+        Raises ValueError for anything else.
+        """
         try:
-            found.append(Run.parse(json.loads(store.read(entry.url))))
-        except (KeyError, TypeError, ValueError, AttributeError):  # ValueError: bad JSON or UTF-8 as well
-            continue
-    return sorted(found, key=lambda run: run.started, reverse=True)[:LISTED_RUNS]
+            document: dict[str, Any] = json.loads(data)
+            record = cls(
+                started=str(document["started"]),
+                finished=str(document["finished"]),
+                status=str(document["status"]),
+                nodes=int(document["nodes"]),
+                cpus=int(document["cpus"]),
+                gpus=int(document["gpus"]),
+                workers={str(stage): int(count) for stage, count in document["workers"].items()},
+                device=str(document["device"]),
+                gaze=str(document.get("gaze", "")),
+                ok=int(document["clips"]["ok"]),
+                failed=int(document["clips"]["failed"]),
+                failed_by_reason={str(reason): int(n) for reason, n in document["failed_by_reason"].items()},
+                decoder_restarts=int(document["decoder_restarts"]),
+                frames=int(document["frames"]),
+                tokens=int(document["tokens"]),
+                seconds=float(document["seconds"]),
+                start_up={str(phase): float(spent) for phase, spent in document.get("start_up", {}).items()},
+                frames_per_s=float(document["frames_per_s"]),
+                stages={
+                    str(name): StageTime(float(stage["seconds"]), int(stage["workers"]))
+                    for name, stage in document["stages"].items()
+                },
+                slowest_stage=str(document["slowest_stage"]),
+                speed_of_light=float(document["speed_of_light"]),
+            )
+            record.finished_at  # noqa: B018 (a time that cannot be read is no record either)
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError(f"not the record of a run: {error!r}") from error
+        return record
 
 
-_RECORDS = 8
+def time_stamp(seconds: float) -> str:
+    """A time in seconds since 1970 as records have it."""
+    return time.strftime(_STAMP, time.gmtime(seconds))
 
 
-def newest_record(url: str) -> dict[str, Any]:
-    """What the run of preprocess that was last heard of says of itself, or {}. A file that is no record is passed over.
+def new_record_url(dataset: Location, began: float) -> Location:
+    """Where a run that begins now keeps its record. Names sort by the time at which their run began."""
+    name = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)) + f"-{uuid.uuid4().hex[:6]}.json"
+    return _folder(dataset) / name
 
-    Records lie beside the dataset, whose own bytes do not depend on how fast it was made.
-    """
-    names = [entry.url for entry in store.list_objects(f"{url}.runs") if entry.url.endswith(".json")]
-    found = []
-    for name in names[-_RECORDS:]:  # names begin with the time at which the run did
+
+def read_runs(dataset: Location) -> list[RunRecord]:
+    """Records of the runs that made a dataset, the newest 20, newest first."""
+    records = sorted(_records(_record_urls(dataset)), key=lambda record: record.started, reverse=True)
+    return records[:_LISTED_RUNS]
+
+
+def newest_record(dataset: Location) -> RunRecord | None:
+    """The record of the run that wrote last; None where no run has written one."""
+    names = _record_urls(dataset)[-_NEWEST_RECORDS:]  # a run that began long ago may have written last
+    return max(_records(names), key=lambda record: record.finished_at, default=None)
+
+
+def _folder(dataset: Location) -> Location:
+    return Location.as_is(f"{dataset}.runs")
+
+
+def _record_urls(dataset: Location) -> list[Location]:
+    return [entry.url for entry in store.list_objects(_folder(dataset)) if entry.url.endswith(".json")]
+
+
+def _records(names: list[Location]) -> Iterator[RunRecord]:
+    """Read records; a file that holds none is passed over, as is one removed since it was listed."""
+    for name in names:
         try:
-            record = json.loads(store.read(name))
-            stage_shares(record), ended_at(record)
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):
+            yield RunRecord.from_json(store.read(name))
+        except (ValueError, FileNotFoundError):
             continue
-        found.append(record)
-    return max(found, key=ended_at, default={})
-
-
-def ended_at(record: dict[str, Any]) -> float:
-    return float(pd.Timestamp(record["finished"]).timestamp())
-
-
-def stage_shares(record: dict[str, Any]) -> tuple[dict[str, float], str]:
-    """Share of a run's time that each stage's workers were busy, and the slowest stage."""
-    if not record:
-        return {}, ""
-    seconds = float(record["seconds"])
-    shares = {
-        name: min(stage["seconds"] / (seconds * stage["workers"]), 1.0) if seconds and stage["workers"] else 0.0
-        for name, stage in record["stages"].items()
-    }
-    return shares, str(record["slowest_stage"])

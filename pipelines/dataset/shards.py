@@ -1,11 +1,11 @@
-"""The shard: one WebDataset tar and the index beside it, made from one slice of the plan. Write, read, verify.
+"""The shard: one WebDataset tar and the index beside it, made from one slice of the plan. Written and read here.
 
     <output>/shards/000042.tar      members per clip: <clip>.json  <clip>.NN.jpg | <clip>.frames.npy  <clip>.gaze.npz
                                                      and, if asked for, <clip>.targets.npz
     <output>/index/000042.parquet   one row per PLANNED clip; written last, its presence commits the shard
 
-Bytes are a pure function of the plan's rows and the config: fixed member order, times and owners, no pickle. Nothing
-that differs between two runs (times, hosts, worker counts) is kept inside a dataset.
+Bytes are a pure function of the plan's rows and the config: the order of members, times and owners are fixed, and there
+is no pickle. Nothing that differs between two runs (times, hosts, worker counts) is kept inside a dataset.
 """
 
 from __future__ import annotations
@@ -14,20 +14,26 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from pipelines.corpus.plan import PLAN_SCHEMA
+from pipelines.dataset.frames import decode_frames
+from pipelines.dataset.members import BadSample, Members, split_members
 from pipelines.errors import PipelineError
+from pipelines.schema import setting
 from pipelines.storage import store, tables
 from pipelines.storage.location import Location
 
+DATASET_FORMAT = 2
 OUTCOMES = ("ok", "filtered", "failed")
 TARGETS = "targets.npz"  # a member, pipelines/dataset/targets.py
 INDEX_SCHEMA = pa.schema(
@@ -59,18 +65,18 @@ INDEX_SCHEMA = pa.schema(
 class ShardConfig:
     """How clips are packed."""
 
-    clips: int = field(default=32, metadata={"help": "clips per shard; a shard's frames are held in memory at once"})
+    clips: int = setting(32, "clips per shard; a shard's frames are held in memory at once", at_least=1)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one planned clip: a gaze with what is stored beside it, or a reason.
+    """What became of one planned clip: a gaze and what is stored beside it, or the reason why there is none.
 
-    filtered: whether a clip without a gaze was left out on purpose, and did not fail.
+    filtered: a clip without a gaze was left out on purpose; it did not fail.
     """
 
     gaze: Gaze | None = None
-    members: Sequence[tuple[str, bytes]] = ()  # encoded frames, and targets if there are any: (suffix, bytes)
+    members: Sequence[tuple[str, bytes]] = ()  # (suffix, bytes): encoded frames, and targets if any
     reason: str | None = None
     detail: str | None = None
     filtered: bool = False
@@ -114,12 +120,12 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
                 loss=float(gaze.final().mean()),
                 met=float(gaze.met(threshold).float().mean()),
             )
-            # Not its shard and position: a clip's bytes are the same wherever the plan puts it.
+            # Without its shard and position: a clip's bytes are the same wherever the plan puts it.
             described = {name: value for name, value in record.items() if name not in ("shard", "position")}
             described |= {name: row[name] for name in ("video_frames", "fps", "width", "height")}
             text = json.dumps(described, ensure_ascii=False, sort_keys=True).encode()
             members = [("json", text), *outcome.members, ("gaze.npz", gaze.to_npz())]
-            for suffix, data in sorted(members, key=lambda named: named[0] == TARGETS):  # targets last, else as it is
+            for suffix, data in sorted(members, key=lambda member: member[0] == TARGETS):  # stable: targets go last
                 member = tarfile.TarInfo(f"{row['clip']}.{suffix}")  # TarInfo's own defaults: mtime 0, uid 0, mode 644
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
@@ -130,7 +136,7 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
 
 
 def commit_shard(dataset: str, shard: int, tar: bytes, index: bytes) -> None:
-    """Publish a shard: the tar, then the index, which makes it count. Safe to do twice, at once, or half."""
+    """Publish a shard: the tar, then the index, which commits it. Safe to do twice, at the same time, or to half."""
     store.publish(tar, tar_url(dataset, shard))
     store.publish(index, index_url(dataset, shard))
 
@@ -148,12 +154,42 @@ class Dataset:
     Attributes:
         url: where it is.
         about: dataset.json.
-        plan: plan.parquet as a frame.
     """
 
     url: Location
     about: dict[str, Any]
-    plan: pd.DataFrame
+
+    @cached_property
+    def plan(self) -> pd.DataFrame:
+        """plan.parquet, read when it is first needed. Raises PipelineError when it is missing or damaged."""
+        place = self.url / "plan.parquet"
+        try:
+            return tables.read(place, PLAN_SCHEMA, "a plan").to_pandas()
+        except FileNotFoundError as error:
+            raise PipelineError(f"{place}: missing; the dataset is not whole, copy or make it again") from error
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings its bytes depend on; {} where dataset.json has none."""
+        return self.about.get("config") or {}
+
+    @property
+    def frames_stored(self) -> bool:
+        return bool(self.config.get("frames") != "none")
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold it was gazed to; None where there was none."""
+        stated = self.config.get("threshold", 0.0)
+        return None if stated is None else float(stated)
+
+    @property
+    def vocabulary(self) -> PatchVocabulary:
+        """The vocabulary it was made with; the reference's when dataset.json does not say."""
+        stated = self.about.get("vocabulary")
+        if not isinstance(stated, dict):
+            return VOCABULARY
+        return PatchVocabulary(tuple(stated["scales"]), int(stated["patch_size"]))
 
     @property
     def shards(self) -> int:
@@ -165,77 +201,80 @@ class Dataset:
         return committed_shards(self.url)
 
     def index(self, shards: Sequence[int] | None = None) -> pd.DataFrame:
-        """Rows of the committed shards' indexes (or of the named ones), in plan order."""
-        tables = [read_index(self.url, shard) for shard in (self.committed() if shards is None else shards)]
-        return pa.concat_tables(tables or [INDEX_SCHEMA.empty_table()]).to_pandas()
+        """Rows of the indexes of the committed shards (or of the named ones), in plan order."""
+        indexes = [read_index(self.url, shard) for shard in (self.committed() if shards is None else shards)]
+        return pa.concat_tables(indexes or [INDEX_SCHEMA.empty_table()]).to_pandas()
 
-    def read_clip(self, row: Any) -> dict[str, bytes]:
+    def read_clip(self, row: Mapping[str, Any]) -> dict[str, bytes]:
         """Members of one clip by suffix, from an index row whose outcome is ok, its hash checked.
 
-        Raises PipelineError when the bytes are not those of the index.
+        Raises PipelineError when they cannot be read, or their bytes are not those of the index.
         """
-        data = store.read(tar_url(self.url, int(row["shard"])), int(row["offset"]), int(row["size"]))
+        try:
+            data = store.read(tar_url(self.url, int(row["shard"])), int(row["offset"]), int(row["size"]))
+        except FileNotFoundError as error:
+            raise self._damaged(row, "its tar is missing") from error
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise PipelineError(f"{row['clip']}: bytes differ from the index; run: autogaze verify {self.url}")
-        return split_members(data, str(row["clip"]))
+            raise self._damaged(row, "bytes differ from the index")
+        try:
+            return {suffix: bytes(member) for suffix, member in split_members(data, str(row["clip"])).items()}
+        except BadSample as error:
+            raise self._damaged(row, str(error)) from error
 
+    def read_gaze(self, row: Mapping[str, Any]) -> Gaze:
+        """The gaze of one clip, from an index row whose outcome is ok. Raises PipelineError."""
+        return self.gaze_of(row, self.read_clip(row))
 
-def read_members(dataset: Dataset, row: dict[str, Any]) -> dict[str, bytes]:
-    """dataset.read_clip, whose every failure is told in one line. Raises PipelineError."""
-    try:
-        return dataset.read_clip(row)
-    except (FileNotFoundError, tarfile.TarError, ValueError) as error:
-        raise PipelineError(f"{row['clip']}: cannot be read ({error}); run: autogaze verify {dataset.url}") from error
+    def gaze_of(self, row: Mapping[str, Any], members: Members) -> Gaze:
+        """The gaze among the members of a clip. Raises PipelineError."""
+        try:
+            return Gaze.from_npz(bytes(members["gaze.npz"]), self.vocabulary)
+        except (KeyError, ValueError) as error:
+            raise self._damaged(row, f"its gaze cannot be read ({error})") from error
 
+    def frames_of(self, row: Mapping[str, Any], members: Members) -> np.ndarray | None:
+        """The frames among the members of a clip, uint8 [T, S, S, 3]; None where none are stored.
 
-def split_members(data: bytes, clip: str) -> dict[str, bytes]:
-    """Tar bytes of one clip -> {suffix: bytes}. Raises tarfile.TarError, ValueError for a member of another clip."""
-    members: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-        for member in archive:
-            if not member.name.startswith(f"{clip}."):
-                raise ValueError(f"member {member.name!r} does not belong to clip {clip}")
-            content = archive.extractfile(member)
-            members[member.name[len(clip) + 1 :]] = content.read() if content else b""
-    return members
+        Raises PipelineError.
+        """
+        try:
+            return decode_frames(members)
+        except BadSample as error:
+            raise self._damaged(row, f"its frames cannot be read ({error})") from error
+
+    def _damaged(self, row: Mapping[str, Any], what: str) -> PipelineError:
+        return PipelineError(f"{row['clip']}: {what}; run: autogaze verify {self.url}")
 
 
 def open_dataset(url: str) -> Dataset:
-    """Open a dataset for reading. Raises PipelineError when there is none."""
+    """Open a dataset for reading; its plan and its indexes are read when they are needed.
+
+    Raises PipelineError when there is none.
+    """
     url = Location(url)
     try:
         about = json.loads(store.read(url / "dataset.json"))
-        plan = tables.read(url / "plan.parquet", PLAN_SCHEMA, "a plan").to_pandas()
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no dataset here (no dataset.json); make one with: autogaze preprocess") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON, or of UTF-8
         raise PipelineError(f"{url}/dataset.json: damaged: {error}") from error
-    return Dataset(url, about, plan)
+    if not isinstance(about, dict):
+        raise PipelineError(f"{url}/dataset.json: damaged: not a JSON object")
+    return Dataset(url, about)
 
 
 def committed_shards(dataset: str) -> list[int]:
     """Numbers of the shards whose index exists, ascending."""
-    names = (entry.url.name for entry in store.list_objects(Location(dataset) / "index"))
-    return sorted(int(name[:-8]) for name in names if name.endswith(".parquet") and name[:-8].isdigit())
+    numbers = (shard_of_index(entry.url) for entry in store.list_objects(Location(dataset) / "index"))
+    return sorted(number for number in numbers if number is not None)
 
 
-def read_index(dataset: str, shard: int) -> pa.Table:
-    """The index of one shard. Raises FileNotFoundError, PipelineError when it is not an index."""
-    return tables.read(index_url(dataset, shard), INDEX_SCHEMA, "an index")
+def shard_of_index(url: str) -> int | None:
+    """The number of the shard that a file in index/ commits; None for another file."""
+    stem, _, suffix = url.rsplit("/", 1)[-1].rpartition(".")
+    return int(stem) if suffix == "parquet" and stem.isdigit() else None
 
 
-def threshold_of(settings: dict[str, Any]) -> float | None:
-    """The threshold a dataset was gazed to; None where there was none."""
-    stated = settings.get("threshold", 0.0)
-    return None if stated is None else float(stated)
-
-
-def vocabulary_of(about: dict[str, Any]) -> PatchVocabulary:
-    """The vocabulary a dataset says it was made with; the reference's when it does not say."""
-    stated = about.get("vocabulary")
-    if not isinstance(stated, dict):
-        return VOCABULARY
-    return PatchVocabulary(tuple(stated["scales"]), int(stated["patch_size"]))
-
-
-DATASET_FORMAT = 2
+def read_index(dataset: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """The index of one shard, or some columns of it. Raises FileNotFoundError, and PipelineError when it is damaged."""
+    return tables.read(index_url(dataset, shard), INDEX_SCHEMA, "an index", columns)

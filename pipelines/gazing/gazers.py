@@ -1,14 +1,14 @@
 """What gazes: greedy search on canvas, a policy, or greedy search with the learned reconstructor.
 
-`settle` resolves every default, so that a dataset can say what it is made with and an actor knows what to load; `load`
-makes a gaze ready on a device. The same for a corpus and for one video.
+`resolve` fills in every default, so that a dataset can say what it is made with and an actor knows what to load; `load`
+makes a gaze ready on a device. A corpus and a single video are gazed by the same code.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ class ResolvedGaze:
         models: all of the networks that the gaze, and targets, depend on; by name, as dataset.json has them.
         vocabulary: the patches it knows.
         max_frames: the longest clip it takes; None: any.
+        targets: frames of each clip whose targets are stored.
     """
 
     settings: GazeSettings
@@ -48,6 +49,7 @@ class ResolvedGaze:
     models: dict[str, Any]
     vocabulary: PatchVocabulary
     max_frames: int | None
+    targets: int = field(default=0, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -102,36 +104,40 @@ class Gazer(ResolvedGaze):
     record: dict[str, Any]
 
 
-def resolve(settings: GazeSettings) -> ResolvedGaze:
-    """Resolve every default of settings that `check` has seen. What they name is loaded for it, on the CPU.
+def resolve(settings: GazeSettings, targets: int = 0) -> ResolvedGaze:
+    """Resolve every default of checked settings (`check_gaze`), which loads what they name, on the CPU.
+
+    targets: frames of each clip whose targets are stored.
 
     Raises PipelineError: a checkpoint does not load, has no limit where none is given, or no teachers for targets.
     """
     # The CPU has no CUDA graphs, whatever is asked of the device that will gaze.
-    gazer = load(replace(settings, policy=replace(settings.policy, cuda_graphs="auto")), "cpu")
-    found = {field.name: getattr(gazer, field.name) for field in fields(ResolvedGaze)}
-    return replace(ResolvedGaze(**found), settings=replace(gazer.settings, policy=settings.policy))
+    gazer = load(replace(settings, policy=replace(settings.policy, cuda_graphs="auto")), "cpu", targets)
+    resolved = {each.name: getattr(gazer, each.name) for each in fields(ResolvedGaze)}
+    return replace(ResolvedGaze(**resolved), settings=replace(gazer.settings, policy=settings.policy))
 
 
-def start(settled: ResolvedGaze, device: str) -> Gazer:
+def start(resolved: ResolvedGaze, device: str) -> Gazer:
     """The same gaze on a device: cpu, cuda or mps.
 
     Raises PipelineError when a checkpoint does not load here, or is another than the dataset was begun with.
     """
-    gazer = load(settled.settings, device)
-    if gazer.models != settled.models:
-        policy, learned = settled.settings.policy.checkpoint, settled.settings.reconstructor.checkpoint
-        told = f"policy.checkpoint={policy}" if settled.name == "policy" else f"reconstructor.checkpoint={learned}"
+    gazer = load(resolved.settings, device, resolved.targets)
+    if gazer.models != resolved.models:
+        policy, learned = resolved.settings.policy.checkpoint, resolved.settings.reconstructor.checkpoint
+        key = f"policy.checkpoint={policy}" if resolved.name == "policy" else f"reconstructor.checkpoint={learned}"
         raise PipelineError(
-            f"{told}: its weights changed while the job ran, or differ between nodes; put the same checkpoint on "
+            f"{key}: its weights changed while the job ran, or differ between nodes; put the same checkpoint on "
             "every node"
         )
     return gazer
 
 
-def load(settings: GazeSettings, device: str) -> Gazer:
-    """The gaze of settings that `check` has seen, ready on a device: cpu, cuda or mps. Raises as `settle` does."""
-    learned = load_reconstructor(settings.reconstructor, settings.teachers, device) if settings.learned else None
+def load(settings: GazeSettings, device: str, targets: int = 0) -> Gazer:
+    """The gaze of checked settings (`check_gaze`), ready on a device: cpu, cuda or mps. Raises as `resolve` does."""
+    learned = None
+    if settings.gaze == "videomae" or targets:
+        learned = load_reconstructor(settings.reconstructor, settings.teachers, device)
     if settings.gaze == "policy":
         gazer = _policy(settings, device)
     elif settings.gaze == "canvas":
@@ -139,16 +145,16 @@ def load(settings: GazeSettings, device: str) -> Gazer:
     else:
         assert learned is not None
         gazer = _videomae(settings, device, learned)
-    if not settings.targets or learned is None:
+    if not targets or learned is None:
         return gazer
     loss = learned.frame_loss
     if not loss.names:
         raise PipelineError(
-            f"targets.frames={settings.targets}: {settings.reconstructor.checkpoint} was trained without teachers "
+            f"targets.frames={targets}: {settings.reconstructor.checkpoint} was trained without teachers "
             f"({learned.config.loss_type}), so there is nothing to store; leave it out"
         )
-    targets = {"fingerprint": loss.targets_fingerprint, "teachers": loss.names}
-    return replace(gazer, models=gazer.models | {"targets": targets}, reconstructor=learned)
+    stored = {"fingerprint": loss.targets_fingerprint, "teachers": loss.names}
+    return replace(gazer, models=gazer.models | {"targets": stored}, reconstructor=learned, targets=targets)
 
 
 def device_of(name: str) -> str:
@@ -163,7 +169,7 @@ def device_of(name: str) -> str:
 
 def _canvas(settings: GazeSettings, device: str) -> Gazer:
     canvas = reconstruction.load("canvas")
-    if not settings.drawn:
+    if not settings.draws_lengths:
         settings = _with_defaults(settings, CANVAS_THRESHOLD, CANVAS_MAX_RATIO)
     return Gazer(
         settings=settings,
@@ -218,11 +224,11 @@ def how_searched(labels: LabelsConfig) -> str:
 
 
 def _greedy(settings: GazeSettings, reconstructor: Reconstructor, device: str) -> _Gazes:
-    labels, vocabulary = settings.labels, reconstructor.vocabulary
+    labels, vocabulary, drawn = settings.labels, reconstructor.vocabulary, settings.draws_lengths
 
     def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
         frames = base.as_clips(clips, vocabulary).to(device)
-        lengths = paper_lengths(names, frames.shape[1], vocabulary, seed=labels.seed) if settings.drawn else None
+        lengths = paper_lengths(names, frames.shape[1], vocabulary, seed=labels.seed) if drawn else None
         return greedy.label(
             frames,
             reconstructor,

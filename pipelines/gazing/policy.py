@@ -1,20 +1,20 @@
-"""gaze=policy: the settings of the AutoGaze network as a part of the pipeline, and the network they name.
+"""gaze=policy: the settings of the AutoGaze network, and loading the network they name.
 
-torch is imported by load_policy only: a command's start and its decode actors do without.
+Only load_policy imports torch: a command starts without it, and so do decode actors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipelines.errors import PipelineError
+from pipelines.schema import setting
 
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
 
-POSITIONS = ("", "reference", "consistent")
-DTYPES = ("float32", "bfloat16")
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
 CUDA_GRAPHS = {"auto": None, "on": True, "off": False}
 UNITS = "reconstruction loss as the policy predicts it, in the units its checkpoint was trained on"
 
@@ -23,28 +23,22 @@ UNITS = "reconstruction loss as the policy predicts it, in the units its checkpo
 class PolicyConfig:
     """The network that gaze=policy gazes with, and how it is run."""
 
-    checkpoint: str = field(default="", metadata={"help": "folder or hub id (org/name) in the reference's format"})
-    positions: str = field(
-        default="", metadata={"help": "reference or consistent decode positions (empty = what the checkpoint says)"}
+    checkpoint: str = setting("", "folder or hub id (org/name) in the reference's format")
+    positions: Literal["", "reference", "consistent"] = setting(
+        "", "reference or consistent decode positions ('' = what the checkpoint says)"
     )
-    dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16"})
-    batch: int = field(default=32, metadata={"help": "clips gazed at once"})
-    cuda_graphs: str = field(default="auto", metadata={"help": "auto (on with a GPU), on or off"})
+    dtype: Dtype = setting("float32", "float32 or bfloat16")
+    batch: int = setting(32, "clips gazed at once", at_least=1)
+    cuda_graphs: Literal["auto", "on", "off"] = setting("auto", "auto (on with a GPU), on or off")
 
 
-def check_policy_config(config: PolicyConfig) -> None:
-    """Raise PipelineError, in one line, for the first value that cannot work."""
+def require_policy(config: PolicyConfig) -> None:
+    """Raise PipelineError, in one line, if no checkpoint is named."""
     if not config.checkpoint:
         raise PipelineError(
             "policy.checkpoint= is missing: gaze=policy needs a folder with config.json and model.safetensors, "
             "or a hub id such as nvidia/AutoGaze"
         )
-    for name, known in (("positions", POSITIONS), ("dtype", DTYPES), ("cuda_graphs", tuple(CUDA_GRAPHS))):
-        if getattr(config, name) not in known:
-            names = ", ".join(filter(None, known))
-            raise PipelineError(f"policy.{name}={getattr(config, name)}: must be one of {names}")
-    if config.batch < 1:
-        raise PipelineError(f"policy.batch={config.batch}: must be at least 1")
 
 
 def load_policy(config: PolicyConfig, device: str) -> AutoGaze:

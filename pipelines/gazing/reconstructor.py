@@ -1,38 +1,35 @@
-"""The learned reconstructor as a part of the pipeline: settings (teachers, labels and targets too), and its loading.
+"""The learned reconstructor: its settings, those of teachers, labels and targets, and loading it.
 
-torch is imported by load_reconstructor only, as with a policy.
+Only load_reconstructor imports torch: a command starts without it, and so do decode actors.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import PipelineError
-from pipelines.gazing.policy import DTYPES
+from pipelines.gazing.policy import Dtype
+from pipelines.schema import setting
 
 if TYPE_CHECKING:
     from autogaze.reconstruction.videomae.reconstructor import VideoMAE
-
-LENGTHS = ("threshold", "paper")
 
 
 @dataclass
 class ReconstructorConfig:
     """The learned reconstructor: what gaze=videomae searches with, and whose teachers targets are of."""
 
-    checkpoint: str = field(default="", metadata={"help": "its folder, or .safetensors or .pt file"})
-    dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16"})
+    checkpoint: str = setting("", "its folder, or .safetensors or .pt file")
+    dtype: Dtype = setting("float32", "float32 or bfloat16")
 
 
 @dataclass
 class TeachersConfig:
-    """Where the models of a learned reconstructor's feature losses are; by the names that checkpoints have for them."""
+    """Where the teachers of a learned reconstructor's feature losses are, by the names that checkpoints give them."""
 
-    dinov2_reg: str = field(
-        default="", metadata={"help": "DINOv2 with registers: folder or hub id ('' = the loss does without)"}
-    )
-    siglip2: str = field(default="", metadata={"help": "SigLIP 2: folder or hub id ('' = the loss does without)"})
+    dinov2_reg: str = setting("", "DINOv2 with registers: folder or hub id ('' = the loss does without)")
+    siglip2: str = setting("", "SigLIP 2: folder or hub id ('' = the loss does without)")
 
     def given(self) -> dict[str, str]:
         """Those that are set."""
@@ -43,42 +40,34 @@ class TeachersConfig:
 class LabelsConfig:
     """How greedy search makes labels (gaze=canvas and gaze=videomae)."""
 
-    lengths: str = field(
-        default="threshold",
-        metadata={"help": "threshold: threshold and max_ratio end a frame; paper: lengths are drawn for each clip"},
+    lengths: Literal["threshold", "paper"] = setting(
+        "threshold", "threshold: threshold and max_ratio end a frame; paper: lengths are drawn for each clip"
     )
-    seed: int = field(default=0, metadata={"help": "of labels.lengths=paper"})
-    candidates: int = field(
-        default=0, metadata={"help": "videomae tries only the patches best on canvas, this many (0 = every patch)"}
+    seed: int = setting(0, "of labels.lengths=paper", at_least=0)
+    candidates: int = setting(
+        0, "videomae tries only this many patches, the best on canvas (0 = every patch)", at_least=0
     )
-    step: int = field(default=1, metadata={"help": "videomae takes this many patches for each round of trying"})
+    step: int = setting(1, "patches that videomae takes in each round of trying", at_least=1)
 
 
 @dataclass
 class TargetsConfig:
     """Teacher features of original frames, stored for later jobs."""
 
-    frames: int = field(default=0, metadata={"help": "frames of each clip to store teacher features of (0 = none)"})
+    frames: int = setting(0, "frames of each clip to store teacher features of (0 = none)", at_least=0)
 
 
-def check_reconstructor_config(config: ReconstructorConfig) -> None:
-    """Raise PipelineError, in one line, for the first value that cannot work."""
+def require_reconstructor(config: ReconstructorConfig) -> None:
+    """Raise PipelineError, in one line, if no checkpoint is named."""
     if not config.checkpoint:
         raise PipelineError(
             "reconstructor.checkpoint= is missing: gaze=videomae and targets need a folder with config.json and "
             "model.safetensors, or videomae.pt"
         )
-    if config.dtype not in DTYPES:
-        raise PipelineError(f"reconstructor.dtype={config.dtype}: must be one of {', '.join(DTYPES)}")
 
 
-def check_labels_config(config: LabelsConfig) -> None:
-    """Raise PipelineError, in one line, for the first value that cannot work."""
-    if config.lengths not in LENGTHS:
-        raise PipelineError(f"labels.lengths={config.lengths}: must be one of {', '.join(LENGTHS)}")
-    for name, least in (("seed", 0), ("candidates", 0), ("step", 1)):
-        if getattr(config, name) < least:
-            raise PipelineError(f"labels.{name}={getattr(config, name)}: must be at least {least}")
+def check_labels(config: LabelsConfig) -> None:
+    """Raise PipelineError, in one line, for values that do not go together."""
     if config.seed and config.lengths != "paper":
         raise PipelineError(f"labels.seed={config.seed}: is for labels.lengths=paper; nothing else is drawn at random")
     if 0 < config.candidates < config.step:
@@ -86,9 +75,9 @@ def check_labels_config(config: LabelsConfig) -> None:
 
 
 def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, device: str) -> VideoMAE:
-    """The learned reconstructor on a device ("cpu", "cuda", "mps"), its teachers with it.
+    """The learned reconstructor on a device ("cpu", "cuda", "mps"), with its teachers.
 
-    Raises PipelineError, in one line, when the checkpoint or a teacher does not load, is missing or is not one.
+    Raises PipelineError, in one line, when the checkpoint or a teacher is missing or does not load.
     """
     import torch
 
@@ -96,11 +85,11 @@ def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, de
     from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 
     try:
-        found = reconstruction.load(
+        reconstructor = reconstruction.load(
             config.checkpoint, teachers=teachers.given(), device=device, dtype=getattr(torch, config.dtype)
         )
     except ValueError as error:
         raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: {error}") from error
-    if not isinstance(found, VideoMAE):
+    if not isinstance(reconstructor, VideoMAE):
         raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is not learned; use gaze=canvas for canvas")
-    return found
+    return reconstructor

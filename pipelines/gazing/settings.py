@@ -1,94 +1,106 @@
-"""What a user says of the gaze, and the check of it, before anything is loaded."""
+"""What a user sets about the gaze, and which settings go together. Nothing is loaded here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from pipelines.errors import PipelineError
-from pipelines.gazing.policy import PolicyConfig, check_policy_config
+from pipelines.gazing.policy import PolicyConfig, require_policy
 from pipelines.gazing.reconstructor import (
     LabelsConfig,
     ReconstructorConfig,
     TeachersConfig,
-    check_labels_config,
-    check_reconstructor_config,
+    check_labels,
+    require_reconstructor,
 )
+from pipelines.schema import section, setting
 
-GAZES = ("canvas", "policy", "videomae")
-
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
+Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class GazeSettings:
-    """What the user says of the gaze, in preprocess and gaze alike.
+    """What gazes, where, and when the gaze of a frame ends: the keys that preprocess and gaze share.
 
-    teachers: of `reconstructor`; targets: how many frames of each clip they are wanted for.
+    What of the networks changes bytes of a dataset is recorded there under "models", from the networks themselves; so
+    where they lie may change.
     """
 
-    gaze: str
-    policy: PolicyConfig
-    reconstructor: ReconstructorConfig
-    teachers: TeachersConfig
-    labels: LabelsConfig
-    threshold: float | None
-    max_ratio: float | None
-    targets: int = 0
+    gaze: Literal["canvas", "policy", "videomae"] = setting(
+        "canvas", "canvas (greedy, training-free), policy (the network) or videomae (greedy, learned)"
+    )
+    policy: PolicyConfig = section(PolicyConfig, may_change=True)
+    reconstructor: ReconstructorConfig = section(ReconstructorConfig, may_change=True)
+    teachers: TeachersConfig = section(TeachersConfig, may_change=True)
+    labels: LabelsConfig = section(LabelsConfig)
+    threshold: float | None = setting(
+        None, "stop a frame at this error (null = canvas: 0.05; policy: its checkpoint's; videomae: never)", at_least=0
+    )
+    max_ratio: float | None = setting(
+        None,
+        "at most this share of a frame's patches (null = canvas: 0.75; policy: its checkpoint's; videomae: 1)",
+        more_than=0,
+        at_most=1,
+    )
+    device: Device = setting(
+        "auto", "gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps", may_change=True
+    )
 
     @property
-    def learned(self) -> bool:
-        """Whether it needs the learned reconstructor."""
-        return self.gaze == "videomae" or self.targets > 0
-
-    @property
-    def drawn(self) -> bool:
+    def draws_lengths(self) -> bool:
         """Whether the lengths of frames are drawn beforehand, so that no limit decides them."""
         return self.labels.lengths == "paper"
 
 
-def check(settings: GazeSettings, device: str) -> None:
-    """Raise PipelineError, in one line, for the first value that cannot work. Loads nothing."""
+def gaze_settings(config: GazeSettings) -> GazeSettings:
+    """The gaze settings of a job's config, without the rest of it."""
+    return GazeSettings(**{field.name: getattr(config, field.name) for field in fields(GazeSettings)})
+
+
+def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
+    """Raise PipelineError, in one line, for settings that do not go together.
+
+    Each is within its own limits (pipelines.schema.check). targets: frames of each clip whose targets are stored.
+    """
     gaze, labels = settings.gaze, settings.labels
-    if gaze not in GAZES:
-        raise PipelineError(f"gaze={gaze}: must be one of {', '.join(GAZES)}")
     if gaze == "policy":
-        check_policy_config(settings.policy)
+        require_policy(settings.policy)
         _require_unset("labels", labels, LabelsConfig(), "gaze=canvas and gaze=videomae", gaze)
     else:
         _require_unset("policy", settings.policy, PolicyConfig(), "gaze=policy", gaze)
-    if settings.learned:
-        check_reconstructor_config(settings.reconstructor)
+    if gaze == "videomae" or targets:
+        require_reconstructor(settings.reconstructor)
     else:
-        wanted = "gaze=videomae and targets.frames"
-        _require_unset("reconstructor", settings.reconstructor, ReconstructorConfig(), wanted, gaze)
-        _require_unset("teachers", settings.teachers, TeachersConfig(), wanted, gaze)
-    if gaze == "canvas":  # where to try every patch costs nothing
+        for_what = "gaze=videomae and targets.frames"
+        _require_unset("reconstructor", settings.reconstructor, ReconstructorConfig(), for_what, gaze)
+        _require_unset("teachers", settings.teachers, TeachersConfig(), for_what, gaze)
+    if gaze == "canvas":  # trying every patch costs nothing there
         lengths = LabelsConfig(lengths=labels.lengths, seed=labels.seed)
         _require_unset("labels", labels, lengths, "gaze=videomae", gaze)
-    check_labels_config(labels)
-    if device == "mps" and (gaze == "canvas" or labels.candidates):
-        raise PipelineError("device=mps: canvas counts in float64, which mps has not; use device=cpu")
+    check_labels(labels)
+    if settings.device == "mps" and (gaze == "canvas" or labels.candidates):
+        raise PipelineError("device=mps: canvas computes in float64, which mps does not have; use device=cpu")
     _check_limits(settings)
 
 
-def _require_unset(group: str, asked: object, default: object, wanted: str, gaze: str) -> None:
-    for name, value in vars(asked).items():
+def _require_unset(group: str, given: object, default: object, for_what: str, gaze: str) -> None:
+    for name, value in vars(given).items():
         if value != getattr(default, name):
             raise PipelineError(
-                f"{group}.{name}={value}: is for {wanted}, and gaze={gaze}; add {wanted.partition(' ')[0]}"
+                f"{group}.{name}={value}: is for {for_what}, and gaze={gaze}; add {for_what.partition(' ')[0]}"
             )
 
 
 def _check_limits(settings: GazeSettings) -> None:
     limits = {"threshold": settings.threshold, "max_ratio": settings.max_ratio}
-    if settings.drawn:
+    if settings.draws_lengths:
         for name, value in limits.items():
             if value is not None:
                 raise PipelineError(
-                    f"{name}={value}: labels.lengths=paper settles how long frames are; leave {name}= out"
+                    f"{name}={value}: labels.lengths=paper decides how long frames are; leave {name}= out"
                 )
     elif settings.gaze == "videomae" and limits == {"threshold": None, "max_ratio": None}:
         raise PipelineError(
@@ -98,7 +110,5 @@ def _check_limits(settings: GazeSettings) -> None:
     # The canvas' error lies in [0, 1]; other losses are at least 0, in units only their checkpoints know.
     most = 1.0 if settings.gaze == "canvas" else np.finfo(np.float32).max
     if settings.threshold is not None and not 0.0 <= settings.threshold <= most:
-        told = "between 0.0 and 1.0" if settings.gaze == "canvas" else "a number of at least 0"
-        raise PipelineError(f"threshold={settings.threshold}: must be {told}")
-    if settings.max_ratio is not None and not 0.0 < settings.max_ratio <= 1.0:
-        raise PipelineError(f"max_ratio={settings.max_ratio}: must be more than 0 and at most 1")
+        wanted = "between 0.0 and 1.0" if settings.gaze == "canvas" else "a number that float32 holds"
+        raise PipelineError(f"threshold={settings.threshold}: must be {wanted}")

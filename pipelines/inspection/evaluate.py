@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import tarfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from autogaze.gaze import Gaze
 from autogaze.lengths import apportion, mean_lengths
 from autogaze.reconstruction.base import Reconstructor, as_clips
 from pipelines.dataset import shards
-from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 
@@ -126,7 +124,7 @@ def measure(
     found: dict[tuple[str, float | None], list[tuple[float, float]]] = {key: [] for key in asked}
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
-        clips = [_read(dataset, row, reconstructor) for row in part]
+        clips = [_read(dataset, row) for row in part]
         frames = as_clips(np.stack([clip for clip, _ in clips]), reconstructor.vocabulary).to(device)
         stored = Gaze.cat([gaze for _, gaze in clips])
         keys = [str(row["clip"]) for row in part]
@@ -189,17 +187,13 @@ def cut_gaze(gaze: Gaze, lengths: torch.Tensor) -> Gaze:
         ends - gaze.lengths.reshape(-1), gaze.lengths.reshape(-1)
     )
     kept = places < torch.repeat_interleave(lengths.reshape(-1), gaze.lengths.reshape(-1))
-    return Gaze(gaze.tokens[kept], lengths, vocabulary=gaze.vocabulary)
+    return Gaze(tokens=gaze.tokens[kept], lengths=lengths, vocabulary=gaze.vocabulary)
 
 
-def _read(dataset: Dataset, row: dict[str, Any], reconstructor: Reconstructor) -> tuple[np.ndarray, Gaze]:
-    """Frames uint8 [T, S, S, 3] of a clip, and its gaze, tokens only."""
-    try:
-        members = dataset.read_clip(row)
-        frames = decode_frames(members)
-        gaze = Gaze.from_npz(members["gaze.npz"], reconstructor.vocabulary)
-    except (OSError, tarfile.TarError, ValueError, KeyError) as error:
-        raise PipelineError(f"{row['clip']}: cannot be read ({error}); run: autogaze verify {dataset.url}") from error
+def _read(dataset: Dataset, row: dict[str, Any]) -> tuple[np.ndarray, Gaze]:
+    """Frames uint8 [T, S, S, 3] of a clip, and the tokens of its gaze."""
+    members = dataset.read_clip(row)
+    frames, gaze = dataset.frames_of(row, members), dataset.gaze_of(row, members)
     if frames is None:
         raise PipelineError(f"{row['clip']}: its frames were not stored; preprocess with frames=jpeg or frames=raw")
-    return frames, Gaze(gaze.tokens, gaze.lengths, vocabulary=gaze.vocabulary)
+    return frames, Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary)

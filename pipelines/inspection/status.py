@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import statistics
 import time
 import warnings
@@ -21,11 +20,11 @@ import pandas as pd
 import yaml
 
 from pipelines.dataset import shards
-from pipelines.dataset.run_records import ended_at, newest_record, stage_shares
+from pipelines.dataset.run_records import newest_record
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.runs.checkpoints import Checkpoints
-from pipelines.runs.events import read_events
+from pipelines.runs.events import NoEvents, read_events
 from pipelines.runs.ledger import attempts
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -147,7 +146,6 @@ def _dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusC
     rate, interval = _rate(sorted((at, sizes[shard]) for shard, at in commits.items()))
     found = _count(dataset, commits, seen) if outcomes else None
     record = newest_record(url)
-    stages, slowest = stage_shares(record)
     last = max(commits.values(), default=_modified(url / "dataset.json"))
     idle = None if last is None else max(now - last, 0.0)
     left = None if rate is None or clips == planned else (planned - clips) / rate
@@ -163,15 +161,16 @@ def _dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusC
         rate=rate,
         left_s=left,
         idle_s=idle,
-        slowest_stage=slowest,
-        stages=stages,
+        slowest_stage=record.slowest_stage if record else "",
+        stages={name: record.busy_share(name) for name in record.stages} if record else {},
     )
     if found is not None:
         status.outcomes = dict.fromkeys(shards.OUTCOMES, 0)
         for (outcome, _), count in found.items():
             status.outcomes[outcome] = status.outcomes.get(outcome, 0) + count
         status.reasons = {reason: count for (_, reason), count in found.most_common() if reason}
-    if status.state != "done" and record.get("status") == "interrupted" and ended_at(record) >= (last or 0.0) - 5.0:
+    interrupted = record is not None and record.status == "interrupted" and record.finished_at >= (last or 0.0) - 5.0
+    if interrupted and status.state != "done":
         status.state = "interrupted"
     if status.state in ("stalled", "interrupted"):
         status.left_s = None
@@ -192,11 +191,8 @@ def _state(begun: bool, idle: float | None, stall_s: float, interval: float) -> 
 
 def _commits(url: Location) -> dict[int, float]:
     """When each committed shard's index was written, seconds since 1970."""
-    return {
-        int(entry.url.name[:-8]): entry.modified
-        for entry in store.list_objects(url / "index")
-        if entry.modified is not None and re.fullmatch(r"[0-9]+\.parquet", entry.url.name)
-    }
+    times = {shards.shard_of_index(entry.url.name): entry.modified for entry in store.list_objects(url / "index")}
+    return {shard: at for shard, at in times.items() if shard is not None and at is not None}
 
 
 def _modified(url: Location) -> float | None:
@@ -251,9 +247,7 @@ def _run_status(url: Location, stall_s: float, now: float) -> RunStatus:
         raise PipelineError(f"{url}/config.yaml: damaged, or not that of a training run") from error
     try:
         events = read_events(url)
-    except PipelineError as error:
-        if "no events are here" not in str(error):
-            raise
+    except NoEvents:
         events = pd.DataFrame({"kind": [], "time": [], "step": []})
     rows = [{str(k): v for k, v in row.items() if not _missing(v)} for row in events.to_dict("records")]
     starts = [row for row in rows if row["kind"] == "start"]

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from autogaze.gaze import Gaze
-from autogaze.patches import PatchVocabulary
 from pipelines.dataset import shards
-from pipelines.dataset.shards import Dataset, read_members
+from pipelines.dataset.shards import Dataset
 from pipelines.video.base import REASONS
 
 SAMPLED_CLIPS = 512  # opened to count tokens by frame position and scale
@@ -170,10 +168,10 @@ class TokenCounts:
         return float(self.counts[1:].sum(axis=1).mean()) if len(self.counts) > 1 else 0.0
 
 
-def sample_gazes(dataset: Dataset, survey: Survey, vocabulary: PatchVocabulary) -> TokenCounts:
+def sample_gazes(dataset: Dataset, survey: Survey) -> TokenCounts:
     """Count tokens by frame position and scale over up to SAMPLED_CLIPS clips, evenly spread over the dataset."""
     places = np.unique(np.linspace(0, survey.ok - 1, min(SAMPLED_CLIPS, survey.ok)).round().astype(np.int64))
-    length = int(survey.frames.max(initial=0))
+    vocabulary, length = dataset.vocabulary, int(survey.frames.max(initial=0))
     counts = np.zeros((length, len(vocabulary.scales)))
     tables: dict[int, pa.Table] = {}
     for place in places:
@@ -181,12 +179,8 @@ def sample_gazes(dataset: Dataset, survey: Survey, vocabulary: PatchVocabulary) 
         if shard not in tables:
             tables = {shard: shards.read_index(dataset.url, shard)}
         at = tables[shard]["position"].to_pylist().index(int(survey.position[place]))
-        gaze = read_gaze(read_members(dataset, tables[shard].slice(at, 1).to_pylist()[0]), vocabulary)
+        gaze = dataset.read_gaze(tables[shard].slice(at, 1).to_pylist()[0])
         frame = np.repeat(np.arange(gaze.num_frames), gaze.lengths[0].numpy())
         level, _, _ = vocabulary.locate(gaze.tokens.numpy())
         np.add.at(counts, (frame, level), 1)
     return TokenCounts(len(places), survey.ok, counts / max(len(places), 1))
-
-
-def read_gaze(members: dict[str, bytes], vocabulary: PatchVocabulary) -> Gaze:
-    return Gaze.from_npz(members["gaze.npz"], vocabulary)

@@ -1,9 +1,8 @@
-"""Verify a dataset: re-read every byte against its index and say, in words, what is wrong."""
+"""Verify a dataset: read every byte again, hold it against the index, and say in words what is wrong."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from autogaze.gaze import Gaze
 from autogaze.reconstruction.targets import Targets, target_frames
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames
+from pipelines.dataset.members import split_members
 from pipelines.dataset.shards import OUTCOMES, TARGETS, Dataset
 from pipelines.errors import PipelineError
 from pipelines.storage import store
@@ -38,19 +38,21 @@ class Verdict:
 
 
 def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | None = None) -> Verdict:
-    """Check a dataset: every planned clip has one row, every row's bytes are there, hash right and mean what it says.
+    """Check that every planned clip has one row, and that every row's bytes are there, unchanged and what it says.
 
-    Raises PipelineError when there is no dataset to check, or no thread to check it with.
+    Args:
+        threads: shards checked at once.
+        on_shard: called with the number of shards checked, and of all.
+    Raises PipelineError when there is no dataset to check, or `threads` is less than 1.
     """
     if threads < 1:
         raise PipelineError(f"threads={threads}: must be at least 1")
     dataset = shards.open_dataset(url)
     verdict = Verdict()
-    about = dataset.about
-    plan = store.read(dataset.url / "plan.parquet")
-    if hashlib.sha256(plan).hexdigest() != about.get("plan"):
-        verdict.problems.append("plan.parquet: its hash is not the one in dataset.json")
     planned = {int(number): rows for number, rows in dataset.plan.groupby("shard")}
+    plan = store.read(dataset.url / "plan.parquet")
+    if hashlib.sha256(plan).hexdigest() != dataset.about.get("plan"):
+        verdict.problems.append("plan.parquet: its hash is not the one in dataset.json")
     committed = set(dataset.committed())
     for shard in sorted(committed - planned.keys()):
         verdict.problems.append(f"shard {shard}: committed but not planned")
@@ -108,7 +110,7 @@ def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict
         if begin != end:
             wrong(f"{row['clip']}: starts at byte {begin}, the clip before it ends at {end}")
         end = begin + size
-        for problem in _check_clip(tar[begin:end], row, dataset.about):
+        for problem in _check_clip(dataset, row, tar[begin:end]):
             wrong(f"{row['clip']}: {problem}")
     # What follows the last clip is the end of the archive: zeros up to a full record.
     if len(tar) < end + 2 * tarfile.BLOCKSIZE or tar[end:].strip(b"\0"):
@@ -116,16 +118,17 @@ def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict
     return verdict
 
 
-def _check_clip(data: bytes, row: dict[str, Any], about: dict[str, Any]) -> list[str]:
+def _check_clip(dataset: Dataset, row: dict[str, Any], data: bytes) -> list[str]:
+    """What is wrong with one ok clip, given the bytes that its index row names."""
     if len(data) != int(row["size"]):
         return [f"{len(data)} of {int(row['size'])} bytes are there"]
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         return ["bytes differ from the hash in the index"]
     try:
-        members = shards.split_members(data, str(row["clip"]))
-        gaze = Gaze.from_npz(io.BytesIO(members["gaze.npz"]))
+        members = split_members(data, str(row["clip"]))
+        gaze = Gaze.from_npz(bytes(members["gaze.npz"]), dataset.vocabulary)
         frames = decode_frames(members)
-    except (tarfile.TarError, ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError) as error:
         return [f"unreadable: {error}"]
     problems = []
     if gaze.num_frames != row["frames"]:
@@ -134,24 +137,23 @@ def _check_clip(data: bytes, row: dict[str, Any], about: dict[str, Any]) -> list
         problems.append(f"{int(gaze.counts()[0])} tokens, {row['tokens']} in the index")
     if np.float32(gaze.final().mean()) != np.float32(row["loss"]):
         problems.append(f"mean final error {float(gaze.final().mean())}, {row['loss']} in the index")
-    stored = about.get("config", {}).get("frames") != "none"
-    if stored and (frames is None or len(frames) != row["frames"]):
+    if dataset.frames_stored and (frames is None or len(frames) != row["frames"]):
         problems.append(f"{0 if frames is None else len(frames)} frames stored, {row['frames']} planned")
-    return problems + _check_targets(members.get(TARGETS), row, about)
+    return problems + _check_targets(dataset, row, members.get(TARGETS))
 
 
-def _check_targets(data: bytes | None, row: dict[str, Any], about: dict[str, Any]) -> list[str]:
-    count = about.get("config", {}).get("targets", {}).get("frames", 0)
+def _check_targets(dataset: Dataset, row: dict[str, Any], data: memoryview | None) -> list[str]:
+    count = dataset.config.get("targets", {}).get("frames", 0)
     if data is None:
         return [f"no targets stored, those of {count} frames expected"] if count else []
     try:
-        targets = Targets.from_npz(data)
+        targets = Targets.from_npz(bytes(data))
     except ValueError as error:
         return [f"targets unreadable: {error}"]
     problems = []
     if targets.at.tolist() != target_frames(row["clip"], row["frames"], count):
         problems.append(f"targets of frames {targets.at.tolist()}, not of the {count} that its name chooses")
-    stated = about.get("models", {}).get("targets", {}).get("fingerprint", targets.fingerprint)
+    stated = dataset.about.get("models", {}).get("targets", {}).get("fingerprint", targets.fingerprint)
     if targets.fingerprint != stated:
         problems.append("targets of other teachers than dataset.json names")
     return problems

@@ -9,9 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from autogaze.gaze import Gaze
-from autogaze.patches import PatchVocabulary
-from pipelines.dataset.shards import Dataset, read_index, read_members
+from pipelines.dataset.shards import Dataset, read_index
 from pipelines.errors import PipelineError
 from pipelines.labels.keys import clip_key, clip_keys
 from pipelines.storage import store
@@ -27,9 +25,7 @@ class Exported:
     left_out: Counter[str] = field(default_factory=Counter)  # by reason
 
 
-def export_labels(
-    dataset: Dataset, url: str, vocabulary: PatchVocabulary, on_shard: Callable[[int, int], None] | None = None
-) -> Exported:
+def export_labels(dataset: Dataset, url: str, on_shard: Callable[[int, int], None] | None = None) -> Exported:
     """Write the gaze of a dataset's ok clips as one label file, which appears complete or not at all.
 
     on_shard: called with the number of shards done, and of all.
@@ -41,7 +37,7 @@ def export_labels(
         before = "{\n"
         for begin in range(0, len(shards), _SHARDS_AT_ONCE):
             part = shards[begin : begin + _SHARDS_AT_ONCE]
-            for number, found in enumerate(pool.map(lambda shard: _labels_of(dataset, shard, vocabulary), part)):
+            for number, found in enumerate(pool.map(lambda shard: _labels_of(dataset, shard), part)):
                 for key, label in found:
                     if isinstance(label, str):
                         done.left_out[label] += 1
@@ -59,7 +55,7 @@ def export_labels(
     return done
 
 
-def _labels_of(dataset: Dataset, shard: int, vocabulary: PatchVocabulary) -> list[tuple[str, dict[str, Any] | str]]:
+def _labels_of(dataset: Dataset, shard: int) -> list[tuple[str, dict[str, Any] | str]]:
     """(key, label) of the clips of a shard; instead of a label the reason why there is none."""
     labels: list[tuple[str, dict[str, Any] | str]] = []
     for row in read_index(dataset.url, shard).to_pylist():
@@ -67,7 +63,7 @@ def _labels_of(dataset: Dataset, shard: int, vocabulary: PatchVocabulary) -> lis
         if row["outcome"] != "ok":
             labels.append((key, row["outcome"]))
             continue
-        gaze = Gaze.from_npz(read_members(dataset, row)["gaze.npz"], vocabulary)
+        gaze = dataset.read_gaze(row)
         if gaze.losses is None:
             labels.append((key, "without losses"))
             continue
@@ -77,6 +73,6 @@ def _labels_of(dataset: Dataset, shard: int, vocabulary: PatchVocabulary) -> lis
         if gaze.places is not None and gaze.slots is not None:
             label["places"] = [part.tolist() for part in gaze.places.split(gaze.lengths[0].tolist())]
             label["slots"] = gaze.slots[0].tolist()
-        label |= {"scales": list(vocabulary.scales), "patch_size": vocabulary.patch_size}
+        label |= {"scales": list(dataset.vocabulary.scales), "patch_size": dataset.vocabulary.patch_size}
         labels.append((key, label))
     return labels

@@ -1,22 +1,19 @@
-"""Gaze as the reference's label files: out of a dataset, and into a new one beside its frames.
+"""Label files in the reference's format, read for the clips of a plan.
 
 A label file is one JSON object: the last three parts of a video's path -> ids and losses of its frames (docs/method.md,
 section 'Gaze layouts'). The reference knows one clip per video; so a clip from frame 0 has the video's own key, later
 ones append #<first frame>, and tiles their name. What the reference does not read (units, initial losses) stands beside
 what it does.
-
-Files are read and written clip by clip: neither an export nor the text of an import is ever held whole.
 """
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,31 +23,24 @@ import torch
 from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from pipelines.errors import PipelineError
+from pipelines.labels import json_stream
 from pipelines.labels.keys import clip_keys, video_key
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
-_CHUNK = 1 << 20
 _LARGEST = torch.finfo(torch.float32).max
-_CUT = 16  # of what a chunk's end cuts in two, JSON's parser names a place at most this far before it
-
-
-# -- out ---------------------------------------------------------------------------------------------------------
-
-
-# -- in ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Labels:
-    """The labels of a plan's clips.
+    """What label files hold for the clips of a plan.
 
     Attributes:
-        gazes: by clip name, as gaze.npz: small, and equal exactly where the gazes are.
-        units: what their losses measure; None where the files do not say.
+        gazes: by clip name, as the bytes of gaze.npz: they are small, and equal exactly where the gazes are.
+        units: of the losses; None where the files do not say.
         files: sha256 of each file by its name.
-        unused: labels of clips that the plan does not have.
-        example: a key of the files.
+        unused: how many labels are of clips that the plan does not have.
+        example: a key of the files, for messages.
     """
 
     gazes: dict[str, bytes] = field(default_factory=dict)
@@ -61,19 +51,20 @@ class Labels:
 
 
 def read_labels(urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabulary) -> Labels:
-    """The labels of a plan's clips out of label files; keys are cut to the last three parts of a path.
+    """Read label files, one clip at a time, and keep the labels of a plan's clips.
 
-    An entry that says its clip failed is none. Labels in two files are one if they are equal.
-    Raises PipelineError, naming file and key: no JSON, ids, losses or frames that do not fit, a clip labelled in two
-    ways, labels in several units.
+    Keys are cut to the last three parts of a path. An entry that says its clip failed is no label. A clip may be
+    labelled twice if the labels are equal.
+    Raises PipelineError, naming file and key: not JSON; ids, losses or frames that do not fit the clip; two labels of a
+    clip that differ; losses in several units.
     """
     rows = zip(clip_keys(plan), plan["clip"], plan["frames"].tolist(), plan["stride"].tolist(), strict=True)
     wanted = {key: (clip, frames, stride) for key, clip, frames, stride in rows}
     labels = Labels()
     for url in urls:
-        name = _name_apart(url, labels.files)
+        name = _distinct_name(url, labels.files)
         digest = hashlib.sha256()
-        for full, entry in _entries(url, digest):
+        for full, entry in _entries(url, digest.update):
             key = video_key(full)
             labels.example = labels.example or key
             if isinstance(entry, dict) and "failed" in entry:
@@ -96,14 +87,14 @@ def read_labels(urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabu
     return labels
 
 
-def _name_apart(url: str, names: dict[str, str]) -> str:
-    """The file's name, with as much of its path as tells it from the others."""
+def _distinct_name(url: str, names: dict[str, str]) -> str:
+    """The file's name, with as much of its path as makes it unlike the others."""
     parts = url.split("/")
     return next(name for n in itertools.count(1) if (name := "/".join(parts[-n:])) not in names)
 
 
 def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) -> bytes:
-    """A label as gaze.npz. Raises ValueError or TypeError, saying what of it does not fit."""
+    """A label as the bytes of gaze.npz. Raises ValueError or TypeError, which says what does not fit."""
     if not isinstance(entry, dict):
         raise ValueError(f"a label is an object, this is {json.dumps(entry)[:40]}")
     size = vocabulary.size
@@ -133,14 +124,15 @@ def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) 
     for number in [*itertools.chain(*(places or [])), *(slots or [])]:
         if type(number) is not int:
             raise ValueError(f"places and slots hold {json.dumps(number)[:40]}, which is no whole number")
+    places = None if places is None else torch.tensor([place for part in places for place in part], dtype=torch.int64)
     return Gaze(
-        gaze.tokens,
-        gaze.lengths,
-        gaze.losses,
-        None if initial is None else torch.tensor([initial], dtype=torch.float32),
-        vocabulary,
-        None if places is None else torch.tensor([place for part in places for place in part], dtype=torch.int64),
-        None if slots is None else torch.tensor([slots], dtype=torch.int64),
+        tokens=gaze.tokens,
+        lengths=gaze.lengths,
+        losses=gaze.losses,
+        initial=None if initial is None else torch.tensor([initial], dtype=torch.float32),
+        vocabulary=vocabulary,
+        places=places,
+        slots=None if slots is None else torch.tensor([slots], dtype=torch.int64),
     ).to_npz()
 
 
@@ -153,75 +145,15 @@ def _frames_of(entry: dict[str, Any], name: str, frames: int) -> list[list[Any]]
     return lists
 
 
-def _entries(url: str, digest: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a file that holds one JSON object, in order; `digest` takes in its bytes.
-
-    Raises PipelineError, naming the last key that could be read, where it is not JSON.
-    """
-    decoder, incremental = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8")()
-    text, at, last = "", 0, ""
-
-    def more() -> bool:
-        nonlocal text, at
-        data = source.read(_CHUNK)
-        digest.update(data)
-        text, at = text[at:] + incremental.decode(data, final=not data), 0
-        return bool(data)
-
-    def peek() -> str:
-        """The next character that is no white space; "" at the end."""
-        nonlocal at
-        while True:
-            while at < len(text) and text[at] in " \t\r\n":
-                at += 1
-            if at < len(text) or not more():
-                return text[at : at + 1]
-
-    def expect(characters: str) -> str:
-        nonlocal at
-        found = peek()
-        if not found or found not in characters:
-            raise ValueError(f"expected {' or '.join(characters)}, found {json.dumps(found) if found else 'the end'}")
-        at += 1
-        return found
-
-    def value() -> Any:
-        nonlocal at
-        peek()
-        while True:
-            try:
-                found, end = decoder.raw_decode(text, at)
-            except json.JSONDecodeError as error:
-                cut = error.pos >= len(text) - _CUT or error.msg.startswith("Unterminated string")
-                if not cut or not more():  # what is there will not become JSON by more text
-                    raise
-                continue
-            if end < len(text) or not more():  # a number could go on in the next chunk
-                at = end
-                return found
-
+def _entries(url: str, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[str, Any]]:
+    """Keys and labels of a file, in order; `on_bytes` is called with its bytes. Raises PipelineError."""
     try:
-        with store.open_read(url) as source:
-            expect("{")
-            if peek() == "}":
-                at += 1
-            else:
-                while True:
-                    key = value()
-                    if not isinstance(key, str):
-                        raise ValueError(f"a key is {json.dumps(key)[:40]}, not a text")
-                    expect(":")
-                    last = key
-                    yield key, value()
-                    if expect(",}") == "}":
-                        break
-            if peek():
-                raise ValueError("there is more text after the object")
+        with store.open_read(url) as file:
+            yield from json_stream.read_items(file, on_bytes=on_bytes)
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no such file") from error
-    except (ValueError, RecursionError) as error:
-        where = f" (at or after key {last})" if last else ""
-        raise PipelineError(f"{url}: not a JSON object of labels: {error}{where}") from error
+    except ValueError as error:
+        raise PipelineError(f"{url}: not a JSON object of labels: {error}") from error
 
 
 def label_files(pattern: str) -> list[str]:

@@ -14,9 +14,8 @@ from typing import Any
 import pandas as pd
 
 from autogaze.gaze import Gaze
-from autogaze.patches import PatchVocabulary
 from pipelines.dataset import shards
-from pipelines.dataset.shards import Dataset, Outcome, read_members
+from pipelines.dataset.shards import Dataset, Outcome
 from pipelines.errors import PipelineError
 from pipelines.labels.files import Labels
 from pipelines.labels.keys import clip_key
@@ -32,7 +31,7 @@ def describe_import(dataset: Dataset, labels: Labels, threshold: float) -> dict[
     Stored targets are of the frames, so what they are made with stays true.
     """
     models = {name: facts for name, facts in (dataset.about.get("models") or {}).items() if name == "targets"}
-    config = dict(dataset.about.get("config") or {}) | {"gaze": "labels", "threshold": threshold, "max_ratio": None}
+    config = dataset.config | {"gaze": "labels", "threshold": threshold, "max_ratio": None}
     return dataset.about | {
         "config": config,
         "models": models | {"labels": labels.files},
@@ -79,7 +78,6 @@ def make(
     output: str,
     missing: list[int],
     labels: Labels,
-    vocabulary: PatchVocabulary,
     threshold: float,
     threads: int = 4,
     on_shard: Callable[[], None] | None = None,
@@ -91,7 +89,7 @@ def make(
     outcomes: Counter[str] = Counter()
     plan = {int(shard): rows for shard, rows in dataset.plan.groupby("shard")}
     with ThreadPoolExecutor(threads) as pool:
-        pending = [pool.submit(_make_shard, dataset, output, plan[n], labels, vocabulary, threshold) for n in missing]
+        pending = [pool.submit(_make_shard, dataset, output, plan[n], labels, threshold) for n in missing]
         try:
             for future in pending:
                 outcomes.update(future.result())
@@ -103,9 +101,7 @@ def make(
     return outcomes
 
 
-def _make_shard(
-    dataset: Dataset, output: str, planned: pd.DataFrame, labels: Labels, vocabulary: PatchVocabulary, threshold: float
-) -> Counter[str]:
+def _make_shard(dataset: Dataset, output: str, planned: pd.DataFrame, labels: Labels, threshold: float) -> Counter[str]:
     shard = int(planned["shard"].iloc[0])
     made = []
     for row in shards.read_index(dataset.url, shard).to_pylist():
@@ -114,9 +110,9 @@ def _make_shard(
             made.append(Outcome(reason=row["reason"], detail=row["detail"], filtered=filtered))
         elif row["clip"] in labels.gazes:
             # All that is stored of the clip but its description and its gaze, which are written anew.
-            members = read_members(dataset, row)
+            members = dataset.read_clip(row)
             kept = [(suffix, data) for suffix, data in members.items() if suffix not in ("json", "gaze.npz")]
-            made.append(Outcome(gaze=Gaze.from_npz(labels.gazes[row["clip"]], vocabulary), members=kept))
+            made.append(Outcome(gaze=Gaze.from_npz(labels.gazes[row["clip"]], dataset.vocabulary), members=kept))
         else:
             key = clip_key(row["video"], row["start"], row["tile"])
             made.append(Outcome(reason="no_label", detail=f"the labels have no {key}", filtered=True))

@@ -30,9 +30,11 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipelines.errors import PipelineError
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.order import DatasetCounts, Order, batches, epoch_order, epoch_samples, rank_part
-from pipelines.loading.reading import Batch, BatchRequest, LoaderConfig, Reading, Skipped
+from pipelines.loading.reading import Batch, BatchRequest, Reading, Skipped
 from pipelines.loading.samples import Samples, open_samples
+from pipelines.schema import check
 from pipelines.storage.cache import LocalCache
 
 __all__ = ["Batch", "LoaderConfig", "ShardLoader", "Skipped"]
@@ -194,25 +196,11 @@ class ShardLoader(IterableDataset[Batch]):
 
 
 def _check(config: LoaderConfig, split: str) -> None:
-    if not config.data:
-        raise PipelineError("data= is missing: name a dataset made by autogaze preprocess")
+    check(config)
     if config.weights and len(config.weights) != len(config.data):
         raise PipelineError(f"weights: {len(config.weights)} for {len(config.data)} datasets; give one for each")
-    for name, least in (
-        ("seed", 0),
-        ("window", 1),
-        ("global_batch", 1),
-        ("workers", 0),
-        ("prefetch", 0),
-        ("cache_mb", 0),
-    ):
-        if getattr(config, name) < least:
-            raise PipelineError(f"{name}={getattr(config, name)}: must be at least {least}")
-    for name, value, known in (("bad_samples", config.bad_samples, ("fail", "skip")), ("split", split, SPLITS)):
-        if value not in known:
-            raise PipelineError(f"{name}={value}: must be one of {', '.join(known)}")
-    if not 0 <= config.val_fraction < 1:
-        raise PipelineError(f"val_fraction={config.val_fraction}: must be 0 or more, and less than 1")
+    if split not in SPLITS:
+        raise PipelineError(f"split={split}: must be one of {', '.join(SPLITS)}")
 
 
 def _require_alike(datasets: Sequence[Samples]) -> None:

@@ -1,4 +1,4 @@
-"""Frames of samples whose dataset stores none: decoded again from the videos they came from."""
+"""Frames of samples whose dataset stores none: decoded again from their videos."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ from pipelines.video.isolated import IsolatedDecoder
 
 
 class Redecoder(AbstractContextManager["Redecoder"]):
-    """Frames that a dataset does not keep, decoded again from their videos. For one thread at a time.
+    """Decodes frames that a dataset does not keep from their videos. For one thread at a time.
 
-    A remote video is fetched whole for a clip, unless a cache holds it.
+    A remote video is fetched whole for each clip, unless there is a cache.
+
+    Args:
+        decoder: the dataset's.
+        size: S, the side of a frame.
+        cache: of remote videos, or None.
     """
 
     def __init__(self, decoder: str, size: int, cache: LocalCache | None) -> None:
@@ -28,17 +33,21 @@ class Redecoder(AbstractContextManager["Redecoder"]):
     def __exit__(self, *details: Any) -> None:
         self.decoder.close()
 
-    def read_frames(self, row: dict[str, Any], out: np.ndarray) -> None:
-        """The frames of a sample into `out`: uint8 [T, S, S, 3], as preprocess decoded them. Raises BadSample."""
+    def decode_into(self, row: dict[str, Any], out: np.ndarray) -> None:
+        """The frames of a sample into `out`: uint8 [T, S, S, 3], as preprocess decoded them. Raises BadSample.
+
+        row: of Samples.table.
+        """
+        video = row["object"]
         try:
-            with local_copy(
-                row["object"], row["object_offset"], row["bytes"], row["fingerprint"], self.cache
-            ) as source:
+            with local_copy(video, row["object_offset"], row["bytes"], row["fingerprint"], self.cache) as source:
                 require_unchanged(source, row["fingerprint"])
                 failed = decode_planned(self.decoder, source, [PlannedClip.of_row(row)], out[None])
                 if failed:
                     raise failed[0]
         except FileNotFoundError:
-            raise BadSample(f"its video {row['object']} is missing") from None
+            raise BadSample(f"its video {video} is missing") from None
         except VideoError as error:
-            raise BadSample(f"its video {row['object']} cannot be decoded: {error.reason} ({error.detail})") from None
+            raise BadSample(f"its video {video} cannot be decoded: {error.reason} ({error.detail})") from None
+        except OSError as error:
+            raise BadSample(f"its video {video} cannot be read: {error}") from error

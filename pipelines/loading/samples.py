@@ -1,8 +1,8 @@
-"""The samples of a dataset: which there are, as one table, and what the bytes of one hold.
+"""The samples of a dataset: which there are, as one table.
 
-A sample is a clip whose outcome is ok; its number is its place among them, by shard and position. The table has a row
-for each, and is all that readers keep of a dataset's indexes: a hundred bytes a sample, or none of their own where a
-LocalCache holds it as a file that all processes of a machine map.
+A sample is a clip whose outcome is ok; its number is its place among them, by shard and position. The table has one row
+for each and is all that readers keep of a dataset's indexes: a hundred bytes a sample. Where a LocalCache holds it as a
+file, all processes of a machine map that file and share its memory.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from autogaze.patches import PatchVocabulary
+from pipelines.corpus.plan import PLAN_SCHEMA, video_of_clip
 from pipelines.dataset import shards
+from pipelines.dataset.shards import Dataset, open_dataset
 from pipelines.errors import PipelineError
-from pipelines.storage import store
+from pipelines.storage import store, tables
 from pipelines.storage.cache import LocalCache
 from pipelines.storage.location import Location
 from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decoder_fingerprint
 
-_INDEX_COLUMNS = ["clip", "shard", "position", "outcome", "offset", "size", "sha256"]
-# What it takes to decode a clip again; `object_offset` is the plan's `offset`.
+_KEPT_COLUMNS = ["clip", "shard", "position", "offset", "size", "sha256"]
+_INDEX_COLUMNS = [*_KEPT_COLUMNS, "outcome", "video", "start", "stride", "tile"]
+# What it takes to decode a clip again; the plan's `offset` becomes `object_offset`.
 _PLAN_COLUMNS = [
     "object", "offset", "bytes", "fingerprint", "start", "stride", "frames", "video_frames", "width", "height", "tile",
 ]  # fmt: skip
-_REPEATING = ["object", "fingerprint", "tile"]
-_CLIP_OF_VIDEO = r"-\d{6,}(-s\d+)?(-r\d+c\d+)?$"  # what a clip's name adds to its video's (docs/formats.md)
+_REPEATING = ("object", "fingerprint", "tile")
 _READERS = 16
-_TOGETHER = 512  # indexes
+_TOGETHER = 512  # indexes made one table at a time: thousands of small tables would leave memory in pieces
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,23 @@ class Samples:
     """The samples of one dataset.
 
     Attributes:
-        url: where the dataset is.
-        about: dataset.json.
+        dataset: opened.
         table: a row per sample, in order: clip, shard, position, offset, size, sha256 (32 bytes), and `draw` uint32, a
-            hash of its video. Where frames are not stored, also what it takes to decode them (`object` ... `tile`).
+            hash of its video's name. Where frames are not stored, also what it takes to decode them (`object` ...
+            `tile`).
     """
 
-    url: Location
-    about: dict[str, Any]
+    dataset: Dataset
     table: pa.Table
+
+    @property
+    def url(self) -> Location:
+        return self.dataset.url
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """dataset.json."""
+        return self.dataset.about
 
     def __len__(self) -> int:
         return len(self.table)
@@ -67,20 +76,15 @@ class Samples:
         return int(self.about["config"]["clip"]["frames"])
 
     @property
-    def frames_stored(self) -> bool:
-        return bool(self.about["config"]["frames"] != "none")
-
-    @property
     def vocabulary(self) -> PatchVocabulary:
-        about = self.about["vocabulary"]
-        return PatchVocabulary(tuple(about["scales"]), about["patch_size"])
+        return self.dataset.vocabulary
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers, without a copy."""
         return np.asarray(self.table.column(name).chunk(0).to_numpy(zero_copy_only=True))
 
     def row(self, number: int) -> dict[str, Any]:
-        """All that the table has of a sample."""
+        """A sample's row of the table."""
         return {name: self.table.column(name)[number].as_py() for name in self.table.column_names}
 
     def split(self, name: str, val_fraction: float) -> np.ndarray:
@@ -100,99 +104,98 @@ def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
 
     Raises PipelineError, in one line: no dataset, not finished, damaged, or no clip of it is ok.
     """
-    url = Location(url)
-    about = _about(url)
-    entries = list(store.list_objects(url / "index"))
-    numbers = [number for entry in entries if (number := entry.url.name[:-8]).isdigit()]
-    if len(numbers) != about["shards"]:
+    dataset = open_dataset(url)
+    for name in ("config", "shards", "vocabulary"):
+        if name not in dataset.about:
+            raise PipelineError(f"{dataset.url}/dataset.json: has no {name}; made by an unknown version of autogaze")
+    planned = dataset.about["shards"]
+    entries = list(store.list_objects(dataset.url / "index"))
+    committed = sum(shards.shard_of_index(entry.url) is not None for entry in entries)
+    if committed != planned:
         raise PipelineError(
-            f"{url}: {len(numbers)} of its {about['shards']} shards are committed; finish it with autogaze preprocess"
+            f"{dataset.url}: {committed} of its {planned} shards are committed; finish it with autogaze preprocess"
         )
     if cache is None:
-        table = _table(url, about)
+        table = _table(dataset)
     else:
         versions = [[entry.url, entry.bytes, entry.version] for entry in entries]
-        name = "samples " + json.dumps([url, about, versions], sort_keys=True)
-        with cache.local(name, lambda path: _write(_table(url, about), path)) as path:
+        name = "samples " + json.dumps([dataset.url, dataset.about, versions], sort_keys=True)
+        with cache.local(name, lambda path: _write(_table(dataset), path)) as path:
             table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     if not len(table):
-        raise PipelineError(f"{url}: no clip of it is ok, so there is nothing to read; see: autogaze report {url}")
-    samples = Samples(url, about, table)
-    if not samples.frames_stored:
-        _require_decoder(samples)
-    return samples
+        raise PipelineError(
+            f"{dataset.url}: no clip of it is ok, so there is nothing to read; see: autogaze report {dataset.url}"
+        )
+    if not dataset.frames_stored:
+        _require_decoder(dataset)
+    return Samples(dataset, table)
 
 
-def _about(url: Location) -> dict[str, Any]:
+def _require_decoder(dataset: Dataset) -> None:
+    """Raise PipelineError unless this machine decodes exactly as the one that made the dataset."""
     try:
-        about: dict[str, Any] = json.loads(store.read(url / "dataset.json"))
-        missing = [name for name in ("config", "shards", "vocabulary") if name not in about]
-    except FileNotFoundError as error:
-        raise PipelineError(f"{url}: no dataset here (no dataset.json); make one with: autogaze preprocess") from error
-    except ValueError as error:
-        raise PipelineError(f"{url}/dataset.json: damaged: {error}") from error
-    if missing:
-        raise PipelineError(f"{url}/dataset.json: has no {missing[0]}; made by an unknown version of autogaze")
-    return about
-
-
-def _require_decoder(samples: Samples) -> None:
-    config = samples.about["config"]
-    try:
-        here = decoder_fingerprint(DecodeConfig(decoder=config["decoder"]))
+        here = decoder_fingerprint(DecodeConfig(decoder=dataset.config["decoder"]))
     except ImportError as error:
-        raise PipelineError(f"{samples.url}: keeps no frames, and cannot be decoded here: {error}") from error
-    there = samples.about["software"]["decoder"]
+        raise PipelineError(f"{dataset.url}: keeps no frames, and cannot be decoded here: {error}") from error
+    there = dataset.about["software"]["decoder"]
     if here != there:
         raise PipelineError(
-            f"{samples.url}: keeps no frames, and was decoded by {there}, here is {here}; install that, or preprocess "
+            f"{dataset.url}: keeps no frames, and was decoded by {there}, here is {here}; install that, or preprocess "
             "with frames=jpeg"
         )
 
 
-def _table(url: Location, about: dict[str, Any]) -> pa.Table:
+def _table(dataset: Dataset) -> pa.Table:
+    """The table of Samples, from all indexes and, where it takes that to find the frames, from the plan."""
+    planned = dataset.about["shards"]
     with ThreadPoolExecutor(_READERS) as pool:
         parts = []
-        for first in range(0, about["shards"], _TOGETHER):  # thousands of small tables would leave memory in pieces
-            some = range(first, min(first + _TOGETHER, about["shards"]))
-            read = pool.map(lambda shard: _index(shards.index_url(url, shard)), some)
+        for first in range(0, planned, _TOGETHER):
+            numbers = range(first, min(first + _TOGETHER, planned))
+            read = pool.map(lambda shard: _samples_of(dataset.url, shard), numbers)
             parts.append(pa.concat_tables(read).combine_chunks())
     table = pa.concat_tables(parts).combine_chunks()
-    videos = pc.replace_substring_regex(table["clip"], _CLIP_OF_VIDEO, "").combine_chunks().dictionary_encode()
-    draws = np.array([_draw(name) for name in videos.dictionary.to_pylist()], np.uint32)
-    table = table.append_column("draw", pa.array(draws[videos.indices.to_numpy()]))
-    if about["config"]["frames"] == "none":
-        planned = _planned(url, table)
+    if not dataset.frames_stored:
+        rows = _planned(dataset, table)
         for name in _PLAN_COLUMNS:
-            table = table.append_column("object_offset" if name == "offset" else name, planned[name])
+            table = table.append_column("object_offset" if name == "offset" else name, rows[name])
     return table.unify_dictionaries().combine_chunks()
+
+
+def _samples_of(url: str, shard: int) -> pa.Table:
+    """The ok rows of one shard's index: hashes as bytes, and `draw`."""
+    try:
+        index = shards.read_index(url, shard, _INDEX_COLUMNS)
+        index = index.filter(pc.equal(index["outcome"], "ok"))
+        hashes = pa.py_buffer(bytes.fromhex("".join(index["sha256"].to_pylist())))
+        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(index), [None, hashes])
+    except FileNotFoundError as error:
+        raise PipelineError(f"{shards.index_url(url, shard)}: missing; was it taken back just now?") from error
+    except (pa.ArrowException, ValueError, TypeError) as error:  # a hash that is none
+        raise PipelineError(f"{shards.index_url(url, shard)}: damaged, or not an index: {error}") from error
+    table = index.select(_KEPT_COLUMNS).set_column(_KEPT_COLUMNS.index("sha256"), "sha256", column)
+    return table.append_column("draw", pa.array(_draws(index)))
+
+
+def _draws(index: pa.Table) -> np.ndarray:
+    """A hash of the name of each row's video: uint32 [rows]."""
+    videos = index["video"].combine_chunks().dictionary_encode().indices.to_numpy()
+    _, firsts, which = np.unique(videos, return_index=True, return_inverse=True)
+    rows = index.select(["clip", "start", "stride", "tile"]).take(pa.array(firsts)).to_pylist()
+    return np.array([_draw(video_of_clip(**row)) for row in rows], np.uint32)[which]
 
 
 def _draw(video: str) -> int:
     return int.from_bytes(hashlib.sha256(video.encode()).digest()[:4], "big")
 
 
-def _index(url: str) -> pa.Table:
-    """The ok rows of an index, hashes as bytes."""
+def _planned(dataset: Dataset, table: pa.Table) -> pa.Table:
+    """The plan's rows of the samples, without what is not needed to decode them."""
+    place = dataset.url / "plan.parquet"
     try:
-        file = pq.ParquetFile(pa.BufferReader(store.read(url)))
-        table = file.read(_INDEX_COLUMNS, use_threads=False)
-        table = table.filter(pc.equal(table["outcome"], "ok")).drop_columns(["outcome"])
-        hashes = pa.py_buffer(bytes.fromhex("".join(table["sha256"].to_pylist())))
-        column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(table), [None, hashes])
-        return table.set_column(table.column_names.index("sha256"), "sha256", column)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{url}: damaged, or not an index: {' '.join(str(error).split())}") from error
-
-
-def _planned(url: Location, table: pa.Table) -> pa.Table:
-    """The plan's rows of the samples."""
-    place = url / "plan.parquet"
-    try:
-        data = pa.BufferReader(store.read(place))
-        plan = pq.read_table(data, columns=["shard", *_PLAN_COLUMNS], read_dictionary=_REPEATING)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise PipelineError(f"{place}: damaged, or not a plan: {' '.join(str(error).split())}") from error
+        plan = tables.read(place, PLAN_SCHEMA, "a plan", ["shard", *_PLAN_COLUMNS], _REPEATING)
+    except FileNotFoundError as error:
+        raise PipelineError(f"{place}: missing; the dataset is not whole, copy or make it again") from error
     first = np.searchsorted(plan["shard"].to_numpy(), table["shard"].to_numpy())
     return plan.unify_dictionaries().combine_chunks().take(pa.array(first + table["position"].to_numpy()))
 
@@ -203,6 +206,3 @@ def _write(table: pa.Table, path: str) -> None:
             writer.write_table(table)
         file.flush()
         os.fsync(file.fileno())
-
-
-# -- one sample ------------------------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """The first actor of preprocess: a shard's number -> its frames, decoded and encoded.
 
-Without torch, so that many start fast and small. JPEGs are made here, beside the decoding child, so that a GPU never
-waits for an encoder.
+It does not import torch, so that many of them start fast and stay small. JPEGs are encoded here, beside the decoding
+child, so that a GPU never waits for an encoder.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pipelines.corpus.clips import PlannedClip, decode_planned, require_unchange
 from pipelines.corpus.plan import PlanReader
 from pipelines.corpus.videos import local_copy
 from pipelines.dataset.frames import encode_frames
+from pipelines.preprocess.rows import DecodedShard, Failure
 from pipelines.preprocess.stopwatch import Stopwatch
 from pipelines.storage.cache import LocalCache
 from pipelines.storage.location import Location
@@ -31,14 +31,17 @@ from pipelines.video.isolated import IsolatedDecoder
 
 
 class DecodeStage:
-    """Ray Data actor: {"shard"} -> the shard's frames, encoded frames and failures, as one row.
+    """Ray Data actor: a shard's number -> DecodedShard, as a row.
 
-    A row holds: frames uint8 [K, T, S, S, 3] (K planned clips; failed ones are zero) and ok bool [K]; encoded uint8
-    [bytes] with encoded_sizes int64 (the JPEGs of the ok clips, one after another); failures, JSON {row: [reason,
-    detail]}.
+    For two threads: while one encodes and hands over a shard, the other decodes the next. So the child, which does most
+    of the work, never waits.
 
-    For two threads: while one encodes and hands over a shard, the other decodes the next, so that the child, which
-    does the work that counts, is never kept waiting.
+    Args:
+        dataset: URL of the dataset, whose plan is there.
+        config: of the decoder.
+        storage: how frames are stored: see pipelines.dataset.frames.
+        quality: of the JPEGs.
+        cache_mb: disk for remote videos that several shards need; 0 = none are kept.
     """
 
     def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
@@ -50,53 +53,46 @@ class DecodeStage:
         self.turn = Lock()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        watch, shard = Stopwatch(), int(row["shard"])
+        return self.decode(int(row["shard"])).to_row()
+
+    def decode(self, shard: int) -> DecodedShard:
+        """Decode a shard's clips, and encode their frames if they are stored as JPEGs."""
+        watch = Stopwatch()
         with self.turn, watch.time("decode"):
             began, restarts = time.time(), self.decoder.restarts
-            straddling = self.plan.straddling(shard) if self.cache else set()
-            frames, failures = self._decode(self.plan.shard(shard), straddling, watch)
+            shared = self.plan.straddling(shard) if self.cache else set()
+            frames, failures = self._decode(self.plan.shard(shard), shared, watch)
             restarts = self.decoder.restarts - restarts
-        ok = np.array([number not in failures for number in range(len(frames))], bool)
-        jpegs: list[bytes] = []
+        decoded = DecodedShard(shard, frames, failures, [], began, watch, restarts)
         if self.storage == "jpeg":
             with watch.time("encode"):
-                jpegs = [data for clip in frames[ok] for _, data in encode_frames(clip, "jpeg", self.quality)]
-        return {
-            "shard": shard,
-            "frames": frames,
-            "ok": ok,
-            "encoded": np.frombuffer(b"".join(jpegs) or b"\0", np.uint8),
-            "encoded_sizes": np.array([len(data) for data in jpegs] or [0], np.int64),
-            "failures": json.dumps(failures),
-            "began": began,
-            "decode_seconds": json.dumps(watch),
-            "restarts": restarts,
-        }
+                for clip in frames[decoded.ok]:
+                    decoded.jpegs.extend(data for _, data in encode_frames(clip, "jpeg", self.quality))
+        return decoded
 
-    def _decode(
-        self, rows: pd.DataFrame, straddling: set[str], watch: Stopwatch
-    ) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:
-        """Frames [K, T, S, S, 3] of a shard's rows, and (reason, detail) of those that failed.
+    def _decode(self, rows: pd.DataFrame, shared: set[str], watch: Stopwatch) -> tuple[np.ndarray, dict[int, Failure]]:
+        """Frames uint8 [K, T, S, S, 3] of a shard's K rows of the plan, and the failures by position.
 
-        straddling: the videos of which a remote copy is kept for other shards.
+        shared: videos that other shards need too. If they are remote, a copy is kept.
         """
         size = self.config.size
         frames = np.zeros((len(rows), int(rows["frames"].iloc[0]), size, size, 3), np.uint8)
         refused = rows["reason"].notna()
-        failures = {int(row.position): (str(row.reason), str(row.detail)) for row in rows[refused].itertuples()}
+        failures = {int(row.position): Failure(str(row.reason), str(row.detail)) for row in rows[refused].itertuples()}
         videos = [part for _, part in rows[~refused].groupby(["object", "offset"], sort=False)]
-        caches = [self.cache if video["video"].iloc[0] in straddling else None for video in videos]
+        caches = [self.cache if video["video"].iloc[0] in shared else None for video in videos]
         for video, opened in _ahead(videos, caches, watch):
-            numbers = [int(number) for number in video.index]
+            positions = [int(position) for position in video.index]
             try:
                 with opened as source:
                     with watch.time("fetch"):
                         require_unchanged(source, str(video["fingerprint"].iloc[0]))
-                    out = frames[numbers[0] : numbers[-1] + 1]
+                    out = frames[positions[0] : positions[-1] + 1]
                     failed = decode_planned(self.decoder, source, PlannedClip.of_rows(video), out)
-                    failures.update({numbers[place]: (error.reason, error.detail) for place, error in failed.items()})
+                    for place, error in failed.items():
+                        failures[positions[place]] = Failure(error.reason, error.detail)
             except VideoError as error:
-                failures.update(dict.fromkeys(numbers, (error.reason, error.detail)))
+                failures.update(dict.fromkeys(positions, Failure(error.reason, error.detail)))
         return frames, failures
 
 
@@ -106,14 +102,14 @@ def video_cache(limit_mb: int) -> LocalCache:
 
 
 def clear_video_cache() -> None:
-    """Remove this node's copies, which only a job that goes on would use again. Other jobs fetch theirs once more."""
+    """Remove this node's copies: the job that needed them is done. Another job on the node fetches its videos again."""
     video_cache(0).clear()
 
 
 def _ahead(
     videos: list[pd.DataFrame], caches: list[LocalCache | None], watch: Stopwatch
 ) -> Iterator[tuple[pd.DataFrame, AbstractContextManager[Source]]]:
-    """Each video with its local copy, the next one being fetched while this one decodes."""
+    """Each video with its local copy; the next one is fetched while this one decodes."""
     with ThreadPoolExecutor(1) as pool:
         pending = [pool.submit(_Opened, *first) for first in zip(videos[:1], caches, strict=False)]
         for number, video in enumerate(videos):
@@ -125,7 +121,7 @@ def _ahead(
 
 
 class _Opened(AbstractContextManager[Source]):
-    """A local copy made at once; what goes wrong with the video itself is raised on entering."""
+    """A local copy, made when this is constructed; a video that is gone raises VideoError on entering."""
 
     def __init__(self, video: pd.DataFrame, cache: LocalCache | None) -> None:
         first = video.iloc[0]

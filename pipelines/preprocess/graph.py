@@ -12,24 +12,26 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import DecodeStage
 from pipelines.preprocess.gaze_stage import GazeStage
 from pipelines.preprocess.job import Job, decode_config
-from pipelines.preprocess.record import Totals
+from pipelines.preprocess.rows import CommittedShard
+from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
 from pipelines.ray_data import configure_ray_data, pipeline_errors
 
 _INDEXES_AT_ONCE = 8
 
 
-def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> Totals:
-    """Make the missing shards; `on_shard` is called after each commit. Needs a running Ray.
+def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], None]) -> None:
+    """Make the missing shards. Needs a running Ray.
+
+    After each commit the shard is added to `totals`, and then `on_shard` is called.
 
     Raises PipelineError: the output is full or denied, storage stayed away, or too many clips failed.
     """
-    import ray.data  # here, not above: see cluster.local
+    import ray.data  # imported late: see cluster.local
     from ray.data import ActorPoolStrategy, ExecutionResources
 
-    totals = Totals()
     if not job.missing:
-        return totals
+        return
     decode, gaze = min(workers.decode, len(job.missing)), min(workers.gaze, len(job.missing))
     config, clips = job.config, len(job.rows)
     failed_before = _failed_before(job) if config.max_failed_fraction < 1 else Counter[str]()
@@ -67,10 +69,9 @@ def execute(job: Job, workers: Workers, on_shard: Callable[[Totals], None]) -> T
         num_gpus=1 if workers.device == "cuda" else 0,
     )
     for row in pipeline_errors(rows.iter_rows()):
-        totals.add(row)
-        on_shard(totals)
+        totals.add(CommittedShard.from_row(row))
+        on_shard()
         _require_few(failed_before + totals.failed, clips, config)
-    return totals
 
 
 def _failed_before(job: Job) -> Counter[str]:

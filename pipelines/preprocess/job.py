@@ -25,11 +25,11 @@ from pipelines.dataset.shards import DATASET_FORMAT
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
 from pipelines.gazing.gazers import ResolvedGaze
+from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import (
     PreprocessConfig,
-    check_config,
+    check_preprocess_config,
     dataset_config,
-    gaze_settings,
     parse_part,
     shards_of_part,
 )
@@ -81,7 +81,7 @@ def resume(config: PreprocessConfig) -> Job | None:
     Raises PipelineError: missing or empty input, output made with another config, weights or software, a checkpoint
     that does not load.
     """
-    check_config(config)
+    check_preprocess_config(config)
     gazer = resolve_gaze(config)
     output = Location(config.output)
     if store.exists(output / "dataset.json"):
@@ -250,11 +250,11 @@ def resolve_gaze(config: PreprocessConfig) -> ResolvedGaze:
 
     Raises PipelineError: a checkpoint does not load, or does not fit what the job makes.
     """
-    settled = gazers.resolve(gaze_settings(config))
-    settled.require(config.clip.frames)
-    if settled.vocabulary != VOCABULARY:
+    resolved = gazers.resolve(gaze_settings(config), config.targets.frames)
+    resolved.require(config.clip.frames)
+    if resolved.vocabulary != VOCABULARY:
         raise PipelineError(
-            f"policy.checkpoint={config.policy.checkpoint}: has scales {settled.vocabulary.scales}, and preprocess "
+            f"policy.checkpoint={config.policy.checkpoint}: has scales {resolved.vocabulary.scales}, and preprocess "
             f"makes frames for {VOCABULARY.scales}"
         )
-    return settled
+    return resolved

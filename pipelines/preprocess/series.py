@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipelines.prometheus import Exporter, Series, series_name
 
 if TYPE_CHECKING:
-    from pipelines.preprocess.record import Totals
+    from pipelines.preprocess.totals import Totals
 
 PREPROCESS_SERIES = (
     Series("counter", "autogaze_preprocess_shards", "shards committed"),
@@ -38,9 +38,9 @@ class PreprocessSeries:
     def update(self, totals: Totals) -> None:
         """Export what was added since the last call; to be called after every commit."""
         now = _numbers(totals)
-        for key, value in now.items():
-            name, tag, word = key
-            self._export.add(name, value - self._before.get(key, 0.0), **({tag: word} if tag else {}))
+        for (name, tag, word), value in now.items():
+            added = value - self._before.get((name, tag, word), 0.0)
+            self._export.add(name, added, **({tag: word} if tag else {}))
         self._export.add("autogaze_preprocess_shards", 1)
         self._export.set("autogaze_preprocess_clips_left", self._clips - totals.clips)
         self._before = now
@@ -51,10 +51,10 @@ class PreprocessSeries:
 
 
 def _numbers(totals: Totals) -> dict[tuple[str, str, str], float]:
-    """What counters stand at, by name, tag and its value."""
-    found = {
+    """What each counter stands at, by (name, tag, value of the tag)."""
+    counts = {
         ("clips", "outcome", "ok"): totals.ok,
-        ("clips", "outcome", "failed"): sum(totals.failed.values()),
+        ("clips", "outcome", "failed"): totals.failed.total(),
         ("frames", "", ""): totals.frames,
         ("tokens", "", ""): totals.tokens,
         ("bytes", "", ""): totals.bytes,
@@ -62,4 +62,4 @@ def _numbers(totals: Totals) -> dict[tuple[str, str, str], float]:
         **{("failures", "reason", reason): count for reason, count in totals.failed.items()},
         **{("stage_seconds", "stage", stage): spent for stage, spent in totals.seconds.items()},
     }
-    return {(f"autogaze_preprocess_{name}", tag, word): float(value) for (name, tag, word), value in found.items()}
+    return {(f"autogaze_preprocess_{name}", tag, word): float(value) for (name, tag, word), value in counts.items()}

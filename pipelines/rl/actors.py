@@ -1,11 +1,7 @@
-"""Who makes the groups: the learner itself, Ray actors that may die, or a recording. All give the same ones.
+"""Groups made by Ray actors, which a thread keeps busy and replaces when they die.
 
-    rollouts.publish(version, weights)      # from now on groups of this version can be made
-    rollouts.ask(asks)                      # of a step; begins at once where there are actors
-    groups = rollouts.take(step)            # in the order they were asked for; waits
-
-A group is a function of what is asked, so the pool needs no bookkeeping to be exact: whatever an actor was at when it
-died is asked of another. Weights travel with every request, as a reference to the one object of their version.
+A group is a function of its request, so dead actors cost no bookkeeping: what one held is requested of another. Weights
+travel with every request, as a reference to the one object that holds their version.
 """
 
 from __future__ import annotations
@@ -16,56 +12,61 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipelines.errors import PipelineError
-from pipelines.rl.rollouts import Group, RolloutRequest
-from pipelines.rl.sources import Make
+from pipelines.rl.groups import Group, RolloutRequest
+from pipelines.rl.sources import MakeMaker
 
-_AT_ONCE = 2  # requests an actor holds: one it works on, and one so that it never waits
-_KILLS = 3  # actors that one group may take with it
+_AT_ONCE = 2  # requests an actor holds: the one it works on, and the next, so that it never waits
+_KILLS = 3  # actors that may die over one group, or in a row at their start
 _LOOK_S = 0.2
-_COMES_UP_S = 600.0  # what a first actor may take: it loads a reconstructor and reads the datasets' indexes
-
-"""What makes a maker, in the process that is to run it."""
+_COMES_UP_S = 600.0  # for the first actor to start: it loads a reconstructor and reads the datasets' indexes
 
 
-# -- Ray actors ------------------------------------------------------------------------------------------------------
+class _Held(NamedTuple):
+    """A request that an actor holds: the reference to its answer, and its place among those of its step."""
+
+    reference: Any
+    request: RolloutRequest
+    place: int
 
 
 @dataclass
 class _Actor:
     handle: Any
-    held: deque[tuple[Any, RolloutRequest, int]] = field(default_factory=deque)  # reference, what was asked, its place
-    up: Any = None  # a reference that is there when it is; None: it is
-    since: float = field(default_factory=time.monotonic)  # when it was started, or began what it works on
-    fallen: int = 0  # how many before it, in its place, did not come up
+    held: deque[_Held] = field(default_factory=deque)
+    starting: Any = None  # a reference that is ready once the actor has started; None: it has
+    since: float = field(default_factory=time.monotonic)  # when it was started, or began its current request
+    failed_starts: int = 0  # of the actors before it in its place, in a row
 
-    def drop(self, ref: Any) -> tuple[RolloutRequest, int]:
-        [found] = [entry for entry in self.held if entry[0] == ref]
-        self.held.remove(found)
+    def drop(self, reference: Any) -> _Held:
+        """Take the request of this reference off the actor."""
+        [dropped] = [held for held in self.held if held.reference == reference]
+        self.held.remove(dropped)
         self.since = time.monotonic()
-        return found[1], found[2]
+        return dropped
 
 
 class ActorRollouts:
-    """Made by `actors` Ray actors, which a thread keeps busy and replaces when they die. Needs a running Ray.
+    """A source of groups (see pipelines/rl/sources.py): `actors` Ray actors. Needs a running Ray.
 
     Args:
         make: makes the maker, in each actor.
-        actors: how many. cpus, gpus: of each.
-        timeout_s: an actor that takes longer over one group is taken for hung, and replaced.
+        actors: how many.
+        cpus, gpus: of each.
+        timeout_s: an actor that takes longer over one group is considered hung, and replaced.
     """
 
-    def __init__(self, make: Make, actors: int, cpus: float, gpus: float, timeout_s: float) -> None:
+    def __init__(self, make: MakeMaker, actors: int, cpus: float, gpus: float, timeout_s: float) -> None:
         self._make, self._options, self._timeout = make, {"num_cpus": cpus, "num_gpus": gpus}, timeout_s
         self._lock = threading.Condition()
         self._weights: dict[int, Any] = {}
         self._queue: deque[tuple[RolloutRequest, int]] = deque()
-        self._groups: dict[int, dict[int, Group]] = {}
-        self._asked: dict[int, list[RolloutRequest]] = {}
+        self._groups: dict[int, dict[int, Group]] = {}  # by step, and place among the step's requests
+        self._requested: dict[int, list[RolloutRequest]] = {}
         self._kills: dict[RolloutRequest, int] = {}
         self._failed: PipelineError | None = None
         self._over = False
@@ -75,35 +76,38 @@ class ActorRollouts:
         self._thread.start()
 
     def publish(self, version: int, weights: bytes) -> None:
+        """See Rollouts. Weights become one object, which all actors of a node map into their memory."""
         import ray
 
-        reference = ray.put(np.frombuffer(weights, np.uint8))  # one object; actors of a node map the same memory
+        reference = ray.put(np.frombuffer(weights, np.uint8))
         with self._lock:
             self._weights[version] = reference
 
-    def ask(self, asks: Sequence[RolloutRequest]) -> None:
+    def request(self, requests: Sequence[RolloutRequest]) -> None:
+        """See Rollouts."""
         with self._lock:
-            self._queue.extend((ask, place) for place, ask in enumerate(asks))
-            self._groups[asks[0].step], self._asked[asks[0].step] = {}, list(asks)
+            self._queue.extend((request, place) for place, request in enumerate(requests))
+            self._groups[requests[0].step], self._requested[requests[0].step] = {}, list(requests)
             self._lock.notify_all()
 
     def take(self, step: int) -> list[Group]:
-        """Raises PipelineError: what a maker raised, or a group that took too many actors with it."""
+        """See Rollouts. Raises PipelineError: what a maker raised, or a group that several actors died over."""
         with self._lock:
-            while len(self._groups[step]) < len(self._asked[step]):
+            while len(self._groups[step]) < len(self._requested[step]):
                 if self._failed is not None:
                     raise self._failed
                 if not self._thread.is_alive():
                     raise PipelineError("the rollout pool stopped; run the same command again to go on")
                 self._lock.wait(1.0)
-            made, asks = self._groups.pop(step), self._asked.pop(step)
-            groups = [made[place] for place in range(len(asks))]
-            # Steps are taken in order, so what is older than this step's version is not asked for again.
-            for old in [version for version in self._weights if version < asks[0].version]:
+            made, requests = self._groups.pop(step), self._requested.pop(step)
+            groups = [made[place] for place in range(len(requests))]
+            # Steps are taken in order, so no later request needs a version older than this step's.
+            for old in [version for version in self._weights if version < requests[0].version]:
                 del self._weights[old]
         return groups
 
     def close(self) -> None:
+        """Stop the thread and the actors."""
         import ray
 
         with self._lock:
@@ -113,13 +117,13 @@ class ActorRollouts:
         for actor in self._actors:
             ray.kill(actor.handle)
 
-    def _start(self, fallen: int = 0) -> _Actor:
+    def _start(self, failed_starts: int = 0) -> _Actor:
         import ray
 
-        # Not in the placement group of a learner that Ray Train started, which has room for learners only.
+        # Outside the placement group of a learner that Ray Train started: it has room for learners only.
         kind = ray.remote(_Maker).options(scheduling_strategy="DEFAULT", max_concurrency=1, **self._options)
         handle: Any = kind.remote(self._make)
-        return _Actor(handle, up=handle.up.remote(), fallen=fallen)
+        return _Actor(handle, starting=handle.ready.remote(), failed_starts=failed_starts)
 
     # -- the thread ----------------------------------------------------------------------------------------------
 
@@ -129,7 +133,7 @@ class ActorRollouts:
                 pass
         except PipelineError as error:
             self._fail(error)
-        except Exception as error:  # noqa: BLE001 (it is raised where groups are taken)
+        except Exception as error:  # noqa: BLE001 (`take` raises it)
             self._fail(PipelineError(f"the rollout pool: {type(error).__name__}: {error}"))
 
     def _fail(self, error: PipelineError) -> None:
@@ -138,125 +142,129 @@ class ActorRollouts:
             self._lock.notify_all()
 
     def _turn(self) -> bool:
-        """Hand out, wait a little, take in; False when it is over."""
+        """Hand out requests, wait a little, take in groups, replace dead actors; False when closed."""
         import ray
 
         with self._lock:
             if self._over:
                 return False
             self._hand_out()
-            self._require_one()
-            refs = [ref for actor in self._actors for ref, _, _ in actor.held]
-            if not refs:
+            self._require_a_start()
+            references = [held.reference for actor in self._actors for held in actor.held]
+            if not references:
                 self._lock.wait(_LOOK_S)
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0.02) if refs else ([], [])
-        if refs and not ready:
-            ready, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_S)
-        for ref in ready:
-            # What a dead actor held is ready too, as an error; it was handed on when the first of it came up.
-            owner = next((a for a in self._actors if any(held == ref for held, _, _ in a.held)), None)
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=0.02) if references else ([], [])
+        if references and not ready:
+            ready, _ = ray.wait(references, num_returns=1, timeout=_LOOK_S)
+        for reference in ready:
+            # All that a dead actor held is ready, as errors. The first replaces the actor; the rest then have no owner.
+            owner = next((a for a in self._actors if any(held.reference == reference for held in a.held)), None)
             if owner is not None:
-                self._take_in(owner, ref)
+                self._take_in(owner, reference)
         for actor in list(self._actors):
-            if actor.up is not None and ray.wait([actor.up], timeout=0)[0]:
-                self._come_up(actor)
-            elif actor.up is None and actor.held and time.monotonic() - actor.since > self._timeout:
+            if actor.starting is not None and ray.wait([actor.starting], timeout=0)[0]:
+                self._take_start(actor)
+            elif actor.starting is None and actor.held and time.monotonic() - actor.since > self._timeout:
                 ray.kill(actor.handle)
                 self._replace(actor, f"took longer than {self._timeout:g} s")
         return True
 
-    def _come_up(self, actor: _Actor) -> None:
+    def _hand_out(self) -> None:
+        """Give requests to the actors that hold fewest, not to those still starting: Ray may have no room for them."""
+        started = [actor for actor in self._actors if actor.starting is None]
+        while self._queue and started:
+            actor = min(started, key=lambda actor: len(actor.held))
+            if len(actor.held) >= _AT_ONCE:
+                return
+            request, place = self._queue.popleft()
+            if not actor.held:
+                actor.since = time.monotonic()
+            reference = actor.handle.make.remote(request, self._weights[request.version])
+            actor.held.append(_Held(reference, request, place))
+
+    def _require_a_start(self) -> None:
+        """Raise PipelineError if groups have waited long for a first actor to start. Ray would wait for ever."""
+        waited = min(time.monotonic() - actor.since for actor in self._actors)
+        if self._queue and waited > _COMES_UP_S and all(actor.starting is not None for actor in self._actors):
+            raise PipelineError(
+                f"no rollout actor started in {_COMES_UP_S:g} s; Ray may have no room for one: look at `ray status`, "
+                "and lower scale.max_workers or rollouts.actors"
+            )
+
+    def _take_start(self, actor: _Actor) -> None:
+        """An actor has started, or failed to."""
         import ray
         from ray.exceptions import RayActorError
 
         try:
-            ray.get(actor.up)
+            ray.get(actor.starting)
         except RayActorError as error:
-            if actor.fallen + 1 >= _KILLS:
+            if actor.failed_starts + 1 >= _KILLS:
                 raise PipelineError(
-                    f"{_KILLS} rollout actors in a row did not come up ({_why(error)}); "
+                    f"{_KILLS} rollout actors in a row failed to start ({_reason(error)}); "
                     "look at memory and at the logs of Ray"
                 ) from error
-            self._replace(actor, _why(error))
+            self._replace(actor, _reason(error))
         else:
-            actor.up, actor.fallen = None, 0
+            actor.starting, actor.failed_starts = None, 0
 
-    def _require_one(self) -> None:
-        """Raise PipelineError when groups have long been waiting for a first actor: Ray itself would wait for ever."""
-        waited = min(time.monotonic() - actor.since for actor in self._actors)
-        if self._queue and waited > _COMES_UP_S and all(actor.up is not None for actor in self._actors):
-            raise PipelineError(
-                f"no rollout actor came up in {_COMES_UP_S:g} s; Ray may have no room for one: look at `ray status`, "
-                "and lower scale.max_workers or rollouts.actors"
-            )
-
-    def _hand_out(self) -> None:
-        # Only to those that are up: some may wait for room in the cluster for as long as it has none.
-        up = [actor for actor in self._actors if actor.up is None]
-        while self._queue and up:
-            actor = min(up, key=lambda actor: len(actor.held))
-            if len(actor.held) >= _AT_ONCE:
-                return
-            ask, place = self._queue.popleft()
-            if not actor.held:
-                actor.since = time.monotonic()
-            actor.held.append((actor.handle.make.remote(ask, self._weights[ask.version]), ask, place))
-
-    def _take_in(self, actor: _Actor, ref: Any) -> None:
+    def _take_in(self, actor: _Actor, reference: Any) -> None:
+        """An actor has made a group, or failed to."""
         import ray
         from ray.exceptions import RayActorError, RayTaskError
 
         try:
-            group = ray.get(ref)
+            group = ray.get(reference)
         except RayActorError as error:
-            self._replace(actor, _why(error))
+            self._replace(actor, _reason(error))
             return
         except RayTaskError as error:
             if isinstance(error.cause, PipelineError):
                 raise PipelineError(str(error.cause)) from error
             raise PipelineError(f"a rollout actor: {str(error).strip().splitlines()[-1]}") from error
-        except Exception:  # noqa: BLE001 (an object lost with its node, say: whatever it is, the group can be made again)
+        except Exception:  # noqa: BLE001 (such as an object lost with its node: the group can be made again)
             with self._lock:
-                self._queue.appendleft(actor.drop(ref))
+                lost = actor.drop(reference)
+                self._queue.appendleft((lost.request, lost.place))
             return
         with self._lock:
-            ask, place = actor.drop(ref)
-            self._groups[ask.step][place] = group
+            made = actor.drop(reference)
+            self._groups[made.request.step][made.place] = group
             self._lock.notify_all()
 
-    def _replace(self, dead: _Actor, why: str) -> None:
-        """Another actor for a dead one, and what it held to the front of the queue, in order."""
+    def _replace(self, dead: _Actor, reason: str) -> None:
+        """Start another actor in a dead one's place, and put what it held back at the front of the queue, in order."""
         with self._lock:
             self.deaths += 1
-            working = dead.held[0][1] if dead.held else None
-            self._queue.extendleft((ask, place) for _, ask, place in reversed(dead.held))
-            fallen = 0 if dead.up is None else dead.fallen + 1
-            self._actors[self._actors.index(dead)] = self._start(fallen)
+            working = dead.held[0].request if dead.held else None
+            self._queue.extendleft((held.request, held.place) for held in reversed(dead.held))
+            failed_starts = 0 if dead.starting is None else dead.failed_starts + 1
+            self._actors[self._actors.index(dead)] = self._start(failed_starts)
         if working is not None:
             self._kills[working] = self._kills.get(working, 0) + 1
             if self._kills[working] >= _KILLS:
                 raise PipelineError(
-                    f"sample {working.id} (step {working.step}): {_KILLS} rollout actors died over it ({why}); "
+                    f"sample {working.id} (step {working.step}): {_KILLS} rollout actors died over it ({reason}); "
                     "look at memory and at the logs of Ray, or raise rollouts.timeout_s"
                 )
 
 
 class _Maker:
-    """An actor: makes groups by the weights that come with each request."""
+    """The actor: makes groups with the weights that come with each request."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: MakeMaker) -> None:
         self.maker = make()
 
-    def up(self) -> None:
-        """Answers when it has begun."""
+    def ready(self) -> None:
+        """Returns once the actor has started."""
 
-    def make(self, ask: RolloutRequest, weights: np.ndarray) -> Group:
-        self.maker.load(ask.version, weights)
-        return self.maker.make(ask)
+    def make(self, request: RolloutRequest, weights: np.ndarray) -> Group:
+        self.maker.load(request.version, weights)
+        return self.maker.make(request)
 
 
-def _why(error: Exception) -> str:
-    """What Ray says of a dead actor, in few words."""
+def _reason(error: Exception) -> str:
+    """Why an actor died, from Ray's many lines."""
     lines = str(error).strip().splitlines()
     if "creation task" in lines[0]:
         return lines[-1].strip()

@@ -1,4 +1,7 @@
-"""The GRPO loss of one group of trajectories, as a module that ranks can share."""
+"""The losses of groups of trajectories: GRPO, loss prediction, and the divergence from a frozen policy.
+
+See docs/method.md, section 'Reinforcement learning'.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,24 @@ from torch import Tensor, nn
 from autogaze.model import AutoGaze, Sampling
 from autogaze.objectives import group_advantages, grpo_loss, kl_loss, last_slots, loss_prediction_loss, slot_advantages
 from pipelines.rl.config import RLConfig
-from pipelines.rl.rollouts import Group
+from pipelines.rl.groups import Group
 
 
 class GroupLosses(nn.Module):
-    """The policy and what it learns from groups as one module, for DistributedDataParallel to wrap."""
+    """The policy and its losses as one module, for DistributedDataParallel to wrap.
+
+    frozen: the policy that objective.kl holds the trained one to; None without objective.kl.
+    """
 
     def __init__(self, policy: AutoGaze, frozen: AutoGaze | None, config: RLConfig) -> None:
         super().__init__()
         self.policy, self.config = policy, config
-        self.frozen = [frozen]  # in a list: no part of what is trained
+        self.frozen = [frozen]  # in a list, so that it is no submodule: neither trained nor saved
 
     def forward(self, frames: Tensor, groups: list[Group]) -> dict[str, Tensor]:
-        """Losses and measures of each clip, [b]. frames: uint8 [b, T, S, S, 3]."""
-        found = [self._group(clip, group) for clip, group in zip(frames, groups, strict=True)]
-        return {name: torch.stack([part[name] for part in found]) for name in found[0]}
+        """Losses and measures by name, float [b] each. frames: uint8 [b, T, S, S, 3]; groups: one for each clip."""
+        parts = [self._group(clip, group) for clip, group in zip(frames, groups, strict=True)]
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
     def _group(self, clip: Tensor, group: Group) -> dict[str, Tensor]:
         objective, device, members = self.config.objective, clip.device, len(group.seeds)
@@ -50,13 +56,13 @@ class GroupLosses(nn.Module):
         measured, counted = measured_errors(errors, group.at.tolist(), valid, slots)
         prediction = loss_prediction_loss(scores.loss_predictions.float(), measured, valid, counted).mean()
         loss = grpo + self.config.loss_prediction * prediction
-        found = {"loss": loss, "grpo": grpo, "loss_prediction": prediction}
+        losses = {"loss": loss, "grpo": grpo, "loss_prediction": prediction}
         if self.frozen[0] is not None:
             with torch.no_grad():
                 frozen = self.frozen[0].score(self.frozen[0].encode(seen).repeat(members), gaze, sample, drawn)
             divergence = kl_loss(log_probs, frozen.log_probs.float(), valid).mean()
-            found["loss"], found["kl_frozen"] = loss + objective.kl * divergence, divergence
-        return found | self._measures(group, errors, valid, log_probs.detach(), behaviour, scores.entropies)
+            losses["loss"], losses["kl_frozen"] = loss + objective.kl * divergence, divergence
+        return losses | self._measures(group, errors, valid, log_probs.detach(), behaviour, scores.entropies)
 
     def _measures(
         self,
@@ -70,30 +76,31 @@ class GroupLosses(nn.Module):
         used = valid.sum().clamp(min=1)
         spread = errors.std(dim=0, correction=0)
         patches = self.policy.vocabulary.size * len(group.slots)
-        found = {
+        measures = {
             "reward": -errors.mean(),
             "reward_spread": spread.mean(),
             "zero_variance": (spread == 0).float().mean(),
             "ratio": valid.sum(dim=1).float().mean() / patches,
         }
         if entropies is not None:
-            found["entropy"] = entropies.masked_fill(~valid, 0).sum() / used
-            # What is no longer among the best top_k has no probability: -20 stands for that, or a mean says nothing.
+            measures["entropy"] = entropies.masked_fill(~valid, 0).sum() / used
+            # A draw that is no longer among the top_k has log-probability -inf, which would make every mean infinite.
             moved = (log_probs - behaviour).clamp(min=-20).masked_fill(~valid, 0)
-            found["kl_behaviour"] = ((moved.exp() - 1 - moved).sum() / used).clamp(min=0)
+            measures["kl_behaviour"] = ((moved.exp() - 1 - moved).sum() / used).clamp(min=0)
             weights = moved.sum(dim=1).softmax(dim=0)  # of whole trajectories
-            found["effective_samples"] = 1 / (weights.square().sum() * len(weights))
+            measures["effective_samples"] = 1 / (weights.square().sum() * len(weights))
             if self.config.objective.clip:
                 clip = self.config.objective.clip
                 beyond = ((moved.exp() - 1).abs() > clip) & valid
-                found["clip_fraction"] = beyond.sum() / used
-        return found
+                measures["clip_fraction"] = beyond.sum() / used
+        return measures
 
 
 def measured_errors(errors: Tensor, at: Sequence[int], valid: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The error of each rebuilt frame at the last patch of the frame, float32 [G, N], and where these are, bool [G, N].
+    """The measured errors, float32 [G, N], and where they count, bool [G, N]: at the last patch of each rebuilt frame.
 
-    errors: float32 [G, F] of frames `at`. valid: bool [G, N], the used ones of the slots. slots: int64 [T].
+    errors: float32 [G, F], of the frames `at`. valid: bool [G, N], which slots are used. slots: int64 [T'], of each
+    frame, N in all.
     """
     frame = torch.repeat_interleave(torch.arange(len(slots), device=slots.device), slots)
     measured, rebuilt = torch.zeros(valid.shape, device=valid.device), torch.zeros_like(valid)

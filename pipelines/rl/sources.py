@@ -1,4 +1,11 @@
-"""Where the learner's rollouts come from: made by itself, or recorded as they come."""
+"""Where the learner's groups come from: made by the learner itself, or read from a recording. ActorRollouts is a third.
+
+    rollouts.publish(version, weights)      # groups of this version can be requested from now on
+    rollouts.request(requests)              # of one step; actors begin at once
+    groups = rollouts.take(step)            # in the order of the requests; waits
+
+A group is a function of its request, so all sources give the same groups.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +13,53 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pipelines.errors import PipelineError
-from pipelines.rl.rollouts import Group, RolloutMaker, RolloutRequest
+from pipelines.rl.groups import Group, RolloutRequest
+from pipelines.rl.rollouts import RolloutMaker
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
-Make = Callable[[], RolloutMaker]
+MakeMaker = Callable[[], RolloutMaker]
+"""Makes the maker, in the process that is to run it."""
 
 
 class Rollouts(Protocol):
-    """See the module."""
+    """A source of groups; see the module. Steps are requested and taken in order."""
 
-    def publish(self, version: int, weights: bytes) -> None: ...
+    def publish(self, version: int, weights: bytes) -> None:
+        """Hand over the weights of a version, safetensors."""
 
-    def ask(self, asks: Sequence[RolloutRequest]) -> None: ...
+    def request(self, requests: Sequence[RolloutRequest]) -> None:
+        """Ask for the groups of one step, all of one version that was published."""
 
-    def take(self, step: int) -> list[Group]: ...
+    def take(self, step: int) -> list[Group]:
+        """The groups of a step, in the order of their requests. Raises PipelineError if one cannot be made."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what the source holds."""
 
 
 class OwnRollouts:
-    """Made by the learner, when they are taken."""
+    """Groups that the learner makes itself, when it takes them."""
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: MakeMaker) -> None:
         self.maker = make()
         self._weights: dict[int, bytes] = {}
-        self._asked: dict[int, list[RolloutRequest]] = {}
+        self._requested: dict[int, list[RolloutRequest]] = {}
 
     def publish(self, version: int, weights: bytes) -> None:
         self._weights[version] = weights
 
-    def ask(self, asks: Sequence[RolloutRequest]) -> None:
-        self._asked[asks[0].step] = list(asks)
+    def request(self, requests: Sequence[RolloutRequest]) -> None:
+        self._requested[requests[0].step] = list(requests)
 
     def take(self, step: int) -> list[Group]:
-        asks = self._asked.pop(step)
-        for old in [version for version in self._weights if version < asks[0].version]:
+        requests = self._requested.pop(step)
+        for old in [version for version in self._weights if version < requests[0].version]:
             del self._weights[old]
         groups = []
-        for ask in asks:
-            self.maker.load(ask.version, self._weights[ask.version])
-            groups.append(self.maker.make(ask))
+        for request in requests:
+            self.maker.load(request.version, self._weights[request.version])
+            groups.append(self.maker.make(request))
         return groups
 
     def close(self) -> None:
@@ -54,47 +67,52 @@ class OwnRollouts:
 
 
 class Recording:
-    """Read from where another run recorded them. Nothing is sampled, so versions are those of that run."""
+    """Groups that another run recorded at `url`. Nothing is sampled, so their versions are that run's."""
 
     def __init__(self, url: str) -> None:
         self.url = Location(url)
-        self._asked: dict[int, list[RolloutRequest]] = {}
+        self._requested: dict[int, list[RolloutRequest]] = {}
 
     def publish(self, version: int, weights: bytes) -> None:
         pass
 
-    def ask(self, asks: Sequence[RolloutRequest]) -> None:
-        self._asked[asks[0].step] = list(asks)
+    def request(self, requests: Sequence[RolloutRequest]) -> None:
+        self._requested[requests[0].step] = list(requests)
 
     def take(self, step: int) -> list[Group]:
-        return [self._read(ask) for ask in self._asked.pop(step)]
+        return [self._read(request) for request in self._requested.pop(step)]
 
     def close(self) -> None:
         pass
 
-    def _read(self, ask: RolloutRequest) -> Group:
-        url = recorded_url(self.url, ask)
+    def _read(self, request: RolloutRequest) -> Group:
+        url = _recorded_url(self.url, request)
         try:
             group = Group.from_npz(store.read(url))
         except FileNotFoundError as error:
             raise PipelineError(
-                f"{url}: is not there; rollouts.replay= needs what rollouts.dump= recorded of a run of the same data, "
+                f"{url}: is missing; rollouts.replay= needs what rollouts.dump= recorded in a run with the same data, "
                 "seed, batch, lag and steps"
             ) from error
         except ValueError as error:
             raise PipelineError(f"{url}: damaged: {error}") from error
-        if group.ask != ask:
+        if group.request != request:
             raise PipelineError(
-                f"{url}: is of {group.ask}, this run wants {ask}; replay a run with the same lag and steps"
+                f"{url}: is {_described(group.request)}, this run needs {_described(request)}; "
+                "replay a run with the same lag and steps"
             )
         return group
 
 
 def record(url: str, groups: Sequence[Group]) -> None:
-    """Write groups where `Recording` reads them."""
+    """Write groups to where `Recording` reads them."""
     for group in groups:
-        store.publish(group.to_npz(), recorded_url(url, group.ask))
+        store.publish(group.to_npz(), _recorded_url(url, group.request))
 
 
-def recorded_url(url: str, ask: RolloutRequest) -> str:
-    return Location(url) / f"step-{ask.step:06d}" / f"{ask.epoch:04d}-{ask.id:09d}.npz"
+def _recorded_url(url: str, request: RolloutRequest) -> str:
+    return Location(url) / f"step-{request.step:06d}" / f"{request.epoch:04d}-{request.id:09d}.npz"
+
+
+def _described(request: RolloutRequest) -> str:
+    return f"sample {request.id} of epoch {request.epoch} for step {request.step} by version {request.version}"

@@ -2,15 +2,15 @@
 
 See docs/method.md, section 'Reinforcement learning'.
 
-The loop is the one of every training job (pipelines/train/loop.py); around its steps this task does what is of RL:
+The loop is that of every training job (pipelines/train/loop.py). Around its steps this task adds:
 
-    begin       publish version 0, ask for the groups of steps 0 .. lag
-    prepare     take the groups of this step: all of version max(0, step - lag), in the order of the run
-    losses      re-read clips, recompute log-probabilities, GRPO and loss-prediction loss
-    stepped     publish version step, ask for the groups of step + lag
+    begin       publish the version trained so far, request the groups of the first lag + 1 steps
+    prepare     take the groups of this step, all of version max(0, step - lag)
+    losses      recompute log-probabilities of the groups' clips; GRPO and loss-prediction loss
+    stepped     publish the new version, request the groups of step + lag
 
-With lag 0 that is the synchronous loop. With lag k the groups of k steps are made while the learner learns; which
-version samples which group does not depend on timing, nor on how many actors there are or which of them die.
+Lag 0 is the synchronous loop. With lag k the groups of the next k steps are made while the learner learns. Which
+version samples which group depends neither on timing nor on the number of actors, or on which of them die.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from pipelines.loading.loader import ShardLoader
 from pipelines.loading.reading import Batch
 from pipelines.rl.actors import ActorRollouts
 from pipelines.rl.config import RLConfig, version_of
+from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.losses import GroupLosses
-from pipelines.rl.rollouts import Group, RolloutMaker, RolloutRequest
+from pipelines.rl.rollouts import RolloutMaker
 from pipelines.rl.sources import OwnRollouts, Recording, Rollouts, record
 from pipelines.runs.events import Events
 from pipelines.train.policy import PolicyTask
 from pipelines.train.task import RandomKey
 
-_WINDOW = 50  # steps that busy shares are taken over
+_WINDOW = 50  # steps that shares of time are averaged over
 
 
 class RLTask(PolicyTask):
-    """What the training loop asks of whatever is trained (pipelines/train/task.py), for RL.
+    """The policy, trained by RL (a Task, see pipelines/train/task.py).
 
-    Files of a checkpoint also hold the versions that groups still to come are sampled with: the last `lag` ones.
+    A checkpoint also holds the last `lag` versions: groups still to come are sampled by them.
     """
 
     config: RLConfig
@@ -77,18 +78,20 @@ class RLTask(PolicyTask):
     # -- around the steps ------------------------------------------------------------------------------------------
 
     def begin(self, loader: ShardLoader, step: int, steps: int) -> None:
+        """Start the source of rollouts; publish the versions still needed, and request the first groups."""
         self.steps = steps
         self.rollouts = self._rollouts(loader, steps)
         self.coming: Iterator[tuple[int, int, np.ndarray]] = loader.steps()
-        self.lasted = time.perf_counter()
+        self.stepped_at = time.perf_counter()
         versions = self.versions | {step: self._weights()}
         self.versions = {}
         for version in sorted(versions):
             self._publish(version, versions[version])
         for _ in range(self._lag + 1):
-            self._ask()
+            self._request()
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
+        """Wait for the groups of the batch's clips. Returns their versions and hashes, for the ledger."""
         assert self.rollouts is not None
         began = time.perf_counter()
         groups = self.rollouts.take(batch.step)
@@ -101,28 +104,30 @@ class RLTask(PolicyTask):
         self.waited = time.perf_counter() - began
         self.spent = np.sum([group.seconds for group in groups], axis=0)
         return {
-            "versions": [group.ask.version for group in groups],
+            "versions": [group.request.version for group in groups],
             "groups": [group.digest() for group in groups],
         }
 
     def stepped(self, step: int) -> dict[str, float]:
+        """Publish the new version and request further groups. Returns how long that took, and shares of time."""
         began = time.perf_counter()
         self._publish(step, self._weights())
         published = time.perf_counter() - began
-        self._ask()
+        self._request()
         now = time.perf_counter()
-        wall, self.lasted = now - self.lasted, now
+        wall, self.stepped_at = now - self.stepped_at, now
         read, gaze, reward = self.spent.tolist()
         self.recent.append({"wall": wall, "read": read, "gaze": gaze, "reward": reward, "learner": wall - self.waited})
         return {"publish_s": published} | self._shares()
 
     def note(self, events: Events, step: int) -> None:
-        """Name the bottleneck."""
+        """Log what the run mostly waits for."""
         if not self.recent or self.config.rollouts.replay:
             return
         events.log("bottleneck", step=step, which=bottleneck(self._shares(), self.config.rollouts.actors))
 
     def close(self) -> None:
+        """Close the source of rollouts."""
         if self.rollouts is not None:
             self.rollouts.close()
             self.rollouts = None
@@ -130,17 +135,19 @@ class RLTask(PolicyTask):
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def totals(self, gaze: Gaze) -> list[float]:
-        return []  # every group's losses are normalised by itself
+        """None: the losses of each group are normalised within the group."""
+        return []
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = model(frames, [self.groups[number] for number in key.samples])
-        return found
+        """See GroupLosses. `gaze`, the dataset's, is not used: the groups have their own."""
+        losses: dict[str, Tensor] = model(frames, [self.groups[number] for number in key.samples])
+        return losses
 
     @torch.no_grad()
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
-        """Of a greedy gaze at held-out clips: ratio, error and how often the threshold is met."""
+        """Sums over held-out clips of the ratio and error of a greedy gaze, and of how often it meets the threshold."""
         return self.greedy_sums(frames) | {"clips": float(gaze.clips), "slots": 1.0}
 
     def flops(self, gaze: Gaze) -> float:
@@ -156,15 +163,17 @@ class RLTask(PolicyTask):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def about(self) -> dict[str, Any]:
-        """What a run must not change half-way: rewards, and the policy that it is held to."""
+        """What must not change while a run lasts: also what gives its rewards, and the policy that it is held to."""
         return super().about() | {"reconstructor": self.reconstructor.fingerprint, "frozen": self.frozen}
 
     def files(self) -> dict[str, bytes]:
+        """The policy's folder, and older versions that are still needed."""
         newest = max(self.versions, default=0)
         older = {v: data for v, data in self.versions.items() if newest - self._lag <= v < newest}
         return super().files() | {f"versions/{v:06d}.safetensors": data for v, data in sorted(older.items())}
 
     def load(self, files: Mapping[str, bytes]) -> None:
+        """Restore the policy and the older versions that `files` returned."""
         super().load(files)
         self.versions = {
             int(name.removeprefix("versions/").removesuffix(".safetensors")): data
@@ -188,12 +197,13 @@ class RLTask(PolicyTask):
             del self.versions[old]
         self.rollouts.publish(version, weights)
 
-    def _ask(self) -> None:
-        """Ask for the groups of the next step that has none."""
+    def _request(self) -> None:
+        """Request the groups of the next step, if the run has one more."""
         assert self.rollouts is not None
         step, epoch, ids = next(self.coming)
         if step < self.steps:
-            self.rollouts.ask([RolloutRequest(step, epoch, int(number), version_of(step, self._lag)) for number in ids])
+            version = version_of(step, self._lag)
+            self.rollouts.request([RolloutRequest(step, epoch, int(number), version) for number in ids])
 
     def _rollouts(self, loader: ShardLoader, steps: int) -> Rollouts:
         config, own = self.config, self.policy.config
@@ -212,7 +222,7 @@ class RLTask(PolicyTask):
         return ActorRollouts(make, rollouts.actors, 0 if rollouts.gpus else threads, rollouts.gpus, rollouts.timeout_s)
 
     def _shares(self) -> dict[str, float]:
-        """Of the last steps: how busy those who make groups were, with what, and how idle the learner was."""
+        """Over the last steps: the share of its time that each side was idle, and what the rollouts spent theirs on."""
         sums = {name: sum(row[name] for row in self.recent) for name in self.recent[0]}
         actors = max(self.config.rollouts.actors, 1)
         made = sums["read"] + sums["gaze"] + sums["reward"]
@@ -227,15 +237,17 @@ class RLTask(PolicyTask):
 
 
 def bottleneck(shares: Mapping[str, float], actors: int) -> str:
-    """One line: what the run waits for, and what would help."""
+    """One line: what the run waits for, and what would help. shares: as RLTask computes them."""
     parts = {name: shares[f"busy_{name}"] for name in ("read", "gaze", "reward")}
     worst = max(parts, key=lambda name: parts[name])
-    doing = {"read": "reading clips", "gaze": "sampling gazes", "reward": "rebuilding frames"}[worst]
-    told = f"rollouts idle {shares['idle_rollout']:.0%}, learner idle {shares['idle_learner']:.0%}"
+    busy_with = {"read": "reading clips", "gaze": "sampling gazes", "reward": "rebuilding frames"}[worst]
+    idle = f"rollouts idle {shares['idle_rollout']:.0%}, learner idle {shares['idle_learner']:.0%}"
     if not actors:
-        return f"{told}: one process does both; set rollouts.actors to sample beside the learner"
+        return f"{idle}: one process does both; set rollouts.actors to sample beside the learner"
     if shares["idle_learner"] > max(0.1, shares["idle_rollout"]):
-        return f"{told}: rollouts, mostly {doing} ({parts[worst]:.0%} of their time); more rollouts.actors would help"
+        return (
+            f"{idle}: rollouts, mostly {busy_with} ({parts[worst]:.0%} of their time); more rollouts.actors would help"
+        )
     if shares["idle_rollout"] > 0.1:
-        return f"{told}: the learner; fewer rollouts.actors would do, more ranks (scale.max_workers) would help"
-    return f"{told}: none, both are busy"
+        return f"{idle}: the learner; fewer rollouts.actors would do, more ranks (scale.max_workers) would help"
+    return f"{idle}: none, both are busy"

@@ -1,7 +1,7 @@
 """Checkpoints of a training run: saved in the background, whole or not at all, locally or on s3://.
 
-checkpoints/step-000500/<files>, then state.json with their sizes and hashes, then checkpoints/latest naming the folder.
-A folder without a state.json, or with a file that state.json does not agree with, is torn: the trace of a killed save.
+A save writes checkpoints/step-000500/<files>, then state.json with their sizes and hashes, then checkpoints/latest,
+which names the folder. A folder without a state.json, or with files that do not match it, is torn: a save was killed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _FOLDER = re.compile(r"step-(\d{6,})")
 
 
 class CheckpointDamaged(PipelineError):
-    """A checkpoint, or a file of it, that is missing, cut short or altered. The message names it."""
+    """A checkpoint, or one of its files, is missing, cut short or altered. The message names it."""
 
 
 class Checkpoints:
-    """The checkpoints of the run at `run_url`. One process of a run saves; any process loads.
+    """The checkpoints of the run at `run_url`. One process of a run saves; any process may load.
 
-    keep: how many of the newest to keep.
+    keep: how many of the newest to keep, at least 1.
     """
 
     def __init__(self, run_url: str, keep: int = 3) -> None:
@@ -44,26 +44,27 @@ class Checkpoints:
         self._saving: Future[None] | None = None
 
     def save(self, step: int, files: Mapping[str, bytes], state: Mapping[str, Any], wait: bool = False) -> None:
-        """Save the run as it is after `step` steps; returns at once, unless the save before is still under way.
+        """Save the run as it is after `step` steps, in the background. Waits only for the previous save to end.
 
-        `latest` moves to it when all of it is durable. Then only the newest `keep` of the steps up to this one are
-        left: a run that went back and on from an earlier step has replaced what came after that. Saving the step that
-        `latest` already names does nothing: the run has not moved since.
+        `latest` moves once every file is durable. Then all checkpoints are removed but the newest `keep` up to this
+        step: a run that resumed from an earlier step replaces whatever came after it. Saving the step that `latest`
+        already names does nothing.
 
         Args:
             step: steps done, from 0.
             files: content by path within the checkpoint, such as "policy/config.json".
-            state: what else goes into state.json; JSON, with finite numbers. "step", "format" and "files" are ours.
-            wait: return when all is durable.
+            state: what else goes into state.json: JSON with finite numbers. The keys "step", "format" and "files" are
+                taken.
+            wait: return only when this save is durable.
         Raises:
-            PipelineError: the save before this one failed (a full disk, a store that is gone): what `latest` names is
-                still whole. Or this one, with wait.
+            PipelineError: the previous save failed (disk full, store unreachable), or with `wait` this one; the
+                checkpoint that `latest` names is still whole.
         """
         for name in files:
             _check_name(name)
         if taken := [name for name in _OWN if name in state]:
             raise ValueError(f"state: {taken[0]} is written by Checkpoints itself")
-        # The caller goes on changing its state: it is written down now.
+        # Serialised now, since the caller goes on changing its state.
         text = json.dumps(dict(state), allow_nan=False)
         self.wait()
         self._saving = self._thread.submit(self._save, step, dict(files), text)
@@ -71,21 +72,20 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the save under way. Raises PipelineError if it failed; once."""
+        """Wait for the save in progress. Raises PipelineError, once, if it failed."""
         saving, self._saving = self._saving, None
         if saving is not None:
             saving.result()
 
     def close(self) -> None:
-        """Wait, and end the thread. Raises as `wait`."""
+        """Wait for the save in progress and end the thread. Raises what `wait` raises."""
         self._thread.shutdown(wait=True)
         self.wait()
 
     def latest(self) -> int | None:
         """The step that `latest` names if its checkpoint is whole, else the newest whole one, else None.
 
-        Whole means that every file is there and has its size; `load` checks the bytes. A warning names what is passed
-        over.
+        Whole: every file exists and has its size; `load` checks the bytes. A warning names each checkpoint passed over.
         """
         named, sizes = self._named(), self._sizes()
         newest_first = sorted({*sizes} - {named}, reverse=True)
@@ -99,9 +99,9 @@ class Checkpoints:
         return None
 
     def load(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, bytes]]:
-        """The state and the files of a checkpoint (None: of `latest()`), every byte checked.
+        """The state and files of a checkpoint (None: that of `latest()`), every byte checked against its hash.
 
-        Raises CheckpointDamaged, naming the file; PipelineError when the run has no checkpoint.
+        Raises CheckpointDamaged, naming the file, or PipelineError when the run has no checkpoint.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -135,16 +135,16 @@ class Checkpoints:
         return int(match.group(1))
 
     def _sizes(self) -> dict[int, dict[str, int]]:
-        """Bytes of every file that is there, by step and by path within the checkpoint."""
-        found: dict[int, dict[str, int]] = {}
+        """The size in bytes of every stored file, by step and by path within the checkpoint."""
+        sizes: dict[int, dict[str, int]] = {}
         for entry in store.list_objects(self.url):
             folder, _, name = entry.url[len(self.url) + 1 :].partition("/")
             if (match := _FOLDER.fullmatch(folder)) and name:
-                found.setdefault(int(match.group(1)), {})[name] = entry.bytes
-        return found
+                sizes.setdefault(int(match.group(1)), {})[name] = entry.bytes
+        return sizes
 
     def _manifest(self, step: int, sizes: Mapping[str, int]) -> dict[str, Any]:
-        """state.json of a checkpoint whose files have the sizes it says. Raises CheckpointDamaged."""
+        """A checkpoint's state.json, its files' `sizes` checked against it. Raises CheckpointDamaged."""
         url = self._folder(step) / STATE
         try:
             state = json.loads(store.read(url))
@@ -162,8 +162,8 @@ class Checkpoints:
             )
         for name, size in files.items():
             if sizes.get(name) != size:
-                there = f"{sizes[name]} of its" if name in sizes else "is missing, with its"
-                raise CheckpointDamaged(f"{self._folder(step) / name}: {there} {size} bytes")
+                problem = f"has {sizes[name]} of {size} bytes" if name in sizes else "is missing"
+                raise CheckpointDamaged(f"{self._folder(step) / name}: {problem}")
         return dict(state)
 
     def _save(self, step: int, files: dict[str, bytes], state: str) -> None:
@@ -173,7 +173,7 @@ class Checkpoints:
                 self._manifest(step, self._sizes().get(step, {}))
                 return
             except CheckpointDamaged:
-                pass  # then it is worth nothing, and written anew
+                pass  # torn or damaged: write it again
         self._remove(step)
         try:
             for name, data in files.items():
@@ -186,37 +186,31 @@ class Checkpoints:
             store.publish(f"step-{step:06d}\n".encode(), self.url / "latest")
         except Exception:
             if self.url.is_local:
-                self._remove(step)  # on a full disk its parts would stay in the way
+                self._remove(step)  # so that a full disk does not stay full of its parts
             raise
         sizes = self._sizes()
-        kept = sorted((found for found in sizes if found <= step and STATE in sizes[found]), reverse=True)[: self.keep]
-        for found in self._folders() - set(kept):
-            self._remove(found)
+        complete = [saved for saved in sizes if saved <= step and STATE in sizes[saved]]
+        for outdated in self._folders() - set(sorted(complete, reverse=True)[: self.keep]):
+            self._remove(outdated)
 
     def _folders(self) -> set[int]:
-        """Steps that have a folder; a local one may hold nothing but temporaries, which no listing shows."""
+        """The steps that have a folder. A local folder may hold only temporary files, which listings leave out."""
         if not self.url.is_local:
             return set(self._sizes())
         return {int(match.group(1)) for name in os.listdir(self.url) if (match := _FOLDER.fullmatch(name))}
 
     def _remove(self, step: int) -> None:
-        """Remove a checkpoint, state.json first: what is left of it when this is cut short is torn, not false."""
+        """Remove a checkpoint, state.json first, so that an interrupted removal leaves it torn, not wrong."""
         folder = self._folder(step)
         store.remove(folder / STATE)
         if folder.is_local:
-            shutil.rmtree(folder, ignore_errors=True)  # temporaries too; what will not go is no checkpoint any more
+            shutil.rmtree(folder, ignore_errors=True)  # with temporary files; without state.json, leftovers are inert
             return
         for entry in list(store.list_objects(folder)):
             store.remove(entry.url)
 
 
 def _check_name(name: str) -> None:
-    """Raise ValueError for a path that would leave the checkpoint's folder, hide from listings or be state.json."""
+    """Raise ValueError for a path that leaves the checkpoint's folder, is hidden from listings, or is state.json."""
     if name == STATE or not all(part and part[0] != "." and "\\" not in part for part in name.split("/")):
         raise ValueError(f"{name!r}: not a path for a file of a checkpoint")
-
-
-# -- optimizers ------------------------------------------------------------------------------------------------------
-
-
-# -- random numbers --------------------------------------------------------------------------------------------------

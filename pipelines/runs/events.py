@@ -1,7 +1,7 @@
-"""What a training run says of itself while it runs: one stream of events -> files, TensorBoard and the terminal.
+"""The events of a training run: one stream, written to files, TensorBoard, Prometheus and the terminal.
 
-events.jsonl holds one JSON object a line (on an object store, which cannot append: events/000001.jsonl, ...), and
-tensorboard/ the same numbers as TensorBoard reads them. docs/training.md lists the fields and the formulas.
+events.jsonl holds one JSON object a line (object stores cannot append, so there it is events/<time>-000001.jsonl, ...);
+tensorboard/ holds the same numbers for TensorBoard. docs/training.md lists the fields and the formulas.
 """
 
 from __future__ import annotations
@@ -40,26 +40,24 @@ _REDUCTIONS: dict[str, Reduction] = {
     "rss_mb": "max",
     "cuda_mb": "max",
 }
-_OWN = {"time", "kind", "step", "epoch", "samples", "seconds", "waited", "flops", "rss_mb", "cuda_mb"}
-_OWN |= {"samples_per_s", "wait", "mfu"}
+_RESERVED = {"time", "kind", "step", "epoch", "samples", "seconds", "waited", "flops", "rss_mb", "cuda_mb"}
+_RESERVED |= {"samples_per_s", "wait", "mfu"}
 
 
-# -- arithmetic ------------------------------------------------------------------------------------------------------
-
-
-# -- events ----------------------------------------------------------------------------------------------------------
+class NoEvents(PipelineError):
+    """The folder holds no events: it is no training run, or one that has not started."""
 
 
 class Events:
-    """The stream of one attempt at a run. Every rank makes one and calls `step`; rank 0 writes.
+    """The event stream of one attempt at a run. Every rank makes one and calls `step`; rank 0 writes.
 
     Args:
-        run_url: the run.
-        rank, world: of this process; rank 0 writes.
-        console: for progress: a line that moves on a terminal, else a plain line every `every` seconds. None = silent.
-        peak: of one rank's device (`measure_peak`); without it there is no `mfu`.
-        reductions: how values are reduced over ranks, by name; the mean where nothing is said, the sum of `skipped`.
-        window: steps over which rates are taken.
+        run_url: folder or s3:// prefix of the run.
+        rank, world: rank of this process, and how many ranks there are.
+        console: where progress goes: a moving line on a terminal, else a line every `every` seconds. None: nowhere.
+        peak: of one rank's device (see `measure_peak`); without it there is no `mfu`.
+        reductions: how values are reduced over ranks, by name. Others: the sum for `skipped`, else the mean.
+        window: steps that rates are averaged over.
     """
 
     def __init__(
@@ -79,7 +77,7 @@ class Events:
         self._writes, self._board_begun = rank == 0, False
         if not self._writes:
             return
-        self._lines, self._board = _files(Location(run_url))
+        self._lines, self._board = _open_sinks(Location(run_url))
         self._display = ProgressDisplay(console, every) if console is not None else None
         self._exported = TrainSeries(run_url)
         if peak is not None:
@@ -97,20 +95,23 @@ class Events:
         flops: float | None = None,
         steps: int = 0,
     ) -> dict[str, float]:
-        """Record a step. With torch.distributed initialised all ranks must call it, with the same names: it is a
-        collective, and a rank that died is an error here after the process group's timeout, at most.
+        """Record a step.
+
+        With torch.distributed initialised this is a collective: all ranks call it, with the same names. If a rank has
+        died, it raises within the process group's timeout.
 
         Args:
             step: steps done, this one included.
-            samples: that this rank took in this step.
+            samples: how many this rank took in this step.
             values: loss, gradient norm, learning rate, skipped samples, ... of this rank.
-            seconds, waited: this step took on this rank, all in all, and of it for data. The slowest rank counts.
-            flops: operations this rank did in this step.
-            steps: of the whole run, for progress and the time that is left (0 = unknown).
+            seconds, waited: how long the step took on this rank, and how much of that it waited for data. The slowest
+                rank counts.
+            flops: floating-point operations of this rank in this step.
+            steps: steps of the whole run, for the progress line (0 = unknown).
         Returns:
-            Every number of the step, reduced over the ranks; the same on each of them.
+            Every number of the step, reduced over the ranks: the same on each.
         """
-        if taken := [name for name in values if name in _OWN]:
+        if taken := [name for name in values if name in _RESERVED]:
             raise ValueError(f"{taken[0]}: a name that Events uses itself")
         mine = {**values, "samples": samples, "seconds": seconds, "waited": waited, "rss_mb": _rss_mb()}
         mine["flops"] = flops or 0.0
@@ -118,23 +119,23 @@ class Events:
             mine["cuda_mb"] = torch.cuda.max_memory_allocated() / 1e6
         row = _reduce(mine, self._reductions)
         self._recent.append((row["seconds"], row["waited"], row["samples"], row.pop("flops")))
-        spent, idle, done, work = (math.fsum(column) for column in zip(*self._recent, strict=True))
-        if spent > 0:
-            row |= {"samples_per_s": done / spent, "wait": idle / spent}
+        total_s, waited_s, total_samples, total_flops = (math.fsum(part) for part in zip(*self._recent, strict=True))
+        if total_s > 0:
+            row |= {"samples_per_s": total_samples / total_s, "wait": waited_s / total_s}
             if self._peak is not None and flops is not None:
-                row["mfu"] = work / (spent * self._peak.flops * self._world)
+                row["mfu"] = total_flops / (total_s * self._peak.flops * self._world)
         if self._writes:
             self._write({"kind": "step", "step": step, "epoch": epoch, **row})
             self._plot(step, row)
             self._exported.update({**row, "step": step, "epoch": epoch, **({"steps": steps} if steps else {})})
             if self._display is not None:
-                self._display.step(step, steps, epoch, row, spent / len(self._recent))
+                self._display.step(step, steps, epoch, row, total_s / len(self._recent))
         return row
 
     def log(self, kind: str, **fields: Any) -> None:
-        """Record anything else that happened (rank 0 only writes): an attempt's start, a validation, a checkpoint.
+        """Record any other event: the start of an attempt, a validation, a checkpoint. Only rank 0 writes it.
 
-        Fields that are floats are plotted too where there is a `step` among them.
+        With a `step` among the fields, those that are floats also go to TensorBoard.
         """
         if not self._writes:
             return
@@ -143,12 +144,11 @@ class Events:
         if "step" in fields and numbers:
             self._plot(int(fields["step"]), numbers)
         if self._display is not None:
-            self._display.say(
-                f"{kind}  " + "  ".join(f"{name} {short_number(value)}" for name, value in fields.items())
-            )
+            shown = (f"{name} {short_number(value)}" for name, value in fields.items())
+            self._display.print(f"{kind}  {'  '.join(shown)}")
 
     def close(self) -> None:
-        """Write what is left. Raises PipelineError if it cannot be written."""
+        """Write what is still in memory. Raises PipelineError if it cannot be written."""
         if self._writes:
             if self._display is not None:
                 self._display.close()
@@ -167,8 +167,8 @@ class Events:
         self._board.write(board_scalars(step, values))
 
 
-def _files(url: Location) -> tuple[Sink, Sink]:
-    """Where lines and TensorBoard's records of an attempt go. Names hold its time, so that listings are in order."""
+def _open_sinks(url: Location) -> tuple[Sink, Sink]:
+    """The sinks of an attempt's lines and of its TensorBoard records. Names hold its time, so listings are in order."""
     began = f"{time.time():.3f}"
     board = url / "tensorboard" / f"events.out.tfevents.{began}"
     if url.is_local:
@@ -180,21 +180,21 @@ def _files(url: Location) -> tuple[Sink, Sink]:
 
 
 def _reduce(values: dict[str, float], reductions: Mapping[str, Reduction]) -> dict[str, float]:
-    """Values of all ranks made one, by name; the mean where `reductions` says nothing else."""
+    """Each value reduced over the ranks: as `reductions` says for its name, else the mean."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return {name: float(value) for name, value in values.items()}
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     names = sorted(values)
     mine = torch.tensor([float(values[name]) for name in names], dtype=torch.float64, device=device)
-    every = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(every, mine)
-    table = torch.stack(every).cpu()
+    per_rank = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(per_rank, mine)
+    table = torch.stack(per_rank).cpu()
     by_name = {"mean": table.mean(dim=0), "sum": table.sum(dim=0), "max": table.max(dim=0).values}
     return {name: float(by_name[reductions.get(name, "mean")][place]) for place, name in enumerate(names)}
 
 
 def _rss_mb() -> float:
-    """Memory of this process, MB: what is resident now, or where the system does not say, the most there was."""
+    """Resident memory of this process in MB; its peak where the system does not tell what it is now."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * resource.getpagesize() / 1e6
@@ -203,7 +203,7 @@ def _rss_mb() -> float:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are written as the texts "nan", "inf" and "-inf"."""
+    """The value with the texts "nan", "inf" and "-inf" for the floats that JSON lacks."""
     if isinstance(value, dict):
         return {str(key): _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -211,28 +211,26 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------
-
-
 def read_events(run_url: str) -> pd.DataFrame:
-    """The events of a run, one row each, in order: `kind` says what of; numbers that were not finite are again.
+    """The events of a run in order, one row each: `kind` and the fields of that kind; "nan", "inf" are floats again.
 
-    Where an attempt repeats steps of an earlier one, its events replace those from the first repeated step on.
-    Raises PipelineError when there are none, or a line is damaged (but the last of a file: it may be being written).
+    Where an attempt repeats steps of an earlier one, its events replace the earlier ones from that step on.
+    Raises NoEvents when there are none, and PipelineError for a damaged line. The last line of a file is ignored while
+    it is incomplete: it may still be being written.
     """
     url = Location(run_url)
     parts = [e.url for e in store.list_objects(url / "events") if e.url.endswith(".jsonl")]
     single = url / "events.jsonl"
     rows: list[dict[str, Any]] = []
-    for place in ([single] if store.exists(single) else []) + parts:
-        lines = store.read(place).decode(errors="replace").split("\n")
+    for file in ([single] if store.exists(single) else []) + parts:
+        lines = store.read(file).decode(errors="replace").split("\n")
         for number, line in enumerate(lines[:-1], 1):
             try:
                 rows.append(dict(json.loads(line)))
             except ValueError as error:
-                raise PipelineError(f"{place}: line {number} is damaged: {line[:60]!r}") from error
+                raise PipelineError(f"{file}: line {number} is damaged: {line[:60]!r}") from error
     if not rows:
-        raise PipelineError(f"{url}: no events are here; give the folder of a training run")
+        raise NoEvents(f"{url}: no events are here; give the folder of a training run")
     kept, first = [], math.inf
     for row in reversed(rows):
         if row.get("step", -1) < first:
@@ -247,6 +245,3 @@ def read_events(run_url: str) -> pd.DataFrame:
             if (numbers.isna() & column.notna() & (column != "nan")).sum() == 0:
                 frame[name] = numbers
     return frame
-
-
-# -- the terminal ----------------------------------------------------------------------------------------------------

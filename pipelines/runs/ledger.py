@@ -1,9 +1,10 @@
-"""The ledger of a run: which samples each step consumed, by rank and attempt; and the audit that proves it right.
+"""The ledger of a run: which samples each step consumed, by attempt and rank.
 
-ledger/attempt-000002.json says what an attempt is; ledger/000002/r0001-s000000500.parquet what its rank 1 consumed from
-step 500 on. Every file is written once. What an attempt did after the step at which a later one began does not count:
-the later one went back to the checkpoint of that step and did it again. Steps count from 0 here: step s is the one
-after which a checkpoint is called s + 1.
+ledger/attempt-000002.json describes an attempt; ledger/000002/r0001-s000000500.parquet lists what its rank 1 consumed
+from step 500 on. Every file is written once. Steps count from 0: the checkpoint after step s is called s + 1. An
+attempt resumes from a checkpoint, so whatever earlier attempts did from its first step on does not count.
+
+pipelines/runs/audit.py proves from the ledger that the run used every sample as often as it should.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ from pipelines.storage.location import Location
 LEDGER_SCHEMA = pa.schema(
     [("step", pa.int64()), ("epoch", pa.int32()), ("id", pa.int64()), ("repeat", pa.bool_()), ("skipped", pa.bool_())]
 )
-GROUPS = pa.schema([*LEDGER_SCHEMA, ("version", pa.int64()), ("group", pa.int64())])
-"""Of an RL run: also the version of the policy that sampled each group, and a hash of the group (0: skipped)."""
+RL_LEDGER_SCHEMA = pa.schema([*LEDGER_SCHEMA, ("version", pa.int64()), ("group", pa.int64())])
+"""Of an RL run: also the policy version that sampled the group of each sample, and a hash of the group (0: skipped)."""
 _FLUSH_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one start of a run is: its number (from 1), the step it began at, its ranks, and what fixes the order.
+    """One start of a run, and what fixes the order of its samples.
 
-    counts: usable samples of each shard, for each dataset. datasets: fingerprints of what is read. ids: hash of the
-    numbers of all samples, ascending ("" = not told). lag: of an RL run; None: no groups are recorded.
+    number: from 1; one more than that of the attempt before. start: steps done when it began. world: its ranks.
+    global_batch, seed, window: of the order (pipelines/loading/order.py).
+    counts: usable samples of each shard, for each dataset. weights: of the datasets. datasets: their fingerprints.
+    ids: `ids_hash` of the numbers of all samples the run is to use; "": unknown.
+    lag: of an RL run, whose groups are recorded too; else None.
     """
 
     number: int
@@ -53,49 +57,26 @@ class Attempt:
 
 
 class Ledger:
-    """What one rank of one attempt writes.
+    """Writes what one rank of an attempt consumes; rank 0 also writes down the attempt.
 
-    `add` keeps a step in memory; `flush` makes all of them durable, and must have returned on every rank before a
+    `add` keeps a step in memory, `flush` makes all steps durable. `flush` must have returned on every rank before a
     checkpoint of a later step may become the latest.
 
-    Args:
-        attempt: its number: one more than there are `attempts`; decided by one rank for all.
-        start_step: steps done when it begins.
-        world, global_batch, seed, window, counts, weights, datasets, lag: see Attempt; the same on all ranks.
-        ids: int64 [n], numbers of all the samples that the run is to use, ascending: the audit then knows a stranger.
-    Raises:
-        PipelineError: the run has an attempt of this number: another job is at work on it.
+    attempt: the same on all ranks.
+    Raises PipelineError if the run already has an attempt of this number: another job is at work on it.
     """
 
-    def __init__(
-        self,
-        run_url: str,
-        attempt: int,
-        rank: int,
-        start_step: int,
-        *,
-        world: int,
-        global_batch: int,
-        seed: int,
-        window: int,
-        counts: Sequence[np.ndarray],
-        weights: Sequence[float],
-        datasets: Sequence[str],
-        ids: np.ndarray | None = None,
-        lag: int | None = None,
-    ) -> None:
-        self._url, self._rank = Location(run_url) / "ledger", rank
-        self._folder, self._next = self._url / f"{attempt:06d}", start_step
+    def __init__(self, run_url: str, attempt: Attempt, rank: int) -> None:
+        url = Location(run_url) / "ledger"
+        self._folder, self._rank, self._next = url / f"{attempt.number:06d}", rank, attempt.start
+        self._schema = LEDGER_SCHEMA if attempt.lag is None else RL_LEDGER_SCHEMA
         self._steps: list[pa.Table] = []
-        self._rows, self._schema = 0, LEDGER_SCHEMA if lag is None else GROUPS
+        self._rows = 0
         if rank == 0:
-            numbers = [[int(count) for count in shards] for shards in counts]
-            told = (world, global_batch, seed, window, numbers, [float(w) for w in weights], list(datasets))
-            hashed = "" if ids is None else ids_hash(ids)
-            url = self._url / f"attempt-{attempt:06d}.json"
-            if store.exists(url):
-                raise PipelineError(f"{url}: is there already; another job is at work on this run, stop one of them")
-            store.publish(json.dumps(asdict(Attempt(attempt, start_step, *told, hashed, lag))).encode() + b"\n", url)
+            file = url / f"attempt-{attempt.number:06d}.json"
+            if store.exists(file):
+                raise PipelineError(f"{file}: exists already; another job is at work on this run, stop one of them")
+            store.publish(json.dumps(asdict(attempt)).encode() + b"\n", file)
 
     def add(
         self,
@@ -112,9 +93,9 @@ class Ledger:
         Args:
             step: from 0; one more than the step before.
             ids: int64 [b], numbers of the samples, in order.
-            repeat: bool [b], which of them this epoch had before: they complete its last batch, or stand for skipped.
-            skipped: numbers of the samples that were due here and could not be read.
-            versions, groups: b numbers each, of an RL run.
+            repeat: bool [b], which of them the epoch had before: they fill up its last batch, or replace skipped ones.
+            skipped: numbers of the samples that were due in this step and could not be read.
+            versions, groups: int64 [b] each, of an RL run: see RL_LEDGER_SCHEMA.
         """
         if step != self._next:
             raise ValueError(f"step {step} recorded after step {self._next - 1}")
@@ -126,7 +107,7 @@ class Ledger:
             "repeat": np.concatenate([np.asarray(repeat, bool), np.zeros(len(skipped), bool)]),
             "skipped": np.arange(count) >= len(ids),
         }
-        if self._schema is GROUPS:
+        if self._schema is RL_LEDGER_SCHEMA:
             columns["version"] = np.concatenate([np.asarray(versions, np.int64), np.full(len(skipped), -1, np.int64)])
             columns["group"] = np.concatenate([np.asarray(groups, np.int64), np.zeros(len(skipped), np.int64)])
         self._steps.append(pa.table(columns, self._schema))
@@ -135,7 +116,7 @@ class Ledger:
             self.flush()
 
     def flush(self) -> None:
-        """Make all that was added durable. Raises PipelineError when the store cannot take it."""
+        """Make all added steps durable. Raises PipelineError if the store cannot take them."""
         if not self._steps:
             return
         sink = io.BytesIO()
@@ -148,20 +129,18 @@ class Ledger:
 
 
 def ids_hash(ids: np.ndarray) -> str:
+    """A hash of the numbers of a run's samples, int64 [n], ascending."""
     return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
 
 
 def attempts(run_url: str) -> list[Attempt]:
-    """The attempts at a run, in order. Raises PipelineError for a damaged one."""
+    """The attempts at a run, in order of their numbers. Raises PipelineError for a damaged one."""
     url = Location(run_url) / "ledger"
-    found = []
+    begun = []
     for entry in store.list_objects(url):
         if re.fullmatch(r"attempt-\d+\.json", entry.url[len(url) + 1 :]):
             try:
-                found.append(Attempt(**json.loads(store.read(entry.url))))
+                begun.append(Attempt(**json.loads(store.read(entry.url))))
             except (ValueError, TypeError) as error:
-                raise PipelineError(f"{entry.url}: damaged, or not of a ledger: {error}") from error
-    return sorted(found, key=lambda attempt: attempt.number)
-
-
-# -- audit -----------------------------------------------------------------------------------------------------------
+                raise PipelineError(f"{entry.url}: damaged, or not part of a ledger: {error}") from error
+    return sorted(begun, key=lambda attempt: attempt.number)

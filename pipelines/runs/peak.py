@@ -1,4 +1,4 @@
-"""The matrix throughput a device reaches, measured: what a run's utilisation is a share of."""
+"""The measured matrix throughput of a device: the denominator of a run's model FLOP utilisation."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 @dataclass(frozen=True)
 class Peak:
-    """The rate of a device's matrix multiplication: flops in operations a second, name saying what was measured."""
+    """The rate of a device's matrix products: flops in operations a second; name says what was measured."""
 
     flops: float
     name: str
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> Peak:
-    """The best rate of a large matrix product, found by running it for a while: what model FLOP utilisation is of."""
+    """The best rate of one large matrix product that is repeated for some seconds."""
     cuda = device.type == "cuda"
     size = 8192 if cuda else 1024
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The line of progress a training run shows in a terminal."""
+"""The progress line that a training run shows in a terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 
 class ProgressDisplay:
-    """Progress: one line that moves on a terminal, plain lines elsewhere."""
+    """One moving line on a terminal; elsewhere a plain line at most every `every` seconds."""
 
     def __init__(self, console: Console, every: float) -> None:
-        self.console, self.every, self._said = console, every, -math.inf
+        self.console, self.every, self._printed_at = console, every, -math.inf
         self._progress: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}", markup=False), BarColumn())
@@ -23,6 +23,7 @@ class ProgressDisplay:
             self._progress.start()
 
     def step(self, step: int, steps: int, epoch: int, row: Mapping[str, float], seconds: float) -> None:
+        """Show that `step` of `steps` (0 = unknown) are done; a step takes `seconds` on average."""
         of = f"/{steps}" if steps else ""
         loss = f"  loss {short_number(row['loss'])}" if "loss" in row else ""
         rate = f"  {row['samples_per_s']:.1f} clips/s  data wait {row['wait']:.1%}" if "wait" in row else ""
@@ -30,11 +31,12 @@ class ProgressDisplay:
         text = f"step {step}{of}  epoch {epoch}{loss}{rate}{left}"
         if self._progress is not None:
             self._progress.update(self._task, completed=step, total=steps or None, description=text)
-        elif time.monotonic() - self._said >= self.every or step == steps:
-            self._said = time.monotonic()
-            self.say(text)
+        elif time.monotonic() - self._printed_at >= self.every or step == steps:
+            self._printed_at = time.monotonic()
+            self.print(text)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
+        """Print a line of its own."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
@@ -43,6 +45,7 @@ class ProgressDisplay:
 
 
 def short_number(value: object) -> str:
+    """A float with 4 digits; anything else as its text."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

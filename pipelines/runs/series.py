@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pipelines.prometheus import Exporter, Series, series_name
 
-# Fields of a step's event, and the gauges they become.
+# The gauge that each field of a step's event becomes.
 _STEP = {
     "step": Series("gauge", "autogaze_train_step", "optimizer steps done"),
     "steps": Series("gauge", "autogaze_train_steps", "optimizer steps of the whole run"),
@@ -24,7 +24,6 @@ _STEP = {
     ),
 }
 
-
 TRAIN_SERIES = (
     *_STEP.values(),
     Series("counter", "autogaze_train_clips", "clips trained on, over all ranks"),
@@ -33,13 +32,13 @@ TRAIN_SERIES = (
 
 
 class TrainSeries:
-    """The series of a training run, exported by rank 0. The end of `run_url` is the tag `run`."""
+    """Exports the series of a training run, on rank 0. Their tag `run` is the last part of `run_url`."""
 
     def __init__(self, run_url: str) -> None:
         self._export = Exporter(TRAIN_SERIES, "run", series_name(run_url))
 
     def update(self, row: Mapping[str, float]) -> None:
-        """Export a step: the fields of its event."""
+        """Export a step. row: the fields of its event."""
         for field, series in _STEP.items():
             if field in row:
                 self._export.set(series.name, float(row[field]))
@@ -47,5 +46,5 @@ class TrainSeries:
         self._export.add("autogaze_train_skipped", row.get("skipped", 0.0))
 
     def close(self) -> None:
-        """The job is over: its gauges go, its counters stay as they are for as long as this process lives."""
+        """End the job: its gauges go; its counters stay for as long as this process lives."""
         self._export.close()

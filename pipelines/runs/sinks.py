@@ -1,4 +1,4 @@
-"""Files that grow while a run runs: a local file, or parts on an object store; and TensorBoard's records for them."""
+"""Files that grow while a run is in progress: a local file, or a series of parts on an object store."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Protocol
 from pipelines.errors import PipelineError
 from pipelines.storage import store
 
-# A part on an object store is written again, with what came since, this often; at this size the next one begins.
+# Object stores cannot append: a part is rewritten this often as it grows, and at this size the next part begins.
 _PART_SECONDS, _PART_BYTES = 30.0, 1 << 20
 
 
 class Sink(Protocol):
-    """Takes bytes, in order. Raises PipelineError when they cannot be written."""
+    """Takes bytes in order. Raises PipelineError when they cannot be written."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -24,9 +24,9 @@ class Sink(Protocol):
 
 
 class LocalFile:
-    """A local file that is appended to: each write is there at once, also after a kill.
+    """A local file, opened for appending. Each write reaches the file at once and survives a kill of the process.
 
-    lines: it holds lines; the beginning of one that a killed process left at its end is removed.
+    lines: the file holds lines; an unfinished last line, left by a killed process, is removed.
     """
 
     def __init__(self, path: str, lines: bool = False) -> None:
@@ -58,9 +58,9 @@ def _cut_torn_line(path: str) -> None:
 
 
 class Parts:
-    """Objects of a store, `url(1)`, `url(2)`, ...: each is written again as it grows, in the background.
+    """The objects `url(1)`, `url(2)`, ... of a store, each rewritten in the background as it grows.
 
-    header: what each part begins with.
+    header: what every part begins with.
     """
 
     def __init__(self, url: Callable[[int], str], header: bytes = b"") -> None:
@@ -92,8 +92,3 @@ class Parts:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-
-
-# -- TensorBoard -----------------------------------------------------------------------------------------------------
-# Its files are records: a length and a protocol-buffer Event, each with a checksum. What is needed of that is written
-# here. TensorBoard itself is 80 MB of packages, which whoever wants to look brings along.

@@ -18,11 +18,11 @@ from pipelines.runs.checkpoints import CheckpointDamaged
 
 
 def pack_optimizer(optimizer: Optimizer) -> bytes:
-    """The state of a torch optimizer as safetensors: tensors bit for bit, everything else as JSON in its metadata."""
-    whole = optimizer.state_dict()
+    """A torch optimizer's state as safetensors: tensors bit for bit, everything else as JSON in the metadata."""
+    state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     document: dict[str, Any] = {"optimizer": type(optimizer).__name__, "parameters": _parameters(optimizer)}
-    for section, entries in (("state", whole["state"].items()), ("groups", enumerate(whole["param_groups"]))):
+    for section, entries in (("state", state["state"].items()), ("groups", enumerate(state["param_groups"]))):
         document[section] = {}
         for number, values in entries:
             document[section][str(number)] = plain = {}
@@ -36,10 +36,10 @@ def pack_optimizer(optimizer: Optimizer) -> bytes:
 
 
 def unpack_optimizer(optimizer: Optimizer, data: bytes) -> None:
-    """Give an optimizer the state that pack_optimizer wrote.
+    """Restore the state that pack_optimizer wrote.
 
-    Raises CheckpointDamaged for bytes that are none; PipelineError when the optimizer is of another kind, or its
-    parameters have other names, shapes or dtypes; then it is left as it was.
+    Raises CheckpointDamaged for bytes it did not write, and PipelineError for an optimizer of another class or with
+    other parameters (names, shapes, dtypes). The optimizer is then unchanged.
     """
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -52,42 +52,41 @@ def unpack_optimizer(optimizer: Optimizer, data: bytes) -> None:
             section, number, key = name.split(".", 2)
             (state if section == "state" else groups)[int(number)][key] = tensor
     except (ValueError, KeyError, TypeError, IndexError, safetensors.SafetensorError) as error:
-        raise CheckpointDamaged(f"optimizer state: damaged, or not one: {error}") from error
+        raise CheckpointDamaged(f"optimizer state: damaged, or not an optimizer state: {error}") from error
     if kind != type(optimizer).__name__:
         raise PipelineError(f"optimizer state: is of {kind}, this run uses {type(optimizer).__name__}")
     wanted = _parameters(optimizer)
     if len(parameters) != len(wanted):
         raise PipelineError(f"optimizer state: is of {len(parameters)} parameters, this run has {len(wanted)}")
-    for saved, here in zip(parameters, wanted, strict=True):
-        if saved != here:
+    for saved, ours in zip(parameters, wanted, strict=True):
+        if saved != ours:
             raise PipelineError(
                 f"optimizer state: parameter {saved['name'] or saved['number']} is {saved['dtype']} {saved['shape']}, "
-                f"this run has {here['name'] or here['number']}, {here['dtype']} {here['shape']}"
+                f"this run has {ours['name'] or ours['number']}, {ours['dtype']} {ours['shape']}"
             )
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _parameters(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Number, name (where the optimizer knows it), shape and dtype of each parameter, in the order of the state."""
-    found: list[dict[str, Any]] = []
+    """Number, name ("" where the optimizer has none), shape and dtype of each parameter, in the state's order."""
+    parameters: list[dict[str, Any]] = []
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names") or [""] * len(group["params"])
         for name, parameter in zip(names, group["params"], strict=True):
             about = {"name": name, "shape": list(parameter.shape), "dtype": str(parameter.dtype)}
-            found.append({"number": len(found), "group": number, **about})
-    return found
+            parameters.append({"number": len(parameters), "group": number, **about})
+    return parameters
 
 
 def _tuples(group: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples: what is a list in torch's groups is named here, all else (betas) is a tuple."""
+    """Undo JSON's lists: all but these two of a torch parameter group are tuples (betas)."""
     lists = ("params", "param_names")
     return {key: tuple(v) if isinstance(v, list) and key not in lists else v for key, v in group.items()}
 
 
 def pack_random() -> dict[str, Any]:
-    """The states of this process's global generators (torch, its current CUDA device if there is one, numpy, python).
-
-    Python's generator, the global one of numpy (MT19937) and torch's, as JSON.
+    """The states of this process's global random generators, as JSON: Python's, numpy's (MT19937), torch's, and that
+    of torch's current CUDA device, if it has one.
     """
     version, internal, gauss = random.getstate()
     numpy: Any = np.random.get_state(legacy=False)
@@ -100,9 +99,9 @@ def pack_random() -> dict[str, Any]:
 
 
 def restore_random(state: Mapping[str, Any]) -> None:
-    """Go on where pack_random was. A CUDA state is left aside where there is no CUDA: the numbers differ there anyway.
+    """Restore what pack_random returned. Without CUDA its CUDA state is ignored: the numbers would differ anyway.
 
-    Raises CheckpointDamaged for what pack_random did not write.
+    Raises CheckpointDamaged for a state that pack_random did not make.
     """
     try:
         version, internal, gauss = state["python"]
@@ -113,7 +112,7 @@ def restore_random(state: Mapping[str, Any]) -> None:
         if state["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(_bytes(state["cuda"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointDamaged(f"state of the random generators: damaged, or not one: {error}") from error
+        raise CheckpointDamaged(f"state of the random generators: damaged: {error}") from error
 
 
 def _text(array: np.ndarray) -> str:

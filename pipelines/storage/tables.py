@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 import pyarrow as pa
@@ -26,17 +27,28 @@ def to_bytes(frame: pd.DataFrame, schema: pa.Schema, groups: list[int] | None = 
     return sink.getvalue()
 
 
-def read(url: str, schema: pa.Schema, what: str) -> pa.Table:
+def read(
+    url: str, schema: pa.Schema, what: str, columns: Sequence[str] | None = None, dictionaries: Collection[str] = ()
+) -> pa.Table:
     """A table that to_bytes wrote.
 
-    Raises FileNotFoundError; PipelineError when it is damaged or something else ("not <what>").
+    Args:
+        schema: the columns it must have.
+        what: it is, for the error: "not <what>".
+        columns: to read, in their order; None: all.
+        dictionaries: columns whose few texts repeat, to be kept as dictionaries.
+    Raises FileNotFoundError; PipelineError when it is damaged or something else.
     """
+    names = schema.names if columns is None else list(columns)
     data = store.read(url)
     try:
         # Not pq.read_table: what it starts in the background now and then aborts the process at its exit.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        if missing := [name for name in schema.names if name not in table.schema.names]:
+        file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name for name in names if name in dictionaries])
+        if missing := [name for name in schema.names if name not in file.schema_arrow.names]:
             raise KeyError(f"no column {missing[0]}")
-        return table.select(schema.names).cast(schema)
+        table = file.read(names, use_threads=False).select(names)
+        fields = [schema.field(name) for name in names]
+        fields = [f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in dictionaries else f for f in fields]
+        return table.cast(pa.schema(fields))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise PipelineError(f"{url}: damaged, or not {what}: {' '.join(str(error).split())}") from error

@@ -1,4 +1,4 @@
-"""What a run is, and may not change when it goes on."""
+"""What makes a run the run it is: the settings and the data that may not change when it is resumed."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ from typing import Any
 import yaml
 
 from pipelines.errors import PipelineError
+from pipelines.schema import settings_of
 from pipelines.storage import store
 from pipelines.storage.location import Location
 from pipelines.train.config import TrainConfig
 from pipelines.train.task import Task
 
-# What may differ when a run goes on: where it runs, and how often it looks and saves. Where data and teachers lie may
-# differ too: what they are is compared.
-_FREE = ("run", "data", "teachers", "scale", "every", "micro_batch", "val_clips")
-
-
-_FREE_ROLLOUTS = ("actors", "gpus", "timeout_s", "dump")
-
-
-_FREE_LOADER = ("workers", "cache_mb", "bad_samples")
-
 
 def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
-    """Write down what this run is, or check that it is still that. Raises PipelineError naming what differs.
+    """Write the run's config.yaml, or check that it still fits. Raises PipelineError naming the first difference.
 
-    fingerprint: of the samples: what was made anew at the same place is other data.
+    Settings declared with may_change are not compared: where a run works, and how often it validates and saves. Paths
+    of data and teachers may change too; their fingerprints may not.
+
+    fingerprint: of the samples, since data at the same path may have been made anew.
     """
     url = Location(config.run) / "config.yaml"
     about = _document(config, task) | {"data_fingerprint": fingerprint}
@@ -40,11 +34,14 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     except yaml.YAMLError as error:
         raise PipelineError(f"{url}: damaged; choose another run") from error
     if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
-        raise PipelineError(f"{url}: is not of a training run; choose another run")
-    for name, value in _flat(_kept(about)).items():
-        other = _flat(_kept(begun)).get(name)
-        if other != value:
-            raise PipelineError(f"run={config.run}: was begun with {name}={other}, not {value}; choose another run")
+        raise PipelineError(f"{url}: is not that of a training run; choose another run")
+    free = {key.name for key in settings_of(config) if key.may_change}
+    before = _flat(begun)
+    for name, value in _flat(about).items():
+        if name not in free and before.get(name) != value:
+            raise PipelineError(
+                f"run={config.run}: was begun with {name}={before.get(name)}, not {value}; choose another run"
+            )
 
 
 def _document(config: TrainConfig, task: Task) -> dict[str, Any]:
@@ -53,18 +50,11 @@ def _document(config: TrainConfig, task: Task) -> dict[str, Any]:
     return plain
 
 
-def _kept(document: dict[str, Any]) -> dict[str, Any]:
-    config = {name: value for name, value in document["config"].items() if name not in _FREE}
-    for part, free in (("loader", _FREE_LOADER), ("rollouts", _FREE_ROLLOUTS)):
-        if part in config:
-            config[part] = {name: value for name, value in config[part].items() if name not in free}
-    return document | {"config": config}
-
-
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a document by their dotted names; those of its config by their keys: {"loader.seed": 0, ...}."""
     if not isinstance(value, dict):
         return {prefix: value}
-    found: dict[str, Any] = {}
-    for name, part in value.items():
-        found |= _flat(part, f"{prefix}.{name}" if prefix and prefix != "config" else name)
-    return found
+    leaves: dict[str, Any] = {}
+    for name, each in value.items():
+        leaves |= _flat(each, f"{prefix}.{name}" if prefix and prefix != "config" else name)
+    return leaves

@@ -20,10 +20,10 @@ from pipelines.train.task import RandomKey, Task, folder_files, unpacked
 
 
 class PolicyTask(Task):
-    """What the training loop asks of whatever is trained (pipelines/train/task.py), for the policy.
+    """The policy, trained by next-token prediction (a Task, see pipelines/train/task.py).
 
-    threshold: at which validation gaze stops. Unless the config names one, that at which the labels' greedy search
-        stopped, in the units of its reconstructor.
+    threshold: the predicted loss at which validation gaze stops: the config's, else that at which the labels' greedy
+        search stopped, in the units of its reconstructor.
     """
 
     def __init__(self, config: PolicyTrainConfig, device: torch.device) -> None:
@@ -39,11 +39,11 @@ class PolicyTask(Task):
             raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
 
     def teachers(self) -> dict[str, str]:
-        """Where the models of the reconstructor's feature losses are."""
+        """Paths of the teachers that the reconstructor's losses use, by name."""
         return {}
 
     def totals(self, gaze: Gaze) -> list[float]:
-        """What is summed over the whole batch of a step before any part of it is computed: its slots in use."""
+        """The number of slots in use, over which the losses are averaged."""
         if gaze.losses is None:
             raise PipelineError("the gaze of this dataset has no losses, which a policy learns to predict; label it")
         return [float(gaze.counts().sum())]
@@ -51,22 +51,22 @@ class PolicyTask(Task):
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
-        """Losses of a part of a batch, each [b], "loss" being what is minimised; totals are per sample here."""
-        found: dict[str, Tensor] = model(frames, gaze, totals[0])
-        return found
+        """See PolicyLosses."""
+        losses: dict[str, Tensor] = model(frames, gaze, totals[0])
+        return losses
 
     @torch.no_grad()
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
-        """Sums over some held-out clips: of the losses on their labels, and of what a greedy gaze comes to."""
+        """Sums over some held-out clips: of the losses on their labels, and of the measures of a greedy gaze."""
         slots = max(float(gaze.counts().sum()), 1.0) / gaze.clips
-        found = {name: float(value.sum()) for name, value in self.module(frames, gaze, slots).items()}
+        losses = {name: float(value.sum()) for name, value in self.module(frames, gaze, slots).items()}
         # Per slot, so that clips with much gaze count for more, as in training.
         weight = float(gaze.counts().sum())
-        sums = {f"val_{name}": value / gaze.clips * weight for name, value in found.items()} | {"slots": weight}
+        sums = {f"val_{name}": value / gaze.clips * weight for name, value in losses.items()} | {"slots": weight}
         return sums | {"clips": float(gaze.clips)} | self.greedy_sums(frames)
 
     def greedy_sums(self, frames: Tensor) -> dict[str, float]:
-        """Sums over clips of what a greedy gaze comes to."""
+        """Sums over clips of the ratio and errors of a greedy gaze, and of how often it meets the threshold."""
         greedy = self.policy.gaze(frames, max_ratio=self.config.max_ratio, loss_threshold=self.threshold)
         error = self.reconstructor.reconstruct(frames, greedy).error
         sums = {"ratio": float(greedy.ratio().sum())}
@@ -77,25 +77,25 @@ class PolicyTask(Task):
 
     @staticmethod
     def summary(sums: dict[str, float]) -> dict[str, float]:
-        """Means, of the sums of all ranks."""
+        """Means: of losses over slots, of measures over clips."""
         slots, clips = max(sums.pop("slots"), 1.0), max(sums.pop("clips"), 1.0)
         return {name: value / (slots if name.startswith("val_") else clips) for name, value in sums.items()}
 
     def files(self) -> dict[str, bytes]:
-        """The checkpoint of the model: a folder `policy` in the reference's format."""
+        """The policy as a folder `policy` in the reference's format."""
         return folder_files(self.policy, "policy")
 
     def load(self, files: Mapping[str, bytes]) -> None:
-        """Go back to the model of `files`."""
+        """Restore the policy that `files` returned."""
         with unpacked(files, "policy") as folder:
             self.policy.load_state_dict(AutoGaze.from_pretrained(folder).state_dict())
 
     def about(self) -> dict[str, Any]:
-        """What a run must not change half-way."""
+        """What must not change while a run lasts: sizes and threshold."""
         return {"model": self.policy.config.to_json(), "threshold": self.threshold}
 
     def flops(self, gaze: Gaze) -> float:
-        """Floating-point operations of a forward and backward pass over these clips: see docs/training.md."""
+        """Floating-point operations of a forward and backward pass over these clips (docs/training.md)."""
         from autogaze.model.flops import flops_per_clip
 
         slots = float(gaze.counts().sum()) / (gaze.clips * gaze.num_frames)
@@ -135,6 +135,7 @@ class PolicyLosses(nn.Module):
         self.policy, self.weight = policy, loss_prediction
 
     def forward(self, frames: Tensor, gaze: Gaze, slots: float) -> dict[str, Tensor]:
+        """Losses by name, float [b] each. frames: uint8 [b, T, S, S, 3]; slots: mean slots in use of a sample."""
         scores = self.policy.score(frames, gaze)
         valid = ~gaze.padded()["if_padded_gazing"].to(scores.log_probs.device)
         measured = padded_losses(gaze).to(valid.device)

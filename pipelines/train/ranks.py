@@ -1,8 +1,9 @@
-"""What ranks agree on together: sums, decisions, barriers. With one rank, each is the value itself."""
+"""The processes that train one model together, and what they agree on: sums, decisions, barriers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
@@ -11,33 +12,41 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def summed(values: list[float], device: torch.device, world: int) -> list[float]:
-    if world == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    found: list[float] = total.tolist()
-    return found
+@dataclass(frozen=True)
+class Ranks:
+    """This process as rank `rank` of `world`, on its device. All methods are collectives: every rank calls them.
 
+    With a world of 1 they need no process group, and return what they were given.
+    """
 
-def agree(decide: Callable[[], tuple[int, int]], rank: int, world: int, device: torch.device) -> tuple[int, int]:
-    """What rank 0 decides. All ranks must take the same, and storage may answer two of them differently."""
-    decided = [decide() if rank == 0 else None]
-    if world > 1:
-        dist.broadcast_object_list(decided, src=0)
-    assert decided[0] is not None
-    return decided[0]
+    rank: int
+    world: int
+    device: torch.device
 
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over the ranks, in float64."""
+        if self.world == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return cast(list[float], total.tolist())
 
-def gathered(mine: T, world: int) -> list[T]:
-    """What each rank has, on every rank."""
-    if world == 1:
-        return [mine]
-    every: list[T | None] = [None] * world
-    dist.all_gather_object(every, mine)
-    return cast(list[T], every)
+    def decide(self, decision: Callable[[], T]) -> T:
+        """What `decision` returns on rank 0: for questions to storage, which may answer two ranks differently."""
+        decided = [decision() if self.rank == 0 else None]
+        if self.world > 1:
+            dist.broadcast_object_list(decided, src=0)
+        return cast(T, decided[0])
 
+    def gather(self, mine: T) -> list[T]:
+        """What each rank has, in order of ranks, on every rank."""
+        if self.world == 1:
+            return [mine]
+        gathered: list[T | None] = [None] * self.world
+        dist.all_gather_object(gathered, mine)
+        return cast(list[T], gathered)
 
-def barrier(world: int) -> None:
-    if world > 1:
-        dist.barrier()
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            dist.barrier()

@@ -1,15 +1,13 @@
-"""Pre-training the reconstructor: show it a random part of a clip's patches, have it rebuild some frames.
+"""Pre-training the reconstructor: it sees part of a clip's patches and rebuilds some of its frames.
 
-See docs/method.md, section 'Training the reconstructor'.
+See docs/method.md, section 'Training the reconstructor'. The authors released no code for this.
 
-The authors released no code for this. What is shown is a random multi-scale mask, its ratio drawn log-uniformly and
-spread over frames as the paper's labels are, or the clip's stored gaze. All that is drawn depends on (seed, epoch,
-sample) alone.
+Each clip shows its stored gaze, or random patches of all scales, as many as a log-uniform ratio says, shared out among
+frames as in the paper's labels. What is drawn depends on (seed, epoch, sample) alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autogaze.baselines import first_patches
+from autogaze.draws import draw_frames, frame_shares, log_uniform, numbered_generator, patch_orders
 from autogaze.gaze import Gaze
 from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
@@ -27,7 +27,7 @@ from pipelines.train.task import RandomKey, Task, folder_files, unpacked
 
 
 class ReconstructorTask(Task):
-    """What the training loop asks of whatever is trained (pipelines/train/task.py), for the reconstructor."""
+    """The reconstructor, pre-trained (a Task, see pipelines/train/task.py)."""
 
     def __init__(self, config: ReconstructorTrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -35,58 +35,66 @@ class ReconstructorTask(Task):
         self.module: nn.Module = ReconstructorLosses(self.model)
 
     def totals(self, gaze: Gaze) -> list[float]:
+        """None: each clip's loss is a mean of its own."""
         return []
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
+        """The reconstruction loss of each clip. gaze: stored with the clips."""
         shown, at = [], []
         for b, sample in enumerate(key.samples):
-            random = np.random.Generator(np.random.Philox(np.random.SeedSequence([key.seed, key.epoch, sample])))
-            stored = random.random() < self.config.stored_gaze and int(gaze.lengths[b].sum()) > 0
-            shown.append(gaze[b] if stored else self._random_gaze(gaze.num_frames, random))
-            at.append(sorted(random.permutation(gaze.num_frames)[: self.config.frames].tolist()))
-        found: dict[str, Tensor] = model(frames, shown, at)
-        return found
+            generator = numbered_generator(key.seed, key.epoch, sample)
+            stored = generator.random() < self.config.stored_gaze and int(gaze.lengths[b].sum()) > 0
+            shown.append(gaze[b] if stored else self._random_gaze(gaze.num_frames, generator))
+            at.append(draw_frames(generator, range(gaze.num_frames), self.config.frames))
+        losses: dict[str, Tensor] = model(frames, shown, at)
+        return losses
 
     @torch.no_grad()
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
-        """Sums over held-out clips: the error of frames rebuilt from the stored gaze, and of the canvas beside it."""
+        """Sums over held-out clips: errors of frames rebuilt from the stored gaze, and of the canvas beside them."""
         from autogaze.reconstruction import load
 
-        mine = self.model.reconstruct(frames, gaze)
+        rebuilt = self.model.reconstruct(frames, gaze)
         canvas = load("canvas").reconstruct(frames, gaze)
         target = frames.cpu().float()
-        sums = {"clips": float(gaze.clips), "error": float(mine.error.mean(dim=1).sum())}
-        for name, pixels in (("pixel_error", mine.pixels), ("canvas_pixel_error", canvas.pixels)):
+        sums = {"clips": float(gaze.clips), "error": float(rebuilt.error.mean(dim=1).sum())}
+        for name, pixels in (("pixel_error", rebuilt.pixels), ("canvas_pixel_error", canvas.pixels)):
             sums[name] = float((pixels.cpu().float() - target).abs().flatten(1).mean(dim=1).sum()) / 255
         return sums
 
     @staticmethod
     def summary(sums: dict[str, float]) -> dict[str, float]:
+        """Means over the clips."""
         clips = max(sums.pop("clips"), 1.0)
         return {name: value / clips for name, value in sums.items()}
 
     def files(self) -> dict[str, bytes]:
+        """The model as a folder `reconstructor`."""
         return folder_files(self.model, "reconstructor")
 
     def load(self, files: Mapping[str, bytes]) -> None:
+        """Restore the model that `files` returned."""
         with unpacked(files, "reconstructor") as folder:
             self.model.load_state_dict(VideoMAE.from_pretrained(folder, self.config.teachers.given()).state_dict())
 
     def about(self) -> dict[str, Any]:
+        """What must not change while a run lasts: sizes and losses."""
         return {"model": self.model.config.to_json(), "loss": self.model.frame_loss.fingerprint}
 
     def flops(self, gaze: Gaze) -> float | None:
+        """None: there is no formula."""
         return None
 
-    def _random_gaze(self, frames: int, random: np.random.Generator) -> Gaze:
-        vocabulary, config = self.model.vocabulary, self.config
-        ratio = math.exp(random.uniform(math.log(config.min_ratio), math.log(config.max_ratio)))
-        shares = random.dirichlet([10.0] + [3.0] * (frames - 1))
-        counts = np.clip(shares * ratio * frames * vocabulary.size, 0, vocabulary.size).astype(int)
-        counts[0] = max(counts[0], 1)
-        return Gaze.from_lists([[random.permutation(vocabulary.size)[:count].tolist() for count in counts]])
+    def _random_gaze(self, frames: int, generator: np.random.Generator) -> Gaze:
+        """One clip's gaze at random patches, at least one of them in frame 0."""
+        vocabulary = self.model.vocabulary
+        ratio = log_uniform(generator, self.config.min_ratio, self.config.max_ratio)
+        tokens = frame_shares(generator, frames) * ratio * frames * vocabulary.size
+        lengths = np.clip(tokens, [1] + [0] * (frames - 1), vocabulary.size).astype(np.int64)
+        orders = patch_orders(generator, frames, vocabulary.size)
+        return first_patches(torch.from_numpy(orders)[None], lengths[None], vocabulary)
 
     def _model(self) -> VideoMAE:
         config, teachers = self.config, self.config.teachers.given()
@@ -123,6 +131,7 @@ class ReconstructorLosses(nn.Module):
         self.model = model
 
     def forward(self, frames: Tensor, shown: list[Gaze], at: list[list[int]]) -> dict[str, Tensor]:
+        """Loss [b] of clips uint8 [b, T, S, S, 3] that show a gaze each and rebuild the frames `at`."""
         video = self.model.normalised(frames)
         losses = []
         for b, (gaze, numbers) in enumerate(zip(shown, at, strict=True)):

@@ -1,14 +1,13 @@
-"""One optimizer step: gradients of a rank's samples, a few at a time, then Adam."""
+"""One optimizer step: the gradients of a rank's samples, accumulated a few samples at a time, then Adam."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,14 +15,20 @@ from autogaze.gaze import Gaze
 from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
 from pipelines.train.config import TrainConfig
+from pipelines.train.ranks import Ranks
 from pipelines.train.task import RandomKey, Task
 
 
 def accumulate_gradients(
     config: TrainConfig, task: Task, model: nn.Module, batch: Batch, totals: Sequence[float], device: torch.device
 ) -> dict[str, Tensor]:
-    """Add up the gradients of a rank's part of a batch, a few samples at a time; its losses by name, [b] each."""
-    size, found = len(batch.ids), []
+    """Add up the gradients of a rank's part of a batch, `micro_batch` samples at a time.
+
+    model: the task's module, or DistributedDataParallel around it, which averages over the ranks at the last part.
+    totals: see Task.totals; per sample of the global batch.
+    Returns the losses by name, float [b] each, without their graphs.
+    """
+    size, parts = len(batch.ids), []
     for begin in range(0, size, config.micro_batch):
         rows = range(begin, min(begin + config.micro_batch, size))
         last = rows.stop == size
@@ -35,12 +40,12 @@ def accumulate_gradients(
             with precision(config, device):
                 losses = task.losses(model, frames, gaze, key, list(totals))
             (losses["loss"].sum() / size).backward()
-        found.append({name: value.detach() for name, value in losses.items()})
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+        parts.append({name: value.detach() for name, value in losses.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def optimizer_step(config: TrainConfig, optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """One optimizer step, unless the gradient is no number; the gradient's norm before clipping."""
+    """Step at the learning rate `rate`, unless the gradient is not finite. Returns its norm before clipping."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     limit = config.optimizer.clip_norm or math.inf
     norm = float(nn.utils.clip_grad_norm_(parameters, limit))
@@ -52,19 +57,15 @@ def optimizer_step(config: TrainConfig, optimizer: torch.optim.Optimizer, rate: 
     return norm
 
 
-def require_finite(norm: float, losses: dict[str, Tensor], batch: Batch, step: int, world: int) -> None:
-    """Raise PipelineError, on all ranks, naming the samples, if the step's gradient is not finite.
+def require_finite(norm: float, losses: dict[str, Tensor], batch: Batch, step: int, ranks: Ranks) -> None:
+    """Raise PipelineError, on all ranks, naming the samples, if the gradient of step `step` is not finite.
 
-    The gradient is the same on all ranks, so they come here together.
+    The gradient is the same on all ranks, so all of them raise or none.
     """
     if math.isfinite(norm):
         return
     mine = [key for key, loss in zip(batch.keys, losses["loss"].tolist(), strict=True) if not math.isfinite(loss)]
-    gathered: list[list[str] | None] = [mine]
-    if world > 1:
-        gathered = [None] * world
-        dist.all_gather_object(gathered, mine)
-    bad = [key for keys in gathered for key in keys or []]
+    bad = [key for keys in ranks.gather(mine) for key in keys]
     what = f"the loss of {', '.join(bad[:8])}" if bad else "the gradient, not the loss of any one sample,"
     raise PipelineError(
         f"step {step}: {what} is not a finite number; nothing of this step was kept. Look at these clips, or lower "
@@ -72,7 +73,8 @@ def require_finite(norm: float, losses: dict[str, Tensor], batch: Batch, step: i
     )
 
 
-def precision(config: TrainConfig, device: torch.device) -> Any:
+def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which losses are computed: autocast to scale.dtype."""
     if config.scale.dtype == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

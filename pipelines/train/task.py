@@ -1,4 +1,4 @@
-"""What the training loop asks of whatever is trained: one interface, and how a model becomes files of a checkpoint."""
+"""The interface between the training loop and what it trains, and how a model becomes files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RandomKey:
-    """All that anything drawn at random for a part of a batch depends on."""
+    """What everything drawn at random for some samples of a batch depends on: run seed, epoch, sample numbers."""
 
     seed: int
     epoch: int
@@ -30,75 +30,84 @@ class RandomKey:
 
 
 class Task(Protocol):
-    """What is trained. `module` is what the optimizer and DistributedDataParallel see.
+    """What is trained.
 
-    begin, prepare, stepped, close: for what goes on around the steps; most tasks have nothing to do there.
+    A task must give totals, losses, validate, summary, files, load, about and flops. begin, prepare, stepped, note and
+    close are for work around the steps; most tasks have none.
     """
 
     module: nn.Module
+    """What the optimizer and DistributedDataParallel see."""
     lag: int | None = None
-    """Of a run whose samples are made by an older version of what is trained: how much older (for the ledger)."""
+    """In RL: by how many versions the policy that sampled a step's groups is older than the one that learns (None:
+    no RL). The ledger records it."""
 
     def begin(self, loader: ShardLoader, step: int, steps: int) -> None:
-        """Before the first step of an attempt, which begins at `step` of `steps`. loader: of its batches."""
+        """Called before the first step of an attempt. step: done so far, of `steps`. loader: gives its batches."""
         return None
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        """Before a batch is learned from; what the ledger is to record with it. May wait: it counts as data-wait."""
+        """Called before a batch is learned from. Time spent here counts as waiting for data.
+
+        Returns further arguments of Ledger.add for this batch.
+        """
         return {}
 
     def stepped(self, step: int) -> dict[str, float]:
-        """After a step was taken, `step` of them by now; numbers for the step's event."""
+        """Called after the optimizer step that makes `step` of them. Returns numbers for the step's event."""
         return {}
 
     def note(self, events: Events, step: int) -> None:
-        """Wherever a validation is due, and at the end: say what is worth saying."""
+        """Called after each validation: may log events of its own."""
         return None
 
     def close(self) -> None:
-        """At the end, however it came."""
+        """Called at the end of an attempt, also after an error."""
         return None
 
     def totals(self, gaze: Gaze) -> list[float]:
-        """Sums over a part of a batch that the loss needs of the whole batch first; they come back per sample."""
+        """Sums over a rank's part of a batch that the losses need over the whole batch. `losses` gets their means."""
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
-        """Losses of a part of a batch by name, each [b]; "loss" is what is minimised. model: `module`, or its wrapper.
+        """Losses of some samples by name, float [b] each; "loss" is minimised.
 
-        frames: uint8 [b, T, S, S, 3] on the device. totals: of the whole batch, per sample.
+        model: `module`, or DistributedDataParallel around it. frames: uint8 [b, T, S, S, 3] on the device.
+        totals: what `totals` returned, summed over the batch and divided by its number of samples.
         """
 
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
-        """Sums over some held-out clips, of which `summary` makes means."""
+        """Sums over some held-out clips, from which `summary` makes means. frames: uint8 [b, T, S, S, 3]."""
 
     def summary(self, sums: dict[str, float]) -> dict[str, float]:
-        """Means by name, of the sums of all ranks."""
+        """Means by name. sums: of what `validate` returned, over clips and ranks."""
 
     def files(self) -> dict[str, bytes]:
         """The model as files of a checkpoint, by path."""
 
     def load(self, files: Mapping[str, bytes]) -> None:
-        """Go back to the model of such files."""
+        """Restore the model that `files` returned."""
 
     def about(self) -> dict[str, Any]:
-        """What a run must not change half-way, for its config."""
+        """What must not change while a run lasts, for its config.yaml. JSON."""
 
     def flops(self, gaze: Gaze) -> float | None:
-        """Floating-point operations of a forward and backward pass over these clips, where there is a formula."""
+        """Floating-point operations of a forward and backward pass over these clips; None without a formula."""
 
 
 MakeTask = Callable[[Any, torch.device], Task]
-"""What makes a task of its own config on a device: the class of the task."""
+"""Makes a task from its config, on a device: the class of the task."""
 
 
-class Saves(Protocol):
+class Saveable(Protocol):
+    """A model that writes itself to a folder, as Hugging Face models do."""
+
     def save_pretrained(self, path: str) -> None: ...
 
 
-def folder_files(model: Saves, name: str) -> dict[str, bytes]:
-    """What `model.save_pretrained` writes, as {"<name>/<file>": bytes}."""
+def folder_files(model: Saveable, name: str) -> dict[str, bytes]:
+    """The files that `model.save_pretrained` writes, as {"<name>/<file>": bytes}."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         return {f"{name}/{path.name}": path.read_bytes() for path in sorted(Path(scratch).iterdir())}
@@ -106,7 +115,7 @@ def folder_files(model: Saves, name: str) -> dict[str, bytes]:
 
 @contextmanager
 def unpacked(files: Mapping[str, bytes], name: str) -> Iterator[str]:
-    """The files under `<name>/` in a folder of their own."""
+    """A temporary folder that holds the files under `<name>/`."""
     with tempfile.TemporaryDirectory() as scratch:
         for path, data in files.items():
             if path.startswith(f"{name}/"):

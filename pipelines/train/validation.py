@@ -6,55 +6,38 @@ import itertools
 import math
 from dataclasses import replace
 
-import torch
-
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.train.config import TrainConfig
-from pipelines.train.ranks import gathered
+from pipelines.train.ranks import Ranks
 from pipelines.train.step import precision
 from pipelines.train.task import Task
 
 
-def validate(config: TrainConfig, task: Task, held_out: ShardLoader, device: torch.device) -> dict[str, float]:
-    """Means over the first held-out clips, shared out among the ranks. held_out: of `held_out_loader`."""
-    rank, world = held_out.rank, held_out.world
+def validate(config: TrainConfig, task: Task, held_out: ShardLoader, ranks: Ranks) -> dict[str, float]:
+    """Means by name over the first `val_clips` held-out clips, the same on all ranks. A collective.
+
+    held_out: what `held_out_loader` gives.
+    """
     task.module.eval()
     sums: dict[str, float] = {}
-    for batch in itertools.islice(held_out, math.ceil(config.val_clips / world)):
-        mine = [place for place in range(len(batch.ids)) if not batch.repeat[place]]
-        taken = batch.step * world + rank
-        if mine and taken < config.val_clips:
-            with precision(config, device):
-                found = task.validate(batch.frames.to(device), batch.gaze)
-            sums = {name: sums.get(name, 0.0) + value for name, value in found.items()}
+    for batch in itertools.islice(held_out, math.ceil(config.val_clips / ranks.world)):
+        number = batch.step * ranks.world + ranks.rank  # of this rank's clip, among all
+        if number < config.val_clips and not batch.repeat.all():
+            with precision(config, ranks.device):
+                measured = task.validate(batch.frames.to(ranks.device), batch.gaze)
+            sums = {name: sums.get(name, 0.0) + value for name, value in measured.items()}
     task.module.train()
-    parts = [part for part in gathered(sums, world) if part]
-    sums = {name: sum(part[name] for part in parts) for name in (parts[0] if parts else {})}
-    return task.summary(sums) if sums else {}
-
-
-def loader_config(config: TrainConfig) -> LoaderConfig:
-    loader = config.loader
-    return LoaderConfig(
-        data=config.datasets,
-        seed=loader.seed,
-        window=loader.window,
-        global_batch=config.global_batch,
-        workers=loader.workers,
-        cache_mb=loader.cache_mb,
-        bad_samples=loader.bad_samples,
-        val_fraction=loader.val_fraction,
-    )
+    parts = [part for part in ranks.gather(sums) if part]
+    return task.summary({name: sum(part[name] for part in parts) for name in parts[0]}) if parts else {}
 
 
 def held_out_loader(config: TrainConfig, loader: ShardLoader) -> ShardLoader | None:
-    """What a validation reads, of the datasets that `loader` has opened; None where no clip is held out.
+    """Reads the held-out clips of the datasets that `loader` has opened; None if none are held out.
 
-    One clip a step and rank: the same clips for any number of ranks.
+    Each rank takes one clip a step, so that any number of ranks takes the same clips.
     """
     fraction = config.loader.val_fraction
     if not config.val_clips or not any(len(dataset.split("val", fraction)) for dataset in loader.datasets):
         return None
-    sizes = replace(loader_config(config), global_batch=loader.world)
-    return ShardLoader(sizes, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)
+    one_each = replace(config.loader_config, global_batch=loader.world)
+    return ShardLoader(one_each, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -34,7 +34,8 @@ REASONS: dict[str, str] = {
     "no_label": "the label files that the gaze was imported from say nothing of the clip (filtered, not failed)",
 }
 
-DECODERS = ("pyav", "decord", "torchcodec")
+DecoderName: TypeAlias = Literal["pyav", "decord", "torchcodec"]
+DECODERS: tuple[str, ...] = get_args(DecoderName)
 
 Buffer: TypeAlias = Callable[[int], np.ndarray]
 """Where a back end puts the frames of clip i: uint8 [len(clips[i]), *frame_shape(config, native)], writable."""

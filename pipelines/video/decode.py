@@ -28,7 +28,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipelines.errors import PipelineError
 from pipelines.video.backends import backend, outcomes
 from pipelines.video.base import (
     DECODERS,
@@ -50,20 +49,14 @@ __all__ = [
     "Source",
     "VideoError",
     "VideoInfo",
-    "check_timeout",
     "decode_clips",
     "decoder_fingerprint",
     "probe",
 ]
 
 
-_LONGEST_S = 86400.0
-
-
-def check_timeout(seconds: float) -> None:
-    """Raise PipelineError for a decoder_timeout_s that no wait can have."""
-    if not 0 < seconds <= _LONGEST_S:
-        raise PipelineError(f"decoder_timeout_s={seconds}: must be more than 0 and at most {_LONGEST_S:.0f}, a day")
+LONGEST_TIMEOUT_S = 86400
+"""A day: decoder_timeout_s may be no more."""
 
 
 def probe(source: Source) -> VideoInfo:

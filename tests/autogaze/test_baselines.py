@@ -1,4 +1,4 @@
-"""autogaze.baselines: each takes exactly the patches it is said to take."""
+"""autogaze.baselines: each takes exactly the patches that its docstring says."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def method(request):
     return getattr(baselines, request.param)
 
 
-def test_every_frame_gets_exactly_its_length_of_different_patches_coarse_to_fine(method, footage) -> None:
+def test_every_frame_gets_its_length_of_different_patches_coarse_to_fine(method, footage) -> None:
     clips = footage("moving", 2, 5, 224)
     lengths = torch.tensor([[0, 1, 196, 197, 265], [265, 3, 70, 20, 5]])
     gaze = method(clips, lengths)
@@ -61,7 +61,7 @@ def test_random_patches_are_uniform_over_all_ids_and_follow_key_and_seed() -> No
     assert all(set(few) < set(many) for few, many in zip(gaze.frames(0)[:50], more.frames(0)[:50], strict=True))
 
 
-def test_coarse_to_fine_fills_a_scale_before_the_next_and_spreads_the_rest_evenly() -> None:
+def test_coarse_to_fine_fills_scale_by_scale_and_spreads_the_rest() -> None:
     clips = np.zeros((1, 4, 224, 224, 3), np.uint8)
     frames = baselines.coarse_to_fine(clips, torch.tensor([[4, 20, 69, 69 + 49]])).frames(0)
     assert frames[:3] == [list(range(4)), list(range(20)), list(range(69))]
@@ -75,7 +75,7 @@ def test_coarse_to_fine_fills_a_scale_before_the_next_and_spreads_the_rest_evenl
     assert windows.min() >= 2 and windows.max() <= 6  # 4 of 16 on average
 
 
-def test_frame_difference_takes_what_changed_and_of_the_first_frame_what_has_contrast() -> None:
+def test_frame_difference_takes_change_and_in_the_first_frame_contrast() -> None:
     clip = np.full((1, 3, 64, 64, 3), 100, np.uint8)
     clip[0, :, :16, 16:32] = np.arange(16, dtype=np.uint8)[:, None, None] * 9  # patch 1 of the finest: contrast
     clip[0, :, 48:, 48:] = 250  # patch 15: bright, but flat

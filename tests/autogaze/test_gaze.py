@@ -60,7 +60,7 @@ def test_counts_and_ratio_are_per_clip(gaze):
     assert gaze.ratio().tolist() == pytest.approx([4 / (3 * 265), 2 / (3 * 265)])
 
 
-def test_a_frame_ends_with_its_last_loss_or_its_initial_error_if_it_has_no_token(gaze):
+def test_a_frames_final_error_is_its_last_loss_or_its_initial_error(gaze):
     assert gaze.final().tolist() == torch.tensor([[0.1, 0.05, 0.2], [0.0, 0.3, 0.125]]).tolist()
 
 
@@ -127,7 +127,7 @@ PADDED = ("gazing_pos", "if_padded_gazing", "num_gazing_each_frame")
 
 
 @pytest.mark.parametrize("call", ["k10__ratio_tlr", "k10__ratio_list", "k10__teacher_forced_ntp"])
-def test_the_references_gaze_is_read_with_holes_and_whatever_unused_slots_hold(golden, call):
+def test_the_references_gaze_is_read_whatever_its_unused_slots_hold(golden, call):
     reference = golden(call)
     gaze = Gaze.from_padded(*(reference[key] for key in PADDED))
     assert gaze.counts().tolist() == (~reference["if_padded_gazing"]).sum(dim=1).tolist()

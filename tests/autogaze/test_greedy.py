@@ -128,7 +128,7 @@ def test_a_frame_that_meets_the_threshold_needs_no_token(footage):
     assert gaze.initial.tolist() == [[0.0, np.float32(2 / 255), 0.0]]
 
 
-def test_threshold_one_needs_no_token_and_zero_is_reached_with_the_finest_patches(footage):
+def test_threshold_1_needs_no_token_and_0_takes_the_finest_patches(footage):
     frames = footage("noise", 1, 2, 32)
     for threshold in (1.0, 2.0, float(np.finfo(np.float32).max)):
         assert label(frames, load("canvas", SMALL), threshold=threshold).counts().tolist() == [0]

@@ -26,7 +26,7 @@ def test_every_pixel_value_is_that_of_the_image_processor(inputs):
     assert torch.equal(as_model_input(every, 16), plain(every))
 
 
-def test_frames_that_are_not_square_keep_their_shape_in_the_processor_and_lose_it_in_the_model(inputs):
+def test_the_processor_keeps_the_aspect_ratio_and_the_model_does_not(inputs):
     frames = inputs["raw_nonsquare_uint8"]
     processed = preprocess(frames)
     assert torch.equal(processed[0], inputs["processed_nonsquare_frame"])

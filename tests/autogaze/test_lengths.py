@@ -31,7 +31,7 @@ def test_shares_have_the_mean_and_spread_of_the_dirichlet_distribution() -> None
         assert shares[:, frame].std() == pytest.approx(spread, rel=0.05)
 
 
-def test_tokens_are_rounded_as_cap_does_and_no_frame_is_without_one_or_has_too_many() -> None:
+def test_every_frame_has_a_token_and_counts_are_rounded_as_cap_does() -> None:
     lengths = paper_lengths(KEYS[:500], 16, low=0.001, high=0.001)
     assert lengths.min() == 1 and (lengths[:, 1:] == 1).float().mean() > 0.99
     single = paper_lengths(KEYS[:3], 1, low=0.1, high=0.1)  # one frame has all of the ratio
@@ -61,7 +61,7 @@ def test_limits_that_make_no_sense_are_refused(wrong: dict) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.001, 0.01, 0.05, 0.2, 0.5, 0.97, 1.0])
-def test_mean_lengths_add_up_to_the_ratio_ten_to_the_first_frame_for_three_to_another(ratio: float) -> None:
+def test_mean_lengths_add_up_to_the_ratio_with_10_to_3_for_the_first_frame(ratio: float) -> None:
     lengths = mean_lengths(ratio, 16)
     assert int(lengths.sum()) == round(ratio * 16 * 265)
     assert lengths.max() <= 265 and int(lengths[1:].max() - lengths[1:].min()) <= 1
@@ -69,7 +69,7 @@ def test_mean_lengths_add_up_to_the_ratio_ten_to_the_first_frame_for_three_to_an
         assert abs(int(lengths[0]) - ratio * 16 * 265 * 10 / 55) <= 1
 
 
-def test_apportion_keeps_proportions_within_the_room_and_gives_all_there_is_room_for() -> None:
+def test_apportion_keeps_proportions_within_the_room_and_fills_it() -> None:
     assert apportion(np.array([6, 0, 3, 1]), 5, np.array([6, 0, 3, 1])).tolist() == [3, 0, 2, 0]
     assert apportion(np.array([10, 1, 1]), 9, np.array([3, 9, 9])).tolist() == [3, 3, 3]
     assert apportion(np.array([2, 0, 1]), 99, np.array([2, 0, 1])).tolist() == [2, 0, 1]

@@ -39,7 +39,7 @@ def test_losses_on_fixed_tensors_equal_the_references(fixed):
     assert torch.allclose(prediction, fixed["ntp_task_loss_prediction_loss"], rtol=1e-6)
 
 
-def test_the_loss_of_the_references_labels_and_its_gradients_are_the_references():
+def test_loss_and_gradients_of_the_references_labels_are_the_references():
     """From the label file to the gradient of every parameter."""
     golden = load_file(GOLDEN / "k10__teacher_forced_ntp.safetensors")
     labels = json.loads((GOLDEN / "gazing_labels.json").read_text())
@@ -157,7 +157,7 @@ def test_a_slot_gets_the_discounted_advantages_of_the_frames_after_it(fixed):
             assert float(found[row, slot]) == pytest.approx(wanted, abs=1e-5)
 
 
-def test_importance_ratios_against_the_same_policy_give_the_references_gradient(fixed):
+def test_ratios_against_the_same_policy_give_the_references_gradient(fixed):
     valid, advantages = ~fixed["if_padded_gazing"], fixed_advantages(fixed)
     grads = []
     for options in (
@@ -171,7 +171,7 @@ def test_importance_ratios_against_the_same_policy_give_the_references_gradient(
     assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
 
 
-def test_clipping_takes_the_gradient_from_what_moved_far_in_the_wanted_direction(fixed):
+def test_clipping_removes_the_gradient_of_what_already_moved_far(fixed):
     valid, advantages = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[1.0, 1.0, -1.0, -1.0]])
     log_probs = torch.tensor([[0.5, -0.5, 0.5, -0.5]], requires_grad=True)
     loss = grpo_loss(log_probs, advantages, valid, torch.zeros(1, 4), clip=0.2)
@@ -181,7 +181,7 @@ def test_clipping_takes_the_gradient_from_what_moved_far_in_the_wanted_direction
     assert float(loss) == pytest.approx(-(1.2 + math.exp(-0.5) - math.exp(0.5) - 0.8), abs=1e-5)
 
 
-def test_the_divergence_from_a_frozen_policy_is_an_unbiased_estimate_and_never_negative():
+def test_the_divergence_estimate_is_unbiased_and_never_negative():
     generator = torch.Generator().manual_seed(0)
     p, q = (torch.randn(6, generator=generator).log_softmax(0) for _ in range(2))
     drawn = torch.multinomial(p.exp(), 200_000, replacement=True, generator=generator)

@@ -1,4 +1,4 @@
-"""float32 is float32, also on a GPU, where PyTorch lets convolutions round to TF32 unless it is told not to."""
+"""float32 is float32, also on a GPU, where PyTorch by default lets convolutions round to TF32."""
 
 import pytest
 import torch

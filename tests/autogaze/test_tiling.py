@@ -54,7 +54,7 @@ def some(grid: TileGrid, frames: int, vocabulary: PatchVocabulary, seed: int) ->
 
 
 @pytest.mark.parametrize(("height", "width"), HOSTILE)
-def test_a_tile_is_its_part_of_the_picture_completed_by_repeating_the_last_pixels(height, width):
+def test_a_tile_that_reaches_past_the_picture_repeats_its_last_pixels(height, width):
     frames, grid = picture(2, height, width), TileGrid(height, width, 32)
     tiles = grid.cut(frames)
     assert tiles.shape == (grid.count, 2, 32, 32, 3) and tiles.dtype == np.uint8
@@ -290,7 +290,7 @@ def test_geometry_needs_no_torch():
 def test_a_4k_gaze_is_put_together_at_once():
     grid = TileGrid(2160, 3840)
     tokens = torch.arange(265).repeat(180 * 2)
-    joined = grid.join(Gaze(tokens, torch.full((180, 2), 265)))
+    joined = grid.join(Gaze(tokens=tokens, lengths=torch.full((180, 2), 265)))
     assert isinstance(joined, VideoGaze) and joined.ratio() == 1.0
     assert [mask.shape for mask in joined.masks()] == [(2, 10 * g, 18 * g) for g in VOCABULARY.grids]
     boxes = joined.boxes()

@@ -26,6 +26,7 @@ from cluster.spec import (
 from pipelines.preprocess.config import shards_of_part
 from tests.support import runs, slurm_host, training
 from tests.support.slurm_host import ended, left, log
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.usefixtures("slurm_cluster"), pytest.mark.timeout(1800)]
 JOINED = [sys.executable, str(Path(__file__).parent / "joined.py")]
@@ -48,7 +49,7 @@ def spec(tmp_path: Path, node_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     )
     yield found
     ids = [path.stem.rsplit("-", 1)[1] for path in (tmp_path / "logs").glob("*.sh")]
-    assert runs.wait_until(lambda: not left(ids), 10, 0.2), left(ids)
+    assert wait_until(lambda: not left(ids), every=0.2), left(ids)
     assert not list(node_tmp.iterdir())
 
 
@@ -71,7 +72,7 @@ def all_of_it(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
     """The same of all clips of 111 real videos."""
     output = tmp_path_factory.mktemp("corpus") / "gaze"
     command = ["preprocess", f"input={corpus / 'train'}", "workers.decode=1", "workers.gaze=1"]
-    done = runs.autogaze(*command, f"output={output}", "ray.cpus=2", timeout=900)
+    done = runs.autogaze(*command, f"output={output}", "ray.cpus=2")
     assert done.returncode == 0, done.stderr
     return ["autogaze", *command], runs.tree(output)
 
@@ -101,22 +102,22 @@ def test_a_job_cancelled_or_off_a_node_goes_on_to_the_bytes_of_a_local_run(
         return len(list(output.glob("index/*.parquet")))
 
     cancelled = submit(spec, command)
-    assert runs.wait_until(lambda: shards() or status(spec, cancelled).exit is not None, 150, 0.05)
+    assert wait_until(lambda: shards() or status(spec, cancelled).exit is not None, every=0.05)
     cancel(spec, cancelled)
     assert ended(spec, cancelled).state == "CANCELLED", "and it stays so"
-    assert runs.wait_until(lambda: not left([cancelled]), 40, 0.2), left([cancelled])
+    assert wait_until(lambda: not left([cancelled]), every=0.2), left([cancelled])
     assert not list(Path(spec.environment.tmp).iterdir()), "nothing stays on the nodes"
     before = shards()
     assert 0 < before < len(list((tmp_path / "gaze").glob("shards/*.tar"))) + 1
 
     again = submit(spec, command)
-    assert runs.wait_until(lambda: shards() > before or status(spec, again).exit is not None, 150, 0.05)
+    assert wait_until(lambda: shards() > before or status(spec, again).exit is not None, every=0.05)
     slurm_host.take_down("n2")
     try:
-        assert runs.wait_until(lambda: status(spec, again).state == "PENDING", 60, 0.2), log(spec, again)
+        assert wait_until(lambda: status(spec, again).state == "PENDING", every=0.2), log(spec, again)
     finally:
         slurm_host.bring_back("n2")
-    now = ended(spec, again, 600)
+    now = ended(spec, again)
     assert (now.state, now.exit, now.restarts) == ("COMPLETED", 0, 1), log(spec, again)
     assert runs.tree(output) == files
     assert "Ray on 2 node(s)" in log(spec, again) and "4 decode" not in log(spec, again)
@@ -163,10 +164,10 @@ def test_a_training_job_told_to_stop_saves_goes_back_into_the_queue_and_goes_on(
         alone(spec), ["autogaze", "train", "policy", *training.settings(data, run, *settings)], joins_ray=False
     )
     events = run / "events.jsonl"
-    assert runs.wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes(), 120), log(spec, job_id)
+    assert wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes()), log(spec, job_id)
     # What Slurm sends before the time limit, and to a job that it preempts: SIGTERM to the batch process alone.
     subprocess.run(["scancel", "--batch", "--signal=TERM", job_id], check=True)
-    assert runs.wait_until(lambda: status(spec, job_id).state == "PENDING", 60, 0.2), log(spec, job_id)
+    assert wait_until(lambda: status(spec, job_id).state == "PENDING", every=0.2), log(spec, job_id)
     assert "step-000200" > training.newest(run).name >= "step-000002", "after a checkpoint, before the end"
 
     now = ended(spec, job_id)
@@ -202,15 +203,15 @@ def test_some_tasks_of_an_array_make_their_parts_and_the_rest_are_made_later(
     job_id = submit_array(spec, [*command, f"output={output}"], "0,2")
     waiting = status(spec, job_id)
     assert waiting.state == "PENDING" and waiting.tasks == {0: "PENDING", 2: "PENDING"}
-    assert runs.wait_until(lambda: list(output.glob("index/*.parquet")), 240, 0.1), log(spec, job_id)
+    assert wait_until(lambda: list(output.glob("index/*.parquet")), every=0.1), log(spec, job_id)
     subprocess.run(["scontrol", "requeue", f"{job_id}_2"], check=True)
-    now = ended(spec, job_id, 600)
+    now = ended(spec, job_id)
     assert now.state == "COMPLETED" and now.tasks == {0: "COMPLETED", 2: "COMPLETED"}, log(spec, job_id)
     there, shards = {int(path.stem) for path in output.glob("index/*.parquet")}, len(files_of(files, "index/"))
     assert there == {*shards_of_part("0/3", shards), *shards_of_part("2/3", shards)} != set()
 
     rest = submit_array(spec, [*command, f"output={output}"], "1", plan=False)
-    assert ended(spec, rest, 600).state == "COMPLETED", log(spec, rest)
+    assert ended(spec, rest).state == "COMPLETED", log(spec, rest)
     assert runs.tree(output) == files
     assert [path.name for path in logs(spec, job_id)][1:] == [f"test-{job_id}_{task}.log" for task in (0, 2)]
 
@@ -232,11 +233,11 @@ def test_the_job_that_plans_for_an_array_ends_with_it_and_tells_why_it_failed(sp
         return "".join(path.read_text() for path in logs(spec, job_id))
 
     job_id = submit_array(spec, ["sleep", "600"])  # which does not know the words that say what is to be planned
-    assert runs.wait_until(lambda: "invalid time interval" in printed(job_id), 60, 0.2)
+    assert wait_until(lambda: "invalid time interval" in printed(job_id), every=0.2)
     cancel(spec, job_id)
 
     job_id = submit_array(spec, [sys.executable, "-c", "import time; print('plans', flush=True); time.sleep(600)"])
-    assert runs.wait_until(lambda: "plans" in printed(job_id), 60, 0.2)
+    assert wait_until(lambda: "plans" in printed(job_id), every=0.2)
     [plan] = [path.stem.rsplit("-", 1)[1] for path in logs(spec, job_id)]
     assert status(spec, plan).state == "RUNNING"
     cancel(spec, job_id)

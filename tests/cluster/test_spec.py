@@ -13,6 +13,7 @@ from cluster.spec import ClusterSpec, StorageConfig, check_spec, storage_variabl
 from jobs import config as configs
 from jobs.submit import load_spec
 from pipelines.errors import PipelineError
+from pipelines.schema import settings_of
 from tests.support import runs
 
 
@@ -89,7 +90,7 @@ def test_the_guide_has_every_key_with_its_default_and_its_help() -> None:
     table = (runs.ROOT / "docs" / "launch.md").read_text()
     rows = re.findall(r"^\| `([^`]+)` \| (.*) \| (.*) \|$", table, re.MULTILINE)
     keys = [
-        (key.name, f"`{yaml.safe_dump(key.default).splitlines()[0]}`", key.help) for key in configs.keys(ClusterSpec)
+        (key.name, f"`{yaml.safe_dump(key.value).splitlines()[0]}`", key.help) for key in settings_of(ClusterSpec())
     ]
     assert rows == keys
 

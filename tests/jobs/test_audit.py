@@ -12,17 +12,18 @@ from rich.console import Console
 from jobs.audit import AuditConfig, run
 from pipelines.errors import PipelineError
 from pipelines.loading.order import DatasetCounts, batches, epoch_order
-from pipelines.runs.ledger import Ledger
+from pipelines.runs.ledger import Attempt, Ledger
 
 
 def train(url: str, instead: dict[int, int] | None = None) -> None:
     """Two epochs of ten samples in batches of four, with some samples used instead of others in the second."""
-    counts = [np.array([6, 4])]
-    ledger = Ledger(
-        url, 1, 0, 0, world=1, global_batch=4, seed=0, window=2, counts=counts, weights=[1.0], datasets=["abc"]
+    counts = [6, 4]
+    attempt = Attempt(
+        number=1, start=0, world=1, global_batch=4, seed=0, window=2, counts=[counts], weights=[1.0], datasets=["abc"]
     )
+    ledger = Ledger(url, attempt, rank=0)
     for step in range(6):
-        order = epoch_order([DatasetCounts(counts[0])], seed=0, epoch=step // 3, window=2)
+        order = epoch_order([DatasetCounts(np.array(counts))], seed=0, epoch=step // 3, window=2)
         cut = batches(order, global_batch=4)
         ids = (order.shard * 6 + order.sample)[cut.places[step % 3]]
         if step >= 3:
@@ -53,7 +54,7 @@ def test_a_sample_used_instead_of_another_is_named_and_1(tmp_path: Path) -> None
 
 
 def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
-    for url, told in (("", "which run"), (str(tmp_path), "no run is here")):
-        with pytest.raises(PipelineError, match=told) as error:
+    for url, message in (("", "run= is missing: autogaze audit"), (str(tmp_path), "no run is here")):
+        with pytest.raises(PipelineError, match=message) as error:
             printed(url)
         assert "\n" not in str(error.value)

@@ -108,7 +108,7 @@ def test_table_csv_and_plots_show_the_same_numbers(found: dict[str, Any]) -> Non
     texts = [element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
     assert {"stored (canvas)", "greedy", "random", "0.4 %", "10 %", "threshold"} <= set(texts)
     assert found["png"].size == (1680, 880)
-    colours = {colour for _, colour in found["png"].getcolors(1 << 20)}
+    colours = {colour for _, colour in found["png"].convert("RGB").getcolors(1 << 20)}
     assert {(0x8C, 0x6B, 0xFF), (0x40, 0xB0, 0xA6)} <= colours  # first and last method
 
 
@@ -173,7 +173,7 @@ def test_a_dataset_whose_gaze_is_empty_is_measured_and_drawn(
 @pytest.mark.parametrize(
     "settings, told",
     [
-        ([], "which dataset?"),
+        ([], "data= is missing: autogaze evaluate"),
         (["{none}"], "no dataset here"),
         (["{frameless}"], "stores no frames"),
         (["{failed}"], "no clip in it is ok"),

@@ -18,7 +18,7 @@ from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from autogaze.tiling import TileGrid
 from jobs import gaze
-from jobs.pictures import gaze_views, render
+from jobs.pictures import gaze_views, lettering
 from jobs.pictures.gaze_files import LabelWriter
 from pipelines.corpus.plan import ClipConfig
 from pipelines.errors import PipelineError
@@ -121,8 +121,8 @@ def test_the_overlay_plays_every_frame_at_the_videos_rate(gazed: tuple[Path, dic
     shown = frames_of(gazed[0] / "overlay.mp4")
     assert len(shown) == 37
     side = 2 * VOCABULARY.frame_size
-    colours = {render.scale_colour(level) for level in range(4)}
-    first = shown[0][render._BAR_TOP : render._BAR_TOP + side, side : 2 * side].astype(int)
+    colours = {lettering.scale_colour(level) for level in range(4)}
+    first = shown[0][lettering.BAR_TOP : lettering.BAR_TOP + side, side : 2 * side].astype(int)
     near = sum((np.abs(first - colour).max(axis=2) < 40).sum() for colour in colours)
     assert near > 1000, "outlines of gazed patches are in the middle panel"
 
@@ -271,9 +271,9 @@ def test_the_overlay_of_tiles_has_the_shape_of_the_video_and_shows_patches_in_pl
     run(video, tmp_path / "out", threshold=0.0, max_ratio=1.0, clip=ClipConfig(tiles="native"))
     shown = frames_of(tmp_path / "out" / "overlay.mp4")
     assert len(shown) == 3
-    assert shown[0].shape == (1024 + render._BAR_TOP + render._BAR_BOTTOM, 1280, 3), "four times as large"
-    picture = shown[0][render._BAR_TOP : -render._BAR_BOTTOM].astype(int)
-    colours = {render.scale_colour(level) for level in range(4)}
+    assert shown[0].shape == (1024 + lettering.BAR_TOP + lettering.BAR_BOTTOM, 1280, 3), "four times as large"
+    picture = shown[0][lettering.BAR_TOP : -lettering.BAR_BOTTOM].astype(int)
+    colours = {lettering.scale_colour(level) for level in range(4)}
     near = np.min([np.abs(picture - colour).max(axis=2) for colour in colours], axis=0) < 60
     for corner in (near[:512, :640], near[512:, :640], near[:512, 640:], near[512:, 640:]):
         assert corner.mean() > 0.02, "outlines lie all over the picture"

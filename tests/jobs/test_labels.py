@@ -278,38 +278,6 @@ def test_keys_are_those_that_gaze_writes() -> None:
     assert list(json.loads(sink.getvalue())) == keys
 
 
-def test_files_are_read_piece_by_piece_whatever_the_pieces(
-    exported: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Nothing:
-        def update(self, data: bytes) -> None: ...
-
-    text = json.dumps(
-        json.loads(exported[0].read_text()) | {"ünï/cödé \ud800.mp4": [12, {"a": "}"}], "n": 1234}, indent=1
-    )
-    (tmp_path / "l.json").write_bytes(text.encode())
-    expected = json.loads(text)
-    for chunk in (1, 7, 4096, 1 << 20):
-        monkeypatch.setattr(label_files, "_CHUNK", chunk)
-        if chunk > 1 or len(text) < 20_000:
-            assert dict(label_files._entries(str(tmp_path / "l.json"), Nothing())) == expected
-
-
-def test_a_mistake_is_told_before_the_rest_of_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counted:
-        bytes = 0
-
-        def update(self, data: bytes) -> None:
-            self.bytes += len(data)
-
-    monkeypatch.setattr(label_files, "_CHUNK", 1000)
-    (tmp_path / "l.json").write_text('{"a": [1, 2, oops, ' + "3, " * 100_000 + "4]}")
-    read = Counted()
-    with pytest.raises(PipelineError, match="not a JSON object of labels"):
-        list(label_files._entries(str(tmp_path / "l.json"), read))
-    assert read.bytes == 1000
-
-
 def test_labels_go_to_s3_and_come_from_there(bucket: str, exported: tuple[Path, str], dataset: str) -> None:
     job.export(ExportConfig(data=dataset, output=f"{bucket}/out/labels.json"), Console(file=io.StringIO()))
     assert store.read(f"{bucket}/out/labels.json") == exported[0].read_bytes()

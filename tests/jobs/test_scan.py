@@ -23,7 +23,7 @@ NO_RAY = RayConfig(address="127.0.0.1:1")
         ({"input": "/does/not/exist"}, "does not exist"),
         ({"output": "{folder}/file/m.parquet"}, "a part of this path is a file"),
         ({"output": "/proc/m.parquet"}, "/proc: no such place"),
-        ({"decoder_timeout_s": float("inf")}, "decoder_timeout_s=inf: must be more than 0 and at most 86400"),
+        ({"decoder_timeout_s": float("inf")}, "decoder_timeout_s=inf: must be more than 0, and at most 86400"),
     ],
 )
 def test_what_cannot_end_well_is_refused_at_once(

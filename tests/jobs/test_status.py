@@ -92,7 +92,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(gazed_dataset: Callab
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     for config, told in (
-        (StatusConfig(), "which dataset or run?"),
+        (StatusConfig(), "place= is missing: autogaze status"),
         (StatusConfig(str(tmp_path)), "neither a dataset"),
         (StatusConfig("/x", format="xml"), "format=xml: must be one of text, json"),
         (StatusConfig("/x", watch=-1), "watch=-1: must be 0 or more"),

@@ -17,6 +17,7 @@ from pipelines.runs.events import read_events
 from pipelines.train.config import ReconstructorTrainConfig
 from tests.support import runs, training
 from tests.support.training import train
+from tests.support.waiting import wait_until
 
 RECONSTRUCTOR = ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "model.decoder_hidden_size=32"]
 RECONSTRUCTOR += ["model.decoder_num_layers=1", "model.decoder_num_heads=2"]
@@ -41,9 +42,9 @@ def test_a_signal_saves_and_ends_well_on_all_ranks(
     settings = ["epochs=1000", "every.checkpoint=0", "scale.min_workers=2", "scale.max_workers=2"]
     job = runs.start("train", "policy", *training.settings(data, run, *settings), f"ray.address={ray_session}")
     events = run / "events.jsonl"
-    assert runs.wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
+    assert wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
     job.send_signal(number)  # Ray takes both for itself, when it starts and when it trains
-    assert job.wait(60) == 0
+    assert job.wait() == 0
     assert training.newest(run).name >= "step-000002"
     training.require_clean(run)
 
@@ -54,9 +55,9 @@ def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(data: str, tm
     words = training.settings(data, run, *settings)
     job = runs.start("train", "policy", *words)
     events = run / "events.jsonl"
-    assert runs.wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
+    assert wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
     job.send_signal(signal.SIGTERM)
-    assert job.wait(60) == 0
+    assert job.wait() == 0
     stopped = training.newest(run).name
     assert "step-000002" <= stopped < "step-000060", "after a checkpoint, before the end"
 
@@ -76,7 +77,7 @@ def test_a_folder_of_something_else_is_refused_as_a_run(
         (tmp_path / "config.yaml").write_text(text)
         assert main(["train", "policy", *training.settings(data, tmp_path)]) == 2
         error = capsys.readouterr().err
-        assert "config.yaml: is not of a training run; choose another run" in error and error.count("\n") == 1
+        assert "config.yaml: is not that of a training run; choose another run" in error and error.count("\n") == 1
         assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -139,7 +140,7 @@ def test_a_job_that_ray_has_no_room_for_is_refused_before_anything_starts(
     data: str, ray_session: str, tmp_path: Path, job: list[str], words: list[str]
 ) -> None:
     done = runs.autogaze(
-        job[0], *job[1:], *training.settings(data, tmp_path / "run", *words), f"ray.address={ray_session}", timeout=120
+        job[0], *job[1:], *training.settings(data, tmp_path / "run", *words), f"ray.address={ray_session}"
     )
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert "the cluster has 6 CPUs and 0 GPUs" in done.stderr and done.stderr.count("\n") == 1

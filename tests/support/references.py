@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib
 import io
 import itertools
 import re
@@ -20,8 +19,9 @@ from functools import cache
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from jobs import cli, config
+from jobs import cli
 from pipelines.errors import PipelineError
+from pipelines.schema import settings_of
 from tests.support import places
 
 ROOT = places.ROOT
@@ -272,14 +272,14 @@ def _one_command(words: list[str]) -> Iterator[str]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parsed = cli.parse_job(certain, submitting)
+            parsed = cli.read_command(certain, submitting)
     except (PipelineError, ClusterError) as error:
         yield f"{line}: {error}"
         return
     except SystemExit:
         yield f"{line}: {said.getvalue().strip().splitlines()[-1]}"
         return
-    known = {key.name for key in config.keys(type(parsed.config))} | ({"cluster"} if submitting else set())
+    known = {key.name for key in settings_of(parsed.config)} | ({"cluster"} if submitting else set())
     for word in placeholders:
         if word.partition("=")[0] not in known:
             yield f"{line}: {word.partition('=')[0]}: no such key of this job"
@@ -315,10 +315,10 @@ def job_keys() -> frozenset[str]:
     """The keys of all jobs and of the cluster's file."""
     names = {"cluster"}
     for job in cli.JOBS.values():
-        names.update(key.name for key in config.keys(getattr(importlib.import_module(job.module), job.schema)))
+        names.update(key.name for key in settings_of(job.load_schema()()))
     for verb in ("render", "preflight", "status"):
-        parsed = cli.parse_job(["cluster", verb])
-        names.update(key.name for key in config.keys(type(parsed.config)))
+        parsed = cli.read_command(["cluster", verb])
+        names.update(key.name for key in settings_of(parsed.config))
     return frozenset(names)
 
 

@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import places
+from tests.support.waiting import wait_until
 
 ROOT = places.ROOT
 
@@ -38,11 +37,11 @@ def command(job: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", "jobs.cli", job, *map(str, arguments)]
 
 
-def autogaze(job: str, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def autogaze(job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a job to its end."""
     words = command(job, *arguments)
     env = environment(joins="ray.address=" in " ".join(words))
-    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
 
 
 def start(job: str, *arguments: object) -> subprocess.Popen[bytes]:
@@ -80,16 +79,6 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 90, every: float = 0.002) -> bool:
-    """Poll until the condition holds; False when it never did."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(every)
-    return False
-
-
 def kill(pid: int) -> None:
     """kill -9; a process that is already gone is fine."""
     try:
@@ -98,7 +87,7 @@ def kill(pid: int) -> None:
         return
 
 
-def all_gone(pids: set[int], seconds: float = 30) -> bool:
+def all_gone(pids: set[int]) -> bool:
     """Whether all these processes end (zombies count as ended)."""
 
     def running() -> list[int]:
@@ -111,4 +100,4 @@ def all_gone(pids: set[int], seconds: float = 30) -> bool:
                 continue
         return alive
 
-    return wait_until(lambda: not running(), seconds, 0.1)
+    return wait_until(lambda: not running(), every=0.1)

@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.storage import s3
+from tests.support.waiting import wait_until
 
 KEY, SECRET = "test-key", "test-secret-that-must-not-leak"
 BUCKET = "corpus"
@@ -66,12 +66,13 @@ class Rclone:
         self.process = subprocess.Popen(
             [*words, str(self.folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
+
+        def answers() -> bool:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-                return
-            time.sleep(0.05)
-        raise TimeoutError("rclone does not start")
+                return True
+            return False
+
+        assert wait_until(answers, every=0.05), "rclone does not start"
 
     def kill(self) -> None:
         """kill -9, in the middle of whatever it does."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cluster.slurm import JobStatus, status
 from cluster.spec import ClusterSpec
+from tests.support.waiting import PATIENCE_S, wait_until
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
@@ -118,11 +119,8 @@ def _free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def _await(condition: Callable[[], object], otherwise: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.1)
+def _await(condition: Callable[[], object], otherwise: str) -> None:
+    assert wait_until(condition, every=0.1), otherwise
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
@@ -137,9 +135,9 @@ def bring_back(node: str) -> None:
     subprocess.run(["scontrol", "update", f"NodeName={node}", "State=resume"], check=False, capture_output=True)
 
 
-def ended(spec: ClusterSpec, job_id: str, seconds: float = 200) -> JobStatus:
+def ended(spec: ClusterSpec, job_id: str) -> JobStatus:
     """What became of a job, once it and its processes have ended. One that waits to be started again, is."""
-    deadline, hurried = time.monotonic() + seconds, 0
+    deadline, hurried = time.monotonic() + PATIENCE_S, 0
     while (now := status(spec, job_id)).state not in _ENDED:
         assert time.monotonic() < deadline, f"{now}\n{log(spec, job_id)}"
         if now.state == "PENDING" and now.restarts > hurried:

@@ -1,4 +1,7 @@
-"""The layers of the VideoMAE reconstructor: a ViT encoder over gazed patches and a decoder of whole frames."""
+"""The network of the VideoMAE reconstructor: a ViT encoder of gazed patches and a decoder of whole frames.
+
+Modules and parameters have the names of Hugging Face's ViT-MAE, as in the reference's checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from autogaze.reconstruction.videomae.config import VideoMAEConfig
 
 
 class Dense(nn.Module):
+    """A linear layer."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.dense = nn.Linear(inputs, outputs)
@@ -27,12 +32,16 @@ class Dense(nn.Module):
 
 
 class Projections(nn.Module):
+    """The projections to queries, keys and values."""
+
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
 
 
 class MAEAttention(nn.Module):
+    """The weights of an attention; MAELayer computes it."""
+
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.attention = Projections(hidden)
@@ -40,7 +49,7 @@ class MAEAttention(nn.Module):
 
 
 class MAELayer(nn.Module):
-    """A pre-norm transformer layer under Hugging Face's ViT names."""
+    """A pre-norm transformer layer."""
 
     def __init__(self, hidden: int, heads: int, intermediate: int, eps: float) -> None:
         super().__init__()
@@ -68,12 +77,16 @@ class MAELayer(nn.Module):
 
 
 class PatchEmbeddings(nn.Module):
+    """The projection of a patch's pixels."""
+
     def __init__(self, hidden: int, patch: int) -> None:
         super().__init__()
         self.projection = nn.Conv2d(3, hidden, patch, stride=patch)
 
 
 class Embeddings(nn.Module):
+    """What the encoder adds to projected pixels: position, scale and time; and the class token."""
+
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
@@ -87,6 +100,8 @@ class Embeddings(nn.Module):
 
 
 class MAEEncoder(nn.Module):
+    """The layers of the encoder."""
+
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(
@@ -96,6 +111,8 @@ class MAEEncoder(nn.Module):
 
 
 class ViT(nn.Module):
+    """The encoder with its embeddings and its last norm."""
+
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
@@ -104,6 +121,8 @@ class ViT(nn.Module):
 
 
 class MAEDecoder(nn.Module):
+    """The decoder: mask token, embeddings, layers, and the projection to pixels."""
+
     def __init__(self, config: VideoMAEConfig) -> None:
         super().__init__()
         hidden = config.decoder_hidden_size
@@ -125,8 +144,8 @@ class MAEDecoder(nn.Module):
 def transformer_layers(layers: nn.ModuleList, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
     """Tokens [B, 1 + N, hidden] after the layers: the class token, then `counts` tokens of each frame.
 
-    A frame's tokens see the class token and all tokens up to the frame's end, but those not `seen` [B, N]; the class
-    token sees itself alone. seen=None: all are.
+    A frame's tokens see the class token and all tokens up to the frame's end that are `seen`, bool [B, N] (None: all).
+    The class token sees only itself.
     """
     ends = np.cumsum([1, *counts]).tolist()
     keys_seen = None
@@ -169,26 +188,27 @@ def sincos_positions(grid: int, hidden: int) -> Tensor:
 
 
 class VideoMAENetwork(nn.Module):
-    """Encoder and decoder over one clip's gaze: `forward` rebuilds frames, the other methods are its steps.
+    """Encoder and decoder: `forward` rebuilds frames of clips from their gaze.
 
-    The steps are public because greedy search (autogaze/reconstruction/videomae/search.py) takes them one by one.
+    The other methods are its steps, which greedy search (autogaze/reconstruction/videomae/search.py) takes one by one.
 
-    loss: what its error is; l1 alone by default.
+    loss: the error of a rebuilt frame; by default l1 alone.
     """
 
     def __init__(self, config: VideoMAEConfig, loss: FrameLoss | None = None) -> None:
         super().__init__()
         self.config, self.vocabulary = config, config.vocabulary
         self.vit, self.decoder = ViT(config), MAEDecoder(config)
-        self._loss = [FrameLoss() if loss is None else loss]  # in a list: its teachers are no part of this network
+        self._loss = [FrameLoss() if loss is None else loss]  # in a list, so that its teachers are no submodules
         self._initialise()
 
     @property
     def frame_loss(self) -> FrameLoss:
+        """The error of a rebuilt frame."""
         return self._loss[0]
 
     def own_precision(self) -> torch.autocast:
-        """Off with the caller's autocast: an error is the same wherever it is measured."""
+        """Switches off the caller's autocast, so that errors do not depend on it."""
         return torch.autocast(self.vit.layernorm.weight.device.type, enabled=False)
 
     def normalised(self, frames: Tensor) -> Tensor:
@@ -217,7 +237,7 @@ class VideoMAENetwork(nn.Module):
             slots = slice(int(begin[t]), int(begin[t] + lengths[t]))
             if t in wanted:
                 whole = self.decoder.mask_token.to(x.dtype).expand(clips, self.vocabulary.size, -1)
-                # Unused slots are written behind the last patch, and cut off again.
+                # Unused slots are written behind the last patch, which is then cut off.
                 target = ids[:, slots].masked_fill(~real[:, slots], self.vocabulary.size)
                 whole = torch.cat((whole, whole[:, :1]), dim=1)
                 whole = whole.scatter(1, target[..., None].expand(-1, -1, whole.shape[2]), x[:, 1:][:, slots])[:, :-1]
@@ -240,15 +260,15 @@ class VideoMAENetwork(nn.Module):
 
     def patches(self, video: Tensor) -> Tensor:
         """The pixels of every patch of every scale: [..., V, 3 * patch * patch] of frames [..., 3, S, S]."""
-        size, found = self.vocabulary.patch_size, []
+        size, by_scale = self.vocabulary.patch_size, []
         flat = video.flatten(0, -4)
         for scale, grid in zip(self.vocabulary.scales, self.vocabulary.grids, strict=True):
             image = flat
             if scale != video.shape[-1]:
                 image = F.interpolate(flat, size=(scale, scale), mode="bicubic", align_corners=False)
             cut = image.unflatten(3, (grid, size)).unflatten(2, (grid, size)).permute(0, 2, 4, 1, 3, 5)
-            found.append(cut.flatten(3).flatten(1, 2))
-        patches: Tensor = torch.cat(found, dim=1).unflatten(0, video.shape[:-3])
+            by_scale.append(cut.flatten(3).flatten(1, 2))
+        patches: Tensor = torch.cat(by_scale, dim=1).unflatten(0, video.shape[:-3])
         return patches
 
     def embed(self, patches: Tensor, ids: Tensor, frame: Tensor) -> Tensor:
@@ -259,10 +279,10 @@ class VideoMAENetwork(nn.Module):
         return x + self._encoder_positions()[ids] + embeddings.time_embed[frame]
 
     def slot_positions(self, t: int) -> Tensor:
-        """What tells the decoder where and when the slots of frame t are: [V, hidden].
+        """The decoder's embedding of place, scale and time of the slots of frame t: [V, hidden].
 
-        The reference interpolates the flattened grid in one dimension, which scrambles the coarse scales; its weights
-        were trained with that.
+        The reference interpolates the flattened grid in one dimension, which scrambles the coarse scales. Its weights
+        were trained that way.
         """
         grid = self.decoder.decoder_pos_embed[:, 1:].transpose(1, 2)[:, :, None]
         parts = [
@@ -284,6 +304,7 @@ class VideoMAENetwork(nn.Module):
         return x.permute(order).flatten(-2).flatten(-3, -2)
 
     def cls(self, clips: int) -> Tensor:
+        """The class token of each clip: [B, 1, hidden]."""
         embeddings = self.vit.embeddings
         return (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(clips, -1, -1)
 
@@ -294,7 +315,7 @@ class VideoMAENetwork(nn.Module):
         return embedded
 
     def _encoder_positions(self) -> Tensor:
-        """Where and at which scale each patch is: [V, hidden]."""
+        """The encoder's embedding of place and scale of each patch: [V, hidden]."""
         embeddings, finest = self.vit.embeddings, self.vocabulary.grids[-1]
         grid = embeddings.position_embeddings[0, 1:].T.unflatten(1, (finest, finest))[None]
         parts = [
@@ -305,14 +326,14 @@ class VideoMAENetwork(nn.Module):
 
     def _slots(self, gaze: Gaze, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """ids [B, N] (0 where unused) and which are real [B, N], on the device; slots of each frame [T]."""
-        packed = Gaze(gaze.tokens, gaze.lengths, vocabulary=gaze.vocabulary).padded()
+        packed = Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary).padded()
         slots, unused = packed["num_gazing_each_frame"], packed["if_padded_gazing"]
         frame = torch.repeat_interleave(torch.arange(len(slots)), slots)
         ids = (packed["gazing_pos"] - frame * self.vocabulary.size).masked_fill(unused, 0)
         return ids.to(device), (~unused).to(device), slots
 
     def check_gaze(self, gaze: Gaze, clips: int, frames: int, at: Sequence[int]) -> None:
-        """Raise ValueError unless a gaze is of such clips and this vocabulary, and `at` names some of their frames."""
+        """Raise ValueError unless the gaze is of such clips and this vocabulary, and `at` names frames of them."""
         if gaze.vocabulary != self.vocabulary:
             raise ValueError(f"the gaze is of {gaze.vocabulary}, the reconstructor of {self.vocabulary}")
         if (gaze.clips, gaze.num_frames) != (clips, frames):

@@ -2,9 +2,9 @@
 
 See docs/method.md, section 'VideoMAE reconstructor'.
 
-It encodes the gazed patches of a clip, and decodes whole frames from them; a frame sees its own gaze and that of
-earlier frames. Attention goes frame by frame: the tokens of a frame see all tokens up to the frame's end, which is a
-slice and needs no mask. Names of parameters, and results, are the reference's.
+It encodes the gazed patches of a clip and decodes whole frames from them. A frame depends on its own gaze and that of
+earlier frames. Attention is computed frame by frame: the tokens of a frame see all tokens up to the frame's end, which
+is a slice and needs no mask. Results and parameter names are the reference's.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ from autogaze.reconstruction.videomae.search import VideoMAESearch
 
 
 class VideoMAE(VideoMAENetwork):
-    """A reconstructor (autogaze/reconstruction) that was trained.
-
-    loss: what its error is; l1 alone unless the checkpoint was trained with teachers (`load` finds out).
-    """
+    """A learned reconstructor (see autogaze/reconstruction/base.py)."""
 
     name = "videomae"
 
@@ -46,8 +43,8 @@ class VideoMAE(VideoMAENetwork):
     ) -> VideoMAE:
         """A checkpoint of the reference: a folder, a .safetensors or a .pt file.
 
-        teachers: where the feature losses it was trained with find their models, as {"dinov2_reg": path or hub id}.
-        Raises ReconstructorError or TeacherError, one line.
+        teachers: the models of the feature losses it was trained with, as {"dinov2_reg": path or hub id}.
+        Raises ReconstructorError or TeacherError, in one line.
         """
         config, weights = read_checkpoint(path)
         with torch.device("meta"):
@@ -68,7 +65,7 @@ class VideoMAE(VideoMAENetwork):
         return model.to(device, dtype).eval()
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """A folder that the reference and `from_pretrained` read; weights as float32. Teachers are not written."""
+        """Write a folder that the reference and `from_pretrained` read, weights as float32. Teachers are left out."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -77,14 +74,16 @@ class VideoMAE(VideoMAENetwork):
         for name in ("model.safetensors", "config.json"):
             (folder / f".{name}.part").replace(folder / name)
 
-    # -- what every reconstructor answers --------------------------------------------------------------------------
+    # -- the interface of all reconstructors ------------------------------------------------------------------------
 
     @property
     def units(self) -> str:
+        """What errors measure, in words."""
         return f"training loss of the reconstructor ({self.config.loss_type}, weights {self.config.loss_weights})"
 
     @property
     def fingerprint(self) -> str:
+        """Changes with everything that errors depend on."""
         digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
         digest.update(self.frame_loss.fingerprint.encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -99,19 +98,19 @@ class VideoMAE(VideoMAENetwork):
         at: Sequence[int] | None = None,
         targets: Sequence[Tensor] | None = None,
     ) -> Reconstruction:
-        """Rebuild frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to it.
+        """Rebuild the frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to its end.
 
-        targets: what `frame_loss.targets` gives for frames `at`, where all B clips are the same one; None: computed.
+        targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
 
-        As in the reference, a frame that is rebuilt is also seen by later frames that are rebuilt with it: errors for
-        several frames at once differ a little from those of each frame alone, which greedy labels hold.
+        As in the reference, frames also see earlier frames that are rebuilt with them. Errors of several frames at once
+        therefore differ a little from those of each frame alone, which greedy labels hold.
         """
         clips = as_clips(frames, self.vocabulary)
         at = list(range(clips.shape[1])) if at is None else list(at)
         self.check_gaze(gaze, clips.shape[0], clips.shape[1], at)
         pixels, errors = [], []
         with self.own_precision():
-            for b in range(len(clips)):  # one by one, so that a clip's numbers never depend on its batch
+            for b in range(len(clips)):  # one by one, so that results do not depend on the batch
                 video = self.normalised(clips[b : b + 1])
                 rebuilt = self(video, gaze[b], at)
                 errors.append(self.frame_loss(rebuilt[0].float(), video[0, at].float(), targets))
@@ -129,7 +128,9 @@ class VideoMAE(VideoMAENetwork):
         return VideoMAESearch(self, clips)
 
     def loss(self, errors: Tensor) -> Tensor:
+        """Errors of a search, float32 on the CPU."""
         return errors.float().cpu()
 
     def limit(self, threshold: float) -> float:
+        """The threshold as float32."""
         return float(np.float32(threshold))

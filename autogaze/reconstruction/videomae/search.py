@@ -1,11 +1,11 @@
 """Greedy search with the learned reconstructor: the error of a frame for each patch it might take next.
 
-Exact, and affordable by what causality allows. Earlier frames are encoded and decoded once; what the frame reads of
-them, keys and values of every layer, is kept. For each candidate, only the frame's own few gazed tokens go through the
-encoder again and its 265 slots through the decoder, all candidates as batches of one size.
+The errors are exact. Causality makes them affordable: earlier frames are encoded and decoded once, and the keys and
+values of every layer are kept. For each candidate, only the frame's own few gazed tokens go through the encoder again,
+and its 265 slots through the decoder, all candidates in batches of the same size.
 
-Clips are searched one by one, with shapes that depend on the clip alone, so that a label is the same bits whatever
-batch or worker made it. The batch is wide enough without: it is of candidates.
+Clips are searched one by one, with shapes that depend on the clip alone, so that labels have the same bits whatever
+batch or worker made them. The candidates of one clip fill a batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from autogaze.attention import KeysValues, past_and_own
 if TYPE_CHECKING:
     from autogaze.reconstruction.videomae.network import VideoMAENetwork
 
-_TOGETHER = {"cpu": 16, "cuda": 265}  # candidates in one batch: what a cache holds, and what fills a GPU
+_TOGETHER = {"cpu": 16, "cuda": 265}  # candidates in one batch: as many as a CPU's cache holds, or as fill a GPU
 
 
 class VideoMAESearch:
@@ -36,27 +36,31 @@ class VideoMAESearch:
 
     @torch.no_grad()
     def open(self, t: int) -> Tensor:
+        """See Search."""
         self._held = list(self._all)
         with self._model.own_precision():
             return torch.stack([clip.open(t) for clip in self._held])
 
     def keep(self, places: Tensor) -> None:
+        """See Search."""
         self._held = [self._held[place] for place in places.tolist()]
 
     @torch.no_grad()
     def errors(self, tokens: Tensor | None = None) -> Tensor:
+        """See Search."""
         parts = [None] * len(self._held) if tokens is None else list(tokens)
         with self._model.own_precision():
             return torch.stack([clip.errors(part) for clip, part in zip(self._held, parts, strict=True)])
 
     def take(self, tokens: Tensor) -> None:
+        """See Search."""
         for clip, token in zip(self._held, tokens.tolist(), strict=True):
             clip.take(token)
 
 
 @dataclass
 class _Past:
-    """What later tokens read of a stack of layers: keys and values [1, H, m, D] of each."""
+    """What later tokens see of earlier ones: keys and values [1, H, m, D] of each layer."""
 
     layers: list[KeysValues]
 
@@ -68,7 +72,7 @@ class _Past:
 
 
 class _ClipSearch:
-    """One clip: uint8 [T, S, S, 3] on the model's device or not."""
+    """The search of one clip, uint8 [T, S, S, 3] on any device."""
 
     def __init__(self, model: VideoMAENetwork, frames: Tensor) -> None:
         self.model, self.frames, self.t = model, frames, -1
@@ -86,7 +90,7 @@ class _ClipSearch:
             _, decoder = _read(model.decoder.decoder_layers, cls, None)
             self.encoder, self.decoder = _Past(encoder), _Past(decoder)
         elif self.chosen:
-            # The frame before becomes part of the past with the patches it took, and no others.
+            # The previous frame becomes part of the past, with the patches it took alone.
             ids = torch.tensor([self.chosen], device=self.device)
             x, encoder = _read(model.vit.encoder.layer, self.inputs[ids], self.encoder)
             x = model.decoder.decoder_embed(model.vit.layernorm(x)) + self.slots[ids]
@@ -108,7 +112,7 @@ class _ClipSearch:
         self.chosen.append(token)
 
     def errors(self, tokens: Tensor | None) -> Tensor:
-        """Errors [V], or [M] of the tokens [M]; infinite where a token is taken already."""
+        """Errors [V], or [M] of the tokens [M]; infinite for a token that is taken already."""
         size, taken = self.model.vocabulary.size, set(self.chosen)
         wanted = list(range(size)) if tokens is None else tokens.tolist()
         free = [place for place, token in enumerate(wanted) if token not in taken]
@@ -121,7 +125,7 @@ class _ClipSearch:
     def _errors_of(self, sets: Tensor) -> Tensor:
         """Error [C] of the frame for sets of its tokens, int64 [C, k]."""
         together = _TOGETHER.get(self.device.type, _TOGETHER["cpu"])
-        return torch.cat([self._errors_together(some) for some in sets.split(together)])
+        return torch.cat([self._errors_together(part) for part in sets.split(together)])
 
     def _errors_together(self, sets: Tensor) -> Tensor:
         model = self.model
@@ -135,7 +139,7 @@ class _ClipSearch:
         patches = model.predict(x).float()
         loss = model.frame_loss
         if not loss.teachers:
-            # Patches and pixels have the same mean: no need to put the frame together.
+            # The mean over patches is that over pixels, so the frame need not be put together.
             grid = self._as_original(patches)
             return loss.l1 * (grid - self.original_patches).abs_().flatten(1).mean(dim=1)
         frames = self.original.expand(len(sets), -1, -1, -1)
@@ -153,12 +157,12 @@ class _ClipSearch:
 
 
 def _read(layers: nn.ModuleList, x: Tensor, past: _Past | None) -> tuple[Tensor, list[KeysValues]]:
-    """Tokens x [1, n, hidden] after the layers, which see the past and each other; and what they leave to read."""
-    found: list[KeysValues] = []
+    """Tokens x [1, n, hidden] after the layers, where they see the past and each other; and their keys and values."""
+    read: list[KeysValues] = []
     layer: Any
     for number, layer in enumerate(layers):
         queries, keys, values = layer.project(x)
-        found.append((keys, values))
+        read.append((keys, values))
         own = keys, values
         attended = (
             F.scaled_dot_product_attention(queries, *own)
@@ -166,11 +170,11 @@ def _read(layers: nn.ModuleList, x: Tensor, past: _Past | None) -> tuple[Tensor,
             else past_and_own(queries, past.layers[number], own)
         )
         x = layer.finish(x, attended)
-    return x, found
+    return x, read
 
 
 def _through(layers: nn.ModuleList, x: Tensor, past: _Past, wanted: slice | None = None) -> Tensor:
-    """Tokens x [C, n, hidden] of C candidates after the layers; of the last one, only the wanted tokens."""
+    """Tokens x [C, n, hidden] of C candidates after the layers; after the last one, only the wanted tokens."""
     layer: Any
     for number, layer in enumerate(layers):
         queries, keys, values = layer.project(x)

@@ -31,9 +31,7 @@ def test_gaze_at_other_scales_equals_the_reference(policy, plain_policy, inputs,
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_plain_policy_itself_equals_the_reference_its_tiles_being_one_batch(
-    oracle, plain_policy, inputs, golden, call
-):
+def test_the_plain_policy_equals_the_reference_with_tiles_as_one_batch(oracle, plain_policy, inputs, golden, call):
     name, scales, patch = CALLS[call]
     reference = Gaze.from_padded(*(golden(f"k10__{call}")[key] for key in PADDED), PatchVocabulary(scales, patch))
     found, _ = oracle("k10").adapted(plain_policy.preprocessed(inputs[name]), scales, patch, 79, 0.7)

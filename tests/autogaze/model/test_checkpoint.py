@@ -70,7 +70,7 @@ def test_a_checkpoint_written_is_the_references_own_files(tmp_path, shapes, weig
     assert read_config(folder) == config
 
 
-def test_a_checkpoint_is_overwritten_file_by_file_and_a_failed_write_leaves_the_old_one(folder, weights, monkeypatch):
+def test_a_failed_write_leaves_the_files_of_the_old_checkpoint(folder, weights, monkeypatch):
     config = replace(read_config(folder), positions="consistent")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -232,7 +232,7 @@ def test_a_hub_id_in_the_cache_needs_no_network(offline):
 # -- fingerprint -------------------------------------------------------------------------------------------------------
 
 
-def test_the_fingerprint_changes_with_whatever_changes_results_and_with_nothing_else(tmp_path, weights):
+def test_the_fingerprint_changes_with_what_changes_results_alone(tmp_path, weights):
     config = read_config(GOLDEN)
     base = fingerprint(config, weights)
     assert len(base) == 64 and int(base, 16) >= 0

@@ -103,9 +103,7 @@ def test_consistent_positions_equal_the_repaired_reference(policy, video, golden
     assert_padded_equals(gaze, golden(f"k10__{call}"))
 
 
-def test_the_plain_policy_itself_equals_the_reference_batches_and_batch_effects_included(
-    oracle, plain_policy, slots_of, video, golden
-):
+def test_the_plain_policy_equals_the_reference_with_its_batch_effects(oracle, plain_policy, slots_of, video, golden):
     clips = [plain_policy.preprocessed(clip) for clip in video]
     for name in ("k10", "k4"):
         for call, (max_ratio, threshold) in THRESHOLD_CALLS.items():

@@ -35,7 +35,7 @@ def test_a_stream_without_threshold_equals_the_references(policy, video, golden)
         assert torch.equal(torch.cat([part.padded()[key] for part in parts], dim=1), reference[name])
 
 
-def test_a_stream_with_threshold_equals_the_references_row_that_its_mate_did_not_change(policy, video, golden):
+def test_a_stream_with_threshold_equals_a_row_of_the_reference(policy, video, golden):
     reference = golden("k10__stream_ratio_tlr")
     used = ~reference["if_padded_gazing_concat"][1]
     parts = streamed(policy("k10").stream(max_ratio=0.4, loss_threshold=0.7, batch=2), video)

@@ -155,7 +155,7 @@ def test_frames_are_given_as_asked_for(footage):
 
 
 @given(st.floats(0, 2, width=32) | st.floats(0, 2))
-def test_an_error_within_the_limit_is_one_that_a_reader_finds_within_the_threshold(threshold):
+def test_an_error_within_the_limit_meets_the_threshold_as_stored(threshold):
     reconstructor = load("canvas")
     limit = reconstructor.limit(threshold)
     losses = reconstructor.loss(torch.tensor([limit, limit + 1]))

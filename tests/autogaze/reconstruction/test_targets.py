@@ -85,9 +85,9 @@ def test_targets_of_other_teachers_are_refused_by_name(teachers, loss, targets):
     one = FrameLoss(1.0, teachers[1:])
     with pytest.raises(ValueError) as refused:
         targets.require(one)
-    said = str(refused.value)
-    assert "are of dinov2_reg, siglip2 (" in said and "the loss has siglip2 (" in said and "\n" not in said
-    assert loss.targets_fingerprint[:16] in said and one.targets_fingerprint[:16] in said
+    message = str(refused.value)
+    assert "are of dinov2_reg, siglip2 (" in message and "the loss has siglip2 (" in message and "\n" not in message
+    assert loss.targets_fingerprint[:16] in message and one.targets_fingerprint[:16] in message
     with pytest.raises(ValueError, match="the loss has no teacher"):
         targets.require(FrameLoss())
     changed = Teacher("siglip2", teachers[1].model, (0.5,) * 3, (0.25,) * 3, size=32)
@@ -151,7 +151,7 @@ def test_which_frames_have_targets_is_fixed_by_the_clips_name():
     assert target_frames("bikes-0123abcd-0", 16, 0) == []
     chosen = [frame for clip in range(2000) for frame in target_frames(f"clip-{clip}", 16, 2)]
     assert all(150 < chosen.count(frame) < 350 for frame in range(16))  # 250 each, were it by chance
-    with pytest.raises(ValueError, match=r"targets of 9 frames are wanted of clip-1, which has 8"):
+    with pytest.raises(ValueError, match=r"clip-1: cannot have targets of 9 frames, it has 8"):
         target_frames("clip-1", 8, 9)
 
 

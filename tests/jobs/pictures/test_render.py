@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from autogaze.patches import VOCABULARY, PatchVocabulary
-from jobs.pictures import render
+from jobs.pictures import lettering, render
 
 SIDE = VOCABULARY.frame_size
 
@@ -24,11 +24,11 @@ def picture(**changes: object) -> render.Picture:
 
 @pytest.mark.parametrize("zoom", [1, 2])
 @pytest.mark.parametrize("token", [0, 3, 4, 19, 20, 68, 69, 264])
-def test_a_patch_is_outlined_in_its_scales_colour_and_nothing_else_is_coloured(token: int, zoom: int) -> None:
+def test_only_gazed_patches_are_coloured_with_outlines_by_scale(token: int, zoom: int) -> None:
     image = render.gazed_patches(noise(), [token], zoom)
     assert image.shape == (SIDE * zoom, SIDE * zoom, 3) and image.dtype == np.uint8
     top, left, bottom, right = (edge * zoom for edge in VOCABULARY.box(token))
-    colour = render.scale_colour(VOCABULARY.locate(token)[0])
+    colour = lettering.scale_colour(VOCABULARY.locate(token)[0])
     for edge in (
         image[top, left:right],
         image[bottom - 1, left:right],
@@ -61,7 +61,7 @@ def test_fine_patches_lie_on_top_of_coarse_ones_whatever_their_order() -> None:
     frame, coarse, fine = noise(), VOCABULARY.id(0, 0, 0), VOCABULARY.id(3, 2, 2)
     one, other = render.gazed_patches(frame, [coarse, fine]), render.gazed_patches(frame, [fine, coarse])
     assert (one == other).all()
-    assert tuple(one[32, 40]) == render.scale_colour(3)
+    assert tuple(one[32, 40]) == lettering.scale_colour(3)
 
 
 def test_an_empty_gaze_is_all_grey_and_a_full_one_has_no_grey() -> None:
@@ -75,7 +75,7 @@ def test_other_vocabularies_are_drawn_too() -> None:
     vocabulary = PatchVocabulary((32, 96, 160), 16)
     frame = np.full((160, 160, 3), 200, np.uint8)
     image = render.gazed_patches(frame, [vocabulary.size - 1], 1, vocabulary)
-    assert tuple(image[-1, -1]) == render.scale_colour(2)
+    assert tuple(image[-1, -1]) == lettering.scale_colour(2)
 
 
 @pytest.mark.parametrize("frame", [np.zeros((10, 10, 3), np.uint8), np.zeros((SIDE, SIDE, 3), np.float32)])
@@ -100,7 +100,7 @@ def test_the_contact_sheet_holds_every_picture_unscaled() -> None:
 def test_a_frame_over_the_threshold_is_marked() -> None:
     good = np.asarray(render.contact_sheet([picture()], "v", "f", 0.05))
     bad = np.asarray(render.contact_sheet([picture(error=0.2, met=False)], "v", "f", 0.05))
-    alarm = np.array(render._ALARM)
+    alarm = np.array(lettering.ALARM)
     assert not (good == alarm).all(axis=2).any()
     assert (bad == alarm).all(axis=2).any()
 
@@ -110,8 +110,8 @@ def test_overlay_frames_are_of_even_size_and_hold_the_three_panels() -> None:
     frame = render.overlay_frame(background, picture(), 0.05)
     assert frame.shape == (background.height, background.width, 3)
     assert frame.shape[0] % 2 == frame.shape[1] % 2 == 0
-    top, side = render._BAR_TOP, 2 * SIDE
-    middle = frame[top : top + side, side + render._GAP : 2 * side + render._GAP]
+    top, side = lettering.BAR_TOP, 2 * SIDE
+    middle = frame[top : top + side, side + lettering.GAP : 2 * side + lettering.GAP]
     assert (middle == render.gazed_patches(picture().frame, [0, 70], 2)).all()
     assert (frame[top : top + side, -side::2][::2] == picture().reconstruction).all()
 
@@ -129,10 +129,10 @@ def test_no_name_breaks_a_picture(name: str) -> None:
 
 
 def test_accents_are_dropped_and_long_names_keep_both_ends() -> None:
-    assert render.printable("ünïcödé 视") == "unicode \ufffd"
-    shown = render.fit("start" + "x" * 500 + "end.mp4", 20, 300)
+    assert lettering.printable("ünïcödé 视") == "unicode \ufffd"
+    shown = lettering.fit("start" + "x" * 500 + "end.mp4", 20, 300)
     assert shown.startswith("start") and shown.endswith("end.mp4") and "…" in shown
-    assert render.text_width(shown, 20) <= 300
+    assert lettering.text_width(shown, 20) <= 300
 
 
 def test_the_palette_stays_apart_for_colour_blind_eyes_on_dark_and_on_light() -> None:
@@ -152,7 +152,7 @@ def test_the_palette_stays_apart_for_colour_blind_eyes_on_dark_and_on_light() ->
         root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
         return np.array([116 * root[1] - 16, 500 * (root[0] - root[1]), 200 * (root[1] - root[2])])
 
-    used = render.PALETTE[: len(VOCABULARY.scales)]
+    used = lettering.PALETTE[: len(VOCABULARY.scales)]
     for kind in kinds:
         for one, other in itertools.combinations(used, 2):
             assert np.linalg.norm(lab(one, kind) - lab(other, kind)) >= 35, (kind, one, other)

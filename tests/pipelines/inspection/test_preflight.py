@@ -17,6 +17,7 @@ from cluster.preflight import Node, check_groups, same_kind, skew
 from cluster.spec import ClusterSpec, NodeGroup
 from pipelines.errors import PipelineError
 from pipelines.inspection import preflight
+from pipelines.storage import s3
 from tests.support import runs, s3_servers
 
 TWO_NODES = ["head.cpus=1", "decode.nodes=1", "decode.cpus=1"]
@@ -33,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_servers.Rclo
         s3_servers.use(patch, served.url)
         yield served
     served.kill()
-    s3_servers.store_s3.forget_client()
+    s3.forget_client()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def ask(folder: Path, *settings: str, joins: bool = True) -> tuple[int, dict[str
     words = [sys.executable, "-m", "jobs.cli", "cluster", "preflight", *settings]
     # Not where the code lies: Ray lets workers import from the folder that their driver was started in.
     environment = runs.environment(joins) | {"COLUMNS": "500"}
-    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
     return done.returncode, {row[0]: " | ".join(row[1:]) for row in cells}, done.stdout + done.stderr
 
@@ -97,7 +98,7 @@ def test_the_one_node_that_differs_is_named(cluster: Any, store_of_videos: Path,
     other = tmp_path / "other"
     for package in ("autogaze", "pipelines", "cluster", "jobs"):
         shutil.copytree(runs.ROOT / package, other / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with (other / "pipelines" / "plan.py").open("a") as file:
+    with (other / "pipelines" / "corpus" / "plan.py").open("a") as file:
         file.write("# another version\n")
     environment = {"PYTHONPATH": str(other), "AWS_SECRET_ACCESS_KEY": "wrong"}
     node = cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 << 20, env_vars=environment)

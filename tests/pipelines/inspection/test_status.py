@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -10,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from pipelines.dataset import shards
+from pipelines.dataset.run_records import StageTime, time_stamp
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.errors import PipelineError
 from pipelines.inspection.status import DatasetStatus, RunStatus, StatusCache, clock, read_status
 from pipelines.runs.events import Events, read_events
 from pipelines.storage import store
 from tests.support import runs, training
+from tests.support.records import run_record
 from tests.support.training import train
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -111,14 +113,14 @@ def test_a_real_dataset_is_done_with_the_stages_of_its_run(undisturbed: object) 
 
 def test_a_run_that_was_interrupted_is_told_from_one_that_is_silent(half_made: str) -> None:
     now = commit_times(half_made, *[30.0] * len(shards.committed_shards(half_made)))
-    record = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - 29)),
-        "status": "interrupted",
-        "seconds": 60.0,
-        "stages": {"decode": {"seconds": 90.0, "workers": 2}, "gaze": {"seconds": 6.0, "workers": 1}},
-        "slowest_stage": "decode",
-    }
-    store.publish(json.dumps(record).encode(), f"{half_made}.runs/20260101T000000Z-1.json")
+    record = run_record(
+        status="interrupted",
+        finished=time_stamp(now - 29),
+        seconds=60.0,
+        stages={"decode": StageTime(90.0, 2), "gaze": StageTime(6.0, 1)},
+        slowest_stage="decode",
+    )
+    store.publish(record.to_json(), f"{half_made}.runs/20260101T000000Z-1.json")
     store.publish(b"no record", f"{half_made}.runs/20260101T000001Z-2.json")
     status = of_dataset(half_made, now=now)
     assert (status.state, status.well) == ("interrupted", False)
@@ -185,7 +187,7 @@ def test_a_killed_run_is_running_until_it_is_silent_for_too_long(gazes: str, tmp
     run = tmp_path / "run"
     job = runs.start("train", "policy", *training.settings(gazes, run, "epochs=1000", "every.checkpoint=2"))
     events = run / "events.jsonl"
-    assert runs.wait_until(lambda: events.exists() and b'"step": 6,' in events.read_bytes())
+    assert wait_until(lambda: events.exists() and b'"step": 6,' in events.read_bytes())
     status = of_run(run)
     assert (status.state, status.well) == ("running", True) and status.step >= 6 and status.checkpoint is not None
     assert status.left_s is not None and status.left_s > 0

@@ -29,8 +29,9 @@ from pipelines.dataset.frames import decode_frames, encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.errors import PipelineError
 from pipelines.loading import loader as loader_module
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import Batch, BatchRequest, LoaderConfig, Reading
+from pipelines.loading.reading import Batch, BatchRequest, Reading
 from pipelines.loading.samples import open_samples
 from pipelines.storage import store
 from pipelines.video.base import DecodeConfig

@@ -11,7 +11,7 @@ from pipelines.dataset.shards import ShardConfig
 from pipelines.errors import PipelineError
 from pipelines.gazing.policy import PolicyConfig
 from pipelines.gazing.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig, TeachersConfig
-from pipelines.preprocess.config import PreprocessConfig, WorkersConfig, check_config
+from pipelines.preprocess.config import PreprocessConfig, WorkersConfig, check_preprocess_config
 from pipelines.preprocess.workers import share_workers
 
 POLICY: dict[str, Any] = {"gaze": "policy", "policy": PolicyConfig("weights")}
@@ -34,7 +34,7 @@ PAPER: dict[str, Any] = {"labels": LabelsConfig("paper")}
         ({"gaze": "policy"}, "policy.checkpoint= is missing"),
         ({"policy": PolicyConfig(checkpoint="w")}, "policy.checkpoint=w: is for gaze=policy"),
         ({"policy": PolicyConfig(dtype="bfloat16")}, "policy.dtype=bfloat16: is for gaze=policy"),
-        (POLICY | {"threshold": -0.1}, "threshold=-0.1: must be a number of at least 0"),
+        (POLICY | {"threshold": -0.1}, "threshold=-0.1: must be 0 or more"),
         (POLICY | {"threshold": float("nan")}, "threshold=nan"),
         (POLICY | {"threshold": float("inf")}, "threshold=inf"),
         ({"gaze": "policy", "policy": PolicyConfig("w", positions="right")}, "policy.positions=right: must be one of"),
@@ -43,14 +43,14 @@ PAPER: dict[str, Any] = {"labels": LabelsConfig("paper")}
         ({"gaze": "policy", "policy": PolicyConfig("w", cuda_graphs="yes")}, "policy.cuda_graphs=yes"),
         ({"gaze": "videomae"}, "reconstructor.checkpoint= is missing"),
         (VIDEOMAE | {"threshold": None}, "gaze=videomae needs an end: give threshold="),
-        (VIDEOMAE | {"threshold": -1.0}, "threshold=-1.0: must be a number of at least 0"),
+        (VIDEOMAE | {"threshold": -1.0}, "threshold=-1.0: must be 0 or more"),
         (VIDEOMAE | {"reconstructor": ReconstructorConfig("w", dtype="int8")}, "reconstructor.dtype=int8: must be one"),
         (VIDEOMAE | {"labels": LabelsConfig("long")}, "labels.lengths=long: must be one of threshold, paper"),
         (VIDEOMAE | {"labels": LabelsConfig(step=0)}, "labels.step=0: must be at least 1"),
         (VIDEOMAE | {"labels": LabelsConfig(candidates=2, step=3)}, "labels.step=3: takes more than the labels.cand"),
         (VIDEOMAE | {"labels": LabelsConfig(seed=1)}, "labels.seed=1: is for labels.lengths=paper"),
-        (VIDEOMAE | PAPER, "threshold=0.7: labels.lengths=paper settles"),
-        (PAPER | {"max_ratio": 0.1}, "max_ratio=0.1: labels.lengths=paper settles"),
+        (VIDEOMAE | PAPER, "threshold=0.7: labels.lengths=paper decides"),
+        (PAPER | {"max_ratio": 0.1}, "max_ratio=0.1: labels.lengths=paper decides"),
         ({"labels": LabelsConfig("paper", seed=-1)}, "labels.seed=-1"),
         ({"labels": LabelsConfig(candidates=5)}, "labels.candidates=5: is for gaze=videomae, and gaze=canvas"),
         (POLICY | PAPER, "labels.lengths=paper: is for gaze=canvas and gaze=videomae, and gaze=policy"),
@@ -66,7 +66,7 @@ PAPER: dict[str, Any] = {"labels": LabelsConfig("paper")}
         ({"retry": "all"}, "retry=all: must be one of failed"),
         ({"clip": ClipConfig(frames=0)}, "clip.frames=0"),
         ({"shard": ShardConfig(clips=100_000)}, "use shard.clips="),
-        ({"decoder_timeout_s": 0.0}, "decoder_timeout_s=0.0: must be more than 0 and at most 86400"),
+        ({"decoder_timeout_s": 0.0}, "decoder_timeout_s=0.0: must be more than 0, and at most 86400"),
         ({"decoder_timeout_s": 1e10}, "decoder_timeout_s=10000000000.0: must be"),
         ({"decoder_timeout_s": float("nan")}, "decoder_timeout_s=nan: must be"),
         ({"workers": WorkersConfig(decode=-1)}, "workers.decode=-1"),
@@ -76,7 +76,7 @@ PAPER: dict[str, Any] = {"labels": LabelsConfig("paper")}
 )
 def test_a_value_that_cannot_work_is_named_before_any_work(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(PipelineError) as error:
-        check_config(PreprocessConfig(**({"input": "/in", "output": "/out"} | changes)))
+        check_preprocess_config(PreprocessConfig(**({"input": "/in", "output": "/out"} | changes)))
     assert told in str(error.value) and "\n" not in str(error.value)
 
 

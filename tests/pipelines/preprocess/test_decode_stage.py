@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +31,6 @@ def test_what_cannot_be_opened_since_it_was_planned_fails_its_clips_only(
     (videos / "c").rmdir()
     (videos / "c").write_bytes(b"")
 
-    made = DecodeStage(str(tmp_path), DecodeConfig(), "none", 90)({"shard": 0})
-    assert made["ok"].tolist() == [False, False, False, True]
-    assert [reason for reason, _ in json.loads(made["failures"]).values()] == ["missing", "unreadable", "missing"]
+    decoded = DecodeStage(str(tmp_path), DecodeConfig(), "none", 90).decode(0)
+    assert decoded.ok.tolist() == [False, False, False, True]
+    assert [failure.reason for failure in decoded.failures.values()] == ["missing", "unreadable", "missing"]

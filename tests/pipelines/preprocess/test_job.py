@@ -18,6 +18,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import plan_job, resume
 from tests.support import runs
 from tests.support.runs import Run
+from tests.support.waiting import wait_until
 
 
 def test_every_planned_clip_has_exactly_one_row(undisturbed: Run, store_of_videos: Path) -> None:
@@ -90,10 +91,10 @@ def test_a_three_node_cluster_that_loses_a_node_gives_the_same_bytes(undisturbed
         nodes = [cluster.add_node(num_cpus=2, object_store_memory=200 << 20) for _ in range(2)]
         workers = ["workers.decode=4", "workers.gaze=2", f"ray.address={cluster.address}"]
         job = runs.start("preprocess", *undisturbed.settings, f"output={output}", *workers)
-        assert runs.wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
+        assert wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
         assert job.poll() is None, "the job ended before a node could be taken from it"
         cluster.remove_node(nodes[0], allow_graceful=False)
-        assert job.wait(timeout=200) == 0
+        assert job.wait() == 0
     finally:
         cluster.shutdown()
     assert runs.tree(output) == undisturbed.files

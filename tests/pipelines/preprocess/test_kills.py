@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import runs
 from tests.support.runs import Run
+from tests.support.waiting import wait_until
 
 
 def finish(run: Run, output: Path) -> None:
@@ -30,12 +31,10 @@ def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> 
     for attempt in range(5):
         job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
         goal = len(list(output.glob("index/*.parquet"))) + (attempt > 1)
-        runs.wait_until(
+        wait_until(
             lambda goal=goal, job=job: len(list(output.glob("index/*.parquet"))) >= goal or job.poll() is not None
         )
-        runs.wait_until(
-            lambda job=job: job.poll() is not None, seconds=chance.uniform(0, (4.0, 8.0, 0.2)[min(attempt, 2)])
-        )
+        wait_until(lambda job=job: job.poll() is not None, seconds=chance.uniform(0, (4.0, 8.0, 0.2)[min(attempt, 2)]))
         left |= set(runs.descendants(job.pid))
         runs.kill(job.pid)
         job.wait()
@@ -59,7 +58,7 @@ def test_everything_killed_in_the_middle_of_a_write(undisturbed: Run, tmp_path: 
     for moment in moments:
         before = set(output.glob(moment))
         job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
-        runs.wait_until(
+        wait_until(
             lambda moment=moment, before=before, job=job: set(output.glob(moment)) - before or job.poll() is not None,
             every=0,
         )
@@ -91,19 +90,19 @@ def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: P
                     break
         return len(killed) >= 2 or job.poll() is not None
 
-    runs.wait_until(kill_one, every=0.01)
+    wait_until(kill_one, every=0.01)
     assert killed, f"no process of {stage} was seen"
-    assert job.wait(timeout=200) == 0, "the job itself survives"
+    assert job.wait() == 0, "the job itself survives"
     assert runs.tree(output) == undisturbed.files
 
 
 def test_told_to_stop_it_leaves_in_order(undisturbed: Run, tmp_path: Path) -> None:
     output = tmp_path / "gaze"
     job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
-    assert runs.wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
+    assert wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
     left = set(runs.descendants(job.pid))
     job.terminate()
-    assert job.wait(30) == 128 + signal.SIGTERM
+    assert job.wait() == 128 + signal.SIGTERM
     assert left and runs.all_gone(left, seconds=10)
     (record,) = Path(f"{output}.runs").iterdir()
     assert json.loads(record.read_text())["status"] == "interrupted"

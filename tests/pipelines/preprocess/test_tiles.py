@@ -20,6 +20,7 @@ from pipelines.corpus.videos import fingerprint
 from pipelines.dataset.shards import open_dataset
 from pipelines.inspection.verify import verify
 from pipelines.preprocess.decode_stage import DecodeStage
+from pipelines.preprocess.rows import Failure
 from pipelines.video.base import DecodeConfig, Source, VideoError
 from pipelines.video.decode import decode_clips, probe
 from pipelines.video.isolated import IsolatedDecoder
@@ -129,9 +130,9 @@ def test_a_tile_is_the_crop_of_the_frame_and_frames_are_decoded_once(
     seen = 0
     with stage.decoder:
         for shard in range(2):
-            row, planned = stage({"shard": shard}), stage.plan.shard(shard)
-            assert row["ok"].all() and row["frames"].shape == (len(planned), 4, SIDE, SIDE, 3)
-            for got, want in zip(row["frames"], planned.itertuples(), strict=True):
+            decoded, planned = stage.decode(shard), stage.plan.shard(shard)
+            assert decoded.ok.all() and decoded.frames.shape == (len(planned), 4, SIDE, SIDE, 3)
+            for got, want in zip(decoded.frames, planned.itertuples(), strict=True):
                 numbers = np.minimum(np.arange(want.start, want.start + 4), 10)
                 np.testing.assert_array_equal(got, tile_of(frames[numbers], want.tile))
                 seen += 1
@@ -174,9 +175,9 @@ def test_tiles_are_cut_from_the_picture_as_displayed(
                 out.mux(packet)
     stage = stage_over(tmp_path / "out", video, NATIVE)
     with stage.decoder:
-        row, planned = stage({"shard": 0}), stage.plan.shard(0)
+        decoded, planned = stage.decode(0), stage.plan.shard(0)
     upright = np.rot90(whole_frames(plain), -turns, (1, 2))
-    for got, want in zip(row["frames"], planned["tile"], strict=True):
+    for got, want in zip(decoded.frames, planned["tile"], strict=True):
         np.testing.assert_array_equal(got, tile_of(upright, want))
 
 
@@ -190,9 +191,9 @@ def test_a_frame_of_another_size_than_planned_fails_all_its_tiles(
     (tmp_path / "out" / "plan.parquet").write_bytes(plan_bytes(plan))
     stage = DecodeStage(str(tmp_path / "out"), DecodeConfig(decoder=decoder), "jpeg", 90)
     with stage.decoder:
-        row = stage({"shard": 0})
-    told = ["size_changed", "frame 0 is 300x250, planned as 310x250"]
-    assert not row["ok"].any() and json.loads(row["failures"]) == {str(place): told for place in range(4)}
+        decoded = stage.decode(0)
+    failure = Failure("size_changed", "frame 0 is 300x250, planned as 310x250")
+    assert not decoded.ok.any() and decoded.failures == dict.fromkeys(range(4), failure)
 
 
 def test_a_large_picture_passes_the_decoder_in_bounded_memory(tmp_path: Path, make_video: Callable[..., Path]) -> None:

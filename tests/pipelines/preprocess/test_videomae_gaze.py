@@ -149,7 +149,7 @@ def frames(made: Made) -> dict[str, np.ndarray]:
     plan = open_dataset(str(made.output)).plan
     decode = DecodeStage(str(made.output), DecodeConfig(), "none", 90)
     with decode.decoder:
-        return {row.clip: decode({"shard": row.shard})["frames"][0] for row in plan.itertuples()}
+        return {row.clip: decode.decode(row.shard).frames[0] for row in plan.itertuples()}
 
 
 def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
@@ -277,7 +277,7 @@ def test_what_cannot_work_is_one_line_before_any_work(
 ) -> None:
     new, reconstructor = {"output": str(tmp_path / "out")}, made.reconstructor
     nowhere = reconstructor(checkpoint=str(tmp_path / "nowhere"))
-    assert "neither canvas nor a checkpoint that is there" in refused(made.config(**new, reconstructor=nowhere))
+    assert "neither canvas nor an existing checkpoint" in refused(made.config(**new, reconstructor=nowhere))
     assert "use gaze=canvas" in refused(made.config(**new, reconstructor=ReconstructorConfig("canvas")))
     told = refused(made.config(**new, teachers=made.teachers(dinov2_reg="")))
     assert "teacher dinov2_reg is not given" in told and "as teachers.dinov2_reg=facebook/dinov2-with-reg" in told

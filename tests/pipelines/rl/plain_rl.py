@@ -10,12 +10,13 @@ import copy
 import torch
 
 from autogaze import reconstruction
+from autogaze.draws import draw_frames
 from autogaze.model import AutoGaze, Sampling
 from autogaze.objectives import group_advantages, grpo_loss, last_slots, loss_prediction_loss, slot_advantages
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import LoaderConfig
 from pipelines.rl.config import RLConfig
-from pipelines.rl.rollouts import draw_frames, group_generator, seed_of
+from pipelines.rl.rollouts import group_generator, seed_of
 from pipelines.train.config import learning_rate
 
 
@@ -41,7 +42,7 @@ def plain_rl(config: RLConfig, policy: AutoGaze, threshold: float, lag: int) -> 
         for row, number in enumerate(batch.ids.tolist()):
             heat = sample.temperature * (sample.min_temperature / sample.temperature) ** (batch.step / steps)
             how = {"temperature": heat, "top_k": sample.top_k or None}
-            at = draw_frames(group_generator(run, batch.epoch, number), batch.frames.shape[1], objective.frames)
+            at = draw_frames(group_generator(run, batch.epoch, number), range(batch.frames.shape[1]), objective.frames)
             clip = batch.frames[row : row + 1, : at[-1] + 1]
             sampler = versions[max(0, batch.step - lag)]
             one = Sampling(seeds=[seed_of(run, batch.epoch, number, -1)], **how)

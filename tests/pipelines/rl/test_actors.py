@@ -17,12 +17,13 @@ import ray
 from pipelines.errors import PipelineError
 from pipelines.rl import actors as rollout_actors
 from pipelines.rl.actors import ActorRollouts
-from pipelines.rl.rollouts import RolloutRequest
+from pipelines.rl.groups import RolloutRequest
 from pipelines.runs.events import read_events
 from pipelines.runs.ledger import attempts
 from pipelines.train.on_ray import train_on_ray
 from tests.support import runs, training
 from tests.support.training import end_of, require_clean, rl_config, run_ranks, train
+from tests.support.waiting import wait_until
 
 SLOW = pytest.mark.slow
 LONG = ["epochs=4", "every.checkpoint=5"]
@@ -79,9 +80,9 @@ def test_slow_and_dying_actors_change_nothing(
     assert len(killed) == kills
     assert end_of(tmp_path / "run") == end_of(tmp_path / "alone")
     require_clean(tmp_path / "run")
-    assert runs.wait_until(lambda: not actors_alive(), 30), "actors end with the run"
-    told = read_events(str(tmp_path / "run"))
-    assert told["idle_rollout"].dropna().between(0, 1).all()
+    assert wait_until(lambda: not actors_alive()), "actors end with the run"
+    events = read_events(str(tmp_path / "run"))
+    assert events["idle_rollout"].dropna().between(0, 1).all()
 
 
 @SLOW
@@ -92,7 +93,7 @@ def test_learners_of_two_ranks_have_actors_of_their_own(ray_session: str, gazes:
 
     def a_learner_dies() -> None:
         events = tmp_path / "run" / "events.jsonl"
-        runs.wait_until(lambda: events.exists() and b'"step": 8,' in events.read_bytes(), 120)
+        wait_until(lambda: events.exists() and b'"step": 8,' in events.read_bytes())
         workers = [pid for pid, line in runs.descendants(os.getpid()).items() if "RayTrainWorker" in line]
         runs.kill(workers[-1])
 
@@ -117,16 +118,16 @@ class Odd:
     def load(self, version: int, weights: object) -> None:
         pass
 
-    def make(self, ask: RolloutRequest) -> str:
-        if ask.id == 1:
+    def make(self, request: RolloutRequest) -> str:
+        if request.id == 1:
             raise PipelineError("clip 1: cannot be read")
-        if ask.id == 2:
+        if request.id == 2:
             os._exit(1)
-        if ask.id == 3:
+        if request.id == 3:
             threading.Event().wait()
-        if ask.id == 4:
+        if request.id == 4:
             raise ValueError("something else")
-        return f"group {ask.id}"
+        return f"group {request.id}"
 
 
 # Ray's workers cannot import a test: what is of it travels as it is.
@@ -140,7 +141,7 @@ def pool(timeout: float = 60) -> ActorRollouts:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (1, "clip 1: cannot be read"),
         (2, "sample 2 .step 7.: 3 rollout actors died over it .its process ended"),
@@ -148,11 +149,11 @@ def pool(timeout: float = 60) -> ActorRollouts:
         (4, "a rollout actor: ValueError: something else"),
     ],
 )
-def test_what_no_actor_can_make_is_named_in_one_line(ray_session: str, number: int, said: str) -> None:
+def test_what_no_actor_can_make_is_named_in_one_line(ray_session: str, number: int, message: str) -> None:
     rollouts = pool(timeout=1.5 if number == 3 else 60)
     try:
-        rollouts.ask([RolloutRequest(7, 0, 10, 0), RolloutRequest(7, 0, number, 0), RolloutRequest(7, 0, 11, 0)])
-        with pytest.raises(PipelineError, match=said) as error:
+        rollouts.request([RolloutRequest(7, 0, 10, 0), RolloutRequest(7, 0, number, 0), RolloutRequest(7, 0, 11, 0)])
+        with pytest.raises(PipelineError, match=message) as error:
             rollouts.take(7)
         assert "\n" not in str(error.value)
     finally:
@@ -166,8 +167,8 @@ def test_an_actor_that_cannot_begin_says_why(ray_session: str) -> None:
     rollouts = ActorRollouts(make, 1, 0.5, 0, 60)  # type: ignore[arg-type]
     try:
         rollouts.publish(0, b"weights")
-        rollouts.ask([RolloutRequest(0, 0, 10, 0)])
-        with pytest.raises(PipelineError, match=r"3 rollout actors in a row did not come up .*no such reconstructor"):
+        rollouts.request([RolloutRequest(0, 0, 10, 0)])
+        with pytest.raises(PipelineError, match=r"3 rollout actors in a row failed to start .*no such reconstructor"):
             rollouts.take(0)
     finally:
         rollouts.close()
@@ -177,7 +178,7 @@ def test_actors_that_ray_has_no_room_for_leave_the_work_to_the_others(ray_sessio
     half = ray.cluster_resources()["CPU"] // 2
     with closing(ActorRollouts(Odd, 3, half, 0, 60)) as few:  # type: ignore[arg-type]
         few.publish(0, b"weights")
-        few.ask([RolloutRequest(0, 0, number, 0) for number in range(5, 15)])
+        few.request([RolloutRequest(0, 0, number, 0) for number in range(5, 15)])
         assert few.take(0) == [f"group {number}" for number in range(5, 15)]
 
 
@@ -186,8 +187,8 @@ def test_a_pool_that_ray_has_no_room_for_says_so(ray_session: str, monkeypatch: 
     more = ray.cluster_resources()["CPU"] + 1
     with closing(ActorRollouts(Odd, 2, more, 0, 60)) as none:  # type: ignore[arg-type]
         none.publish(0, b"weights")
-        none.ask([RolloutRequest(0, 0, 5, 0)])
-        with pytest.raises(PipelineError, match=r"^no rollout actor came up in 1.5 s; .*lower scale.max_workers"):
+        none.request([RolloutRequest(0, 0, 5, 0)])
+        with pytest.raises(PipelineError, match=r"^no rollout actor started in 1.5 s; .*lower scale.max_workers"):
             none.take(0)
 
 
@@ -195,7 +196,7 @@ def test_groups_come_in_the_order_they_were_asked_for(ray_session: str) -> None:
     rollouts = pool()
     try:
         for step in (0, 1):
-            rollouts.ask([RolloutRequest(step, 0, 10 * step + place, 0) for place in range(5, 9)])
+            rollouts.request([RolloutRequest(step, 0, 10 * step + place, 0) for place in range(5, 9)])
         assert rollouts.take(0) == [f"group {number}" for number in range(5, 9)]
         assert rollouts.take(1) == [f"group {number}" for number in range(15, 19)]
     finally:

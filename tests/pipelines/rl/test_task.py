@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,11 +19,12 @@ from safetensors.torch import load_file
 from autogaze.patches import VOCABULARY
 from pipelines.errors import PipelineError
 from pipelines.rl.config import RLConfig, check_rl_config, temperature, version_of
-from pipelines.rl.rollouts import Group, RolloutMaker, RolloutRequest
+from pipelines.rl.groups import Group, RolloutRequest
+from pipelines.rl.rollouts import RolloutMaker
 from pipelines.rl.task import RLTask, bottleneck
 from pipelines.runs.audit import audit
 from pipelines.runs.events import read_events
-from pipelines.runs.ledger import GROUPS
+from pipelines.runs.ledger import RL_LEDGER_SCHEMA
 from pipelines.storage import store
 from tests.pipelines.rl.plain_rl import plain_rl
 from tests.support import places, training
@@ -111,7 +113,7 @@ def test_an_event_says_how_sampling_and_learning_went(undisturbed_rl: dict[int, 
 
 
 @pytest.mark.parametrize(
-    ("shares", "actors", "said"),
+    ("shares", "actors", "message"),
     [
         ((0.0, 0.6, 0.1, 0.8, 0.1), 2, "mostly sampling gazes .*more rollouts.actors"),
         ((0.0, 0.6, 0.1, 0.2, 0.7), 2, "mostly rebuilding frames"),
@@ -120,11 +122,11 @@ def test_an_event_says_how_sampling_and_learning_went(undisturbed_rl: dict[int, 
         ((0.5, 0.5, 0.1, 0.3, 0.1), 0, "set rollouts.actors"),
     ],
 )
-def test_the_bottleneck_is_named(shares: tuple[float, ...], actors: int, said: str) -> None:
+def test_the_bottleneck_is_named(shares: tuple[float, ...], actors: int, message: str) -> None:
     names = ("idle_rollout", "idle_learner", "busy_read", "busy_gaze", "busy_reward")
     import re
 
-    assert re.search(said, bottleneck(dict(zip(names, shares, strict=True)), actors))
+    assert re.search(message, bottleneck(dict(zip(names, shares, strict=True)), actors))
 
 
 # -- objectives ------------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def test_every_option_trains_and_resumes_to_the_same_bits(gazes: str, tmp_path: 
         assert frame["clip_fraction"].between(0, 1).all()
 
 
-def test_ratios_against_behaviour_teach_the_same_while_the_policy_has_not_moved(gazes: str, tmp_path: Path) -> None:
+def test_ratios_against_behaviour_are_1_until_the_policy_changes(gazes: str, tmp_path: Path) -> None:
     """One step at lag 0: the policy that learns is the one that sampled, so ratios are 1 up to rounding."""
     ends = []
     for ratio in ("on_policy", "behaviour"):
@@ -208,6 +210,27 @@ def test_a_group_is_small_and_holds_no_pixels(maker: RolloutMaker) -> None:
     assert again.digest() == group.digest() and again.to_npz() == data
     with pytest.raises(ValueError, match="not an"):
         Group.from_npz(data[:100])
+
+
+def test_hash_and_file_of_a_group_are_those_of_earlier_versions() -> None:
+    """Ledgers hold the hash, and recordings the file."""
+    group = Group(
+        request=RolloutRequest(step=3, epoch=1, id=5, version=2),
+        clip="a/b.mp4:000016",
+        temperature=0.75,
+        threshold=float("nan"),
+        at=np.array([0, 2]),
+        seeds=np.array([7, -8]),
+        slots=np.array([2, 0, 1]),
+        drawn=np.arange(6, dtype=np.int16).reshape(2, 3),
+        used=np.ones((2, 3), bool),
+        log_probs=np.full((2, 3), -0.5, np.float32),
+        errors=np.full((2, 2), 0.25, np.float32),
+        seconds=np.zeros(3),
+    )
+    assert group.digest() == 3889458026872678610
+    digest = hashlib.sha256(group.to_npz()).hexdigest()
+    assert digest == "ebf6f814b24a63ea19815a05f79f369991fc6cd8a998c697d56c220c7d4fbbfb"
 
 
 def test_members_of_a_group_have_the_lengths_of_one_sample(maker: RolloutMaker) -> None:
@@ -258,11 +281,11 @@ class Recorder:
         assert weights == str(version).encode(), "a version is always the same weights"
         self.versions.add(version)
 
-    def ask(self, asks: list[RolloutRequest]) -> None:
-        [version] = {ask.version for ask in asks}
+    def request(self, requests: list[RolloutRequest]) -> None:
+        [version] = {request.version for request in requests}
         assert version in self.versions, "a group is asked for when its version exists, not before"
-        assert asks[0].step not in self.asked
-        self.asked[asks[0].step] = version
+        assert requests[0].step not in self.asked
+        self.asked[requests[0].step] = version
 
     def take(self, step: int) -> list[Group]:
         raise AssertionError
@@ -299,8 +322,8 @@ def test_versions_follow_the_rule_over_any_number_of_restarts(schedules, lag: in
 
 @pytest.fixture(scope="module")
 def schedules(gazes: str):
+    from pipelines.loading.config import LoaderConfig
     from pipelines.loading.loader import ShardLoader
-    from pipelines.loading.reading import LoaderConfig
 
     config = rl_config(gazes, Path("unused"))
     task = training.task_of(config)(config, CPU)
@@ -349,7 +372,7 @@ def test_a_recording_replayed_gives_the_same_policy_without_sampling(
     with pytest.raises(PipelineError, match=f"{first.name}: damaged"):
         train(rl_config(gazes, tmp_path / "three", *words, f"rollouts.replay={dump}"))
     first.unlink()
-    with pytest.raises(PipelineError, match=f"{first.name}: is not there; rollouts.replay="):
+    with pytest.raises(PipelineError, match=f"{first.name}: is missing; rollouts.replay="):
         train(rl_config(gazes, tmp_path / "four", *words, f"rollouts.replay={dump}"))
 
 
@@ -367,11 +390,12 @@ def test_the_audit_names_a_group_of_another_version(undisturbed_rl: dict[int, Pa
     row = frame.iloc[-1]
     frame.loc[len(frame) - 1, "version"] = row["version"] + 1
     frame.loc[len(frame) - 2, "group"] = 0
-    pq.write_table(pa.Table.from_pandas(frame, GROUPS, preserve_index=False), segment)
+    pq.write_table(pa.Table.from_pandas(frame, RL_LEDGER_SCHEMA, preserve_index=False), segment)
     problems = audit(str(run)).problems
-    assert any(
-        f"of sample {row['id']} is of version {row['version'] + 1}, lag 1 has {row['version']}" in p for p in problems
+    wrong = (
+        f"of sample {row['id']} is of version {row['version'] + 1}; with lag 1 it must be of version {row['version']}"
     )
+    assert any(wrong in problem for problem in problems)
     assert any("no group of sample" in problem for problem in problems)
 
 
@@ -379,7 +403,7 @@ def test_the_audit_names_a_group_of_another_version(undisturbed_rl: dict[int, Pa
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["sample.group=1"], "sample.group=1: must be at least 2"),
         (["sample.temperature=0"], "sample.temperature=0.0: must be a positive number"),
@@ -401,10 +425,10 @@ def test_the_audit_names_a_group_of_another_version(undisturbed_rl: dict[int, Pa
         (["max_ratio=0"], "max_ratio=0.0"),
     ],
 )
-def test_a_config_that_cannot_work_is_refused_in_one_line(words: list[str], said: str) -> None:
+def test_a_config_that_cannot_work_is_refused_in_one_line(words: list[str], message: str) -> None:
     with pytest.raises(PipelineError) as error:
         check_rl_config(rl_config("/data", Path("/run"), *words))
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_dataset_without_a_threshold_needs_one(gazes: str, tmp_path: Path) -> None:
@@ -429,6 +453,6 @@ def test_a_flipped_byte_is_named_by_whoever_reads_it(gazes: str, tmp_path: Path)
 
 
 def test_a_run_does_not_go_on_with_another_lag_or_group(gazes: str, undisturbed_rl: dict[int, Path]) -> None:
-    for word, said in (("rollouts.lag=2", "rollouts.lag=1, not 2"), ("sample.group=4", "sample.group=3, not 4")):
-        with pytest.raises(PipelineError, match=f"was begun with {said}"):
+    for word, message in (("rollouts.lag=2", "rollouts.lag=1, not 2"), ("sample.group=4", "sample.group=3, not 4")):
+        with pytest.raises(PipelineError, match=f"was begun with {message}"):
             train(rl_config(gazes, undisturbed_rl[1], "rollouts.lag=1", word))

@@ -21,7 +21,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.order import DatasetCounts, batches, epoch_order, rank_part
 from pipelines.runs.audit import audit
 from pipelines.runs.checkpoints import Checkpoints
-from pipelines.runs.ledger import LEDGER_SCHEMA, Ledger, attempts
+from pipelines.runs.ledger import LEDGER_SCHEMA, Attempt, Ledger, attempts, ids_hash
 from pipelines.storage import store
 
 
@@ -29,6 +29,11 @@ from pipelines.storage import store
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power fails here, and there are many small files."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+def attempt_of(number: int = 1, start: int = 0, **about: Any) -> Attempt:
+    values: dict[str, Any] = {"world": 1, "global_batch": 4, "seed": 3, "window": 2, "counts": [[3]], "weights": [1.0]}
+    return Attempt(number, start, datasets=["abc"], **(values | about))
 
 
 @dataclass
@@ -70,9 +75,10 @@ class Job:
     def attempt(self, world: int, steps: int, torn: int | None = None) -> None:
         """Run until `steps` more are done, then die: without a last flush, or with that of the first `torn` ranks."""
         number = len(attempts(self.url)) + 1
-        about: dict[str, Any] = {"counts": self.counts, "weights": self.weights, "datasets": ["abc"]}
-        about |= {"world": world, "global_batch": self.global_batch, "seed": 3, "window": 2}
-        ranks = [Ledger(self.url, number, rank, self.done, **about) for rank in range(world)]
+        attempt = attempt_of(
+            number, self.done, world=world, counts=self.counts, weights=self.weights, global_batch=self.global_batch
+        )
+        ranks = [Ledger(self.url, attempt, rank) for rank in range(world)]
         for step in range(self.done, self.done + steps):
             ids, again = self.epoch(step // self.per_epoch)
             row = step % self.per_epoch
@@ -177,15 +183,14 @@ def test_going_back_before_the_last_start_is_a_history_too(tmp_path: Path) -> No
     assert len(segments(job)) < 15 and audit(job.url).problems == [], "what does not count need not be there"
 
 
-def test_a_million_shuffled_samples_take_few_bytes_and_nothing_is_written_twice(
+def test_a_million_samples_take_few_bytes_and_nothing_is_written_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
     real = store.publish
     monkeypatch.setattr(store, "publish", lambda data, url: (written.append(url), real(data, url))[1])
     ids, none = np.random.default_rng(0).permutation(1_000_000)[:600_000], np.zeros(2000, bool)
-    about: dict[str, Any] = {"world": 1, "global_batch": 2000, "seed": 0, "window": 1, "datasets": []}
-    ledger = Ledger(str(tmp_path), 1, 0, 0, counts=[np.array([1_000_000])], weights=[1.0], **about)
+    ledger = Ledger(str(tmp_path), attempt_of(global_batch=2000, counts=[[1_000_000]]), rank=0)
     for step, part in enumerate(ids.reshape(-1, 2000)):
         ledger.add(step, 0, part, none)
     assert len(written) > 2, "it flushes by itself before it holds much"
@@ -198,10 +203,9 @@ def test_a_million_shuffled_samples_take_few_bytes_and_nothing_is_written_twice(
 def test_a_second_job_on_the_same_run_is_one_line(tmp_path: Path) -> None:
     job = Job(str(tmp_path / "run"))
     job.attempt(1, 1)
-    about: dict[str, Any] = {"world": 1, "global_batch": 4, "seed": 3, "window": 2, "datasets": []}
     with pytest.raises(PipelineError, match="another job is at work"):
-        Ledger(job.url, 1, 0, 0, counts=[np.array([3])], weights=[1.0], **about)
-    ledger = Ledger(job.url, 2, 0, 7, counts=[np.array([3])], weights=[1.0], **about)
+        Ledger(job.url, attempt_of(1), rank=0)
+    ledger = Ledger(job.url, attempt_of(2, start=7), rank=0)
     with pytest.raises(ValueError, match="step 9 recorded after step 6"):
         ledger.add(9, 0, np.array([1]), np.array([False]))
 
@@ -209,9 +213,9 @@ def test_a_second_job_on_the_same_run_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda folder: None, lambda folder: (folder / "events.jsonl").write_text("{}")])
 def test_what_is_no_run_is_one_line(tmp_path: Path, make: Callable[[Path], object]) -> None:
     make(tmp_path)
-    with pytest.raises(PipelineError, match="no run is here") as told:
+    with pytest.raises(PipelineError, match="no run is here") as error:
         audit(str(tmp_path))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 # -- planted lies ----------------------------------------------------------------------------------------------------
@@ -313,31 +317,30 @@ def test_a_segment_lost_before_a_later_start_or_a_checkpoint_is_found(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         (lambda folder: (folder / "attempt-000001.json").unlink(), "attempt-000001.json is missing"),
         (lambda folder: (folder / "attempt-000003.json").unlink(), "attempt-000003.json is missing"),
-        (lambda folder: alter(folder / "attempt-000002.json", seed=4), "other seed than attempt 1"),
-        (lambda folder: alter(folder / "attempt-000003.json", global_batch=8), "other global_batch"),
-        (lambda folder: alter(folder / "attempt-000003.json", datasets=["xyz"]), "other datasets"),
+        (lambda folder: alter(folder / "attempt-000002.json", seed=4), "its seed differs from that of attempt 1"),
+        (lambda folder: alter(folder / "attempt-000003.json", global_batch=8), "its global_batch differs"),
+        (lambda folder: alter(folder / "attempt-000003.json", datasets=["xyz"]), "its datasets differs"),
         (lambda folder: alter(folder / "attempt-000001.json", start=2), "steps 0 to 1"),
         (lambda folder: alter(folder / "attempt-000001.json", world=4), "instead of 1"),
         (lambda folder: alter(folder / "attempt-000001.json", world=1), "rank 1, in a world of 1"),
     ],
 )
-def test_a_falsified_attempt_is_found(tmp_path: Path, change: Callable[[Path], None], told: str) -> None:
+def test_a_falsified_attempt_is_found(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
     job = finished(tmp_path)
     change(Path(job.url) / "ledger")
     found = audit(job.url)
-    assert any(told in problem for problem in found.problems), found.problems
+    assert any(message in problem for problem in found.problems), found.problems
 
 
 def test_a_stranger_is_found_even_where_every_number_goes_up(tmp_path: Path) -> None:
     ids = np.arange(4) * 3
     for used, clean in ((ids, True), (np.where(ids == 3, 4, ids), False)):
-        about: dict[str, Any] = {"world": 1, "global_batch": 4, "seed": 3, "window": 2, "datasets": [], "ids": ids}
         url = str(tmp_path / str(clean))
-        ledger = Ledger(url, 1, 0, 0, counts=[np.array([4])], weights=[1.0], **about)
+        ledger = Ledger(url, attempt_of(counts=[[4]], ids=ids_hash(ids)), rank=0)
         order = epoch_order([DatasetCounts(np.array([4]))], seed=3, epoch=0, window=2)
         ledger.add(0, 0, used[order.sample], np.zeros(4, bool))
         ledger.flush()
@@ -355,9 +358,9 @@ def test_a_run_in_another_order_is_found(tmp_path: Path) -> None:
 def test_a_damaged_part_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
     job = finished(tmp_path)
     os.truncate(Path(job.url) / "ledger" / name, 20)
-    with pytest.raises(PipelineError, match=name) as told:
+    with pytest.raises(PipelineError, match=name) as error:
         audit(job.url)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def alter(path: Path, **changes: Any) -> None:

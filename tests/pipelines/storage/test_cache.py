@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines.storage.cache import LocalCache
 from tests.support import runs
+from tests.support.waiting import wait_until
 
 
 def test_the_cache_stays_in_its_bounds_and_forgets_what_was_used_least(tmp_path: Path) -> None:
@@ -56,10 +57,10 @@ with LocalCache({str(tmp_path / "cache")!r}, 10).local("x", make) as path:
         return len(log.read_text().splitlines()) if log.exists() else 0
 
     first = start("slow")
-    assert runs.wait_until(lambda: made() == 1)
+    assert wait_until(lambda: made() == 1)
     others = [start("fast") for _ in range(3)]
     first.send_signal(signal.SIGKILL)
-    assert [process.wait(60) for process in others] == [0, 0, 0] and made() == 2
+    assert [process.wait() for process in others] == [0, 0, 0] and made() == 2
     first.wait()
     left = [path for path in (tmp_path / "cache").iterdir() if path.name.startswith(".tmp-")]
     assert len(left) == 1  # the killed one's; it goes when it is old

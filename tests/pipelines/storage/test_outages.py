@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.loading.reading import Batch, LoaderConfig
+from pipelines.loading.reading import Batch
 from pipelines.runs.audit import audit
 from pipelines.storage import retry, s3, store
 from pipelines.storage.retry import StoreError, TransientStoreError
-from tests.support import runs, s3_servers, training
+from tests.support import s3_servers, training
 from tests.support.s3_servers import BUCKET, Proxy, Rclone, Request, first
+from tests.support.waiting import wait_until
 
 PLACE = f"s3://{BUCKET}"
 
@@ -391,7 +393,7 @@ def struck(server: Rclone, when: Callable[[], object], seconds: float) -> thread
     """A thread that kills the server at a moment, and starts it again after so many seconds."""
 
     def strike() -> None:
-        assert runs.wait_until(when)
+        assert wait_until(when)
         with server.away(seconds):
             pass
 

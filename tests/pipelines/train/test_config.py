@@ -88,7 +88,8 @@ def test_a_value_that_cannot_work_is_one_line_that_names_it(word: str, told: str
         ("model.decoder_num_heads=5", "model.decoder_hidden_size=512: is no multiple of 4 and of model.decoder_num"),
         ("frames=0", "frames=0: must be at least 1"),
         ("frames=-1", "frames=-1: must be at least 1"),
-        ("min_ratio=0", "min_ratio=0.0, max_ratio=0.5: wanted 0 < min <= max <= 1"),
+        ("min_ratio=0", "min_ratio=0.0: must be more than 0, and at most 1"),
+        ("min_ratio=0.6", "min_ratio=0.6: must be at most max_ratio=0.5"),
         ("stored_gaze=2", "stored_gaze=2.0: must be 0 or more, and at most 1"),
     ],
 )
@@ -152,7 +153,7 @@ def test_linear_falls_from_lr_in_the_first_step_to_min_lr_in_the_last() -> None:
     assert rates(1, schedule="linear", lr=1.0, min_lr=0.1).tolist() == [1.0]
 
 
-def test_warmup_rises_over_a_tenth_of_the_steps_and_then_falls_as_linear_does() -> None:
+def test_warmup_rises_over_a_tenth_of_the_steps_then_falls_linearly() -> None:
     found = rates(100, schedule="linear_w_warmup", lr=1.0, min_lr=0.1)
     np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10)
     assert found[10] == 1.0 and found[-1] == pytest.approx(0.1)

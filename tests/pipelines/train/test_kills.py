@@ -7,20 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.runs.ledger import attempts
-from tests.support import runs
 from tests.support.training import CHECKPOINT_EVERY, Ranks, end_of, policy_config, require_clean, run_ranks
+from tests.support.waiting import wait_until
 
 
 def lines(run: Path) -> int:
-    """Steps that were told of so far, those of all attempts."""
+    """Steps in the events so far, of all attempts."""
     events = run / "events.jsonl"
     return events.read_bytes().count(b'"kind": "step"') if events.exists() else 0
 
 
 def killed_when(ranks: Ranks, condition: Callable[[], object], seconds: float = 0.0) -> bool:
     """Wait for a moment, then a little, then kill -9; whether the run was still at work."""
-    runs.wait_until(lambda: condition() or not ranks.alive, every=0)
-    runs.wait_until(lambda: not ranks.alive, seconds=seconds, every=0.001)
+    wait_until(lambda: condition() or not ranks.alive, every=0)
+    wait_until(lambda: not ranks.alive, seconds=seconds, every=0.001)
     was_alive = bool(ranks.alive)
     ranks.kill()
     return was_alive
@@ -48,7 +48,7 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     assert starts == sorted(starts) and done - starts[-1] < 2 * CHECKPOINT_EVERY
 
 
-def test_a_run_killed_in_the_middle_of_each_kind_of_write_ends_with_the_same_bits(
+def test_a_run_killed_in_each_kind_of_write_ends_with_the_same_bits(
     gazes: str, smooth_run: Path, tmp_path: Path
 ) -> None:
     """The moment a file of a kind shows or changes, temporaries included: a save or a flush is then half done."""

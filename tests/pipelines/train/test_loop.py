@@ -219,7 +219,7 @@ def with_nan(number: int) -> Gaze:
     return gaze
 
 
-def test_a_loss_that_is_no_number_stops_with_the_clips_name_and_keeps_nothing_of_the_step(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_the_clip_and_undoes_the_step(tmp_path: Path) -> None:
     data = training.write_dataset(tmp_path / "data", gaze=with_nan)
     clip = shards.open_dataset(data).index()["clip"].iloc[5]
     run = tmp_path / "run"
@@ -249,7 +249,7 @@ def test_the_parts_a_batch_is_computed_in_do_not_change_the_run(gazes: str, smoo
         np.testing.assert_allclose(steps(run)["loss"], steps(smooth_run)["loss"], rtol=1e-5)
 
 
-def test_clipping_changes_the_step_and_not_the_norm_that_is_told(gazes: str, smooth_run: Path, tmp_path: Path) -> None:
+def test_clipping_changes_the_step_and_not_the_recorded_norm(gazes: str, smooth_run: Path, tmp_path: Path) -> None:
     # Adam forgets the scale of all gradients, but not that some were clipped more than others.
     assert train(policy_config(gazes, tmp_path, "optimizer.clip_norm=0.9")) == "done"
     assert steps(smooth_run)["grad_norm"].max() > 0.9

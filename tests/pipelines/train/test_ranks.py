@@ -16,8 +16,9 @@ from pipelines.loading.order import DatasetCounts, batches, epoch_order
 from pipelines.loading.samples import open_samples
 from pipelines.runs.events import read_events
 from pipelines.runs.ledger import attempts
-from tests.support import runs, training
+from tests.support import training
 from tests.support.training import Ranks, newest, policy_config, require_clean, run_ranks
+from tests.support.waiting import wait_until
 
 
 def consumed(run: Path) -> dict[int, list[int]]:
@@ -56,10 +57,10 @@ def require_near(run: Path, other: Path) -> None:
 def test_two_ranks_train_and_validate_as_one_does(gazes: str, smooth_run: Path, tmp_path: Path) -> None:
     often = ["val_clips=3", "every.validate=5"]
     for world in (1, 2):
-        told = run_ranks(
+        outcomes = run_ranks(
             policy_config(gazes, tmp_path / str(world), *often, "micro_batch=1"), world, tmp_path / "ranks"
         )
-        assert told == ["done"] * world
+        assert outcomes == ["done"] * world
         require_near(tmp_path / str(world), smooth_run)
         require_clean(tmp_path / str(world))
     one, two = (read_events(str(tmp_path / world)) for world in ("1", "2"))
@@ -74,7 +75,7 @@ def test_two_ranks_train_and_validate_as_one_does(gazes: str, smooth_run: Path, 
     assert run_ranks(policy_config(gazes, tmp_path / "1", *often), 2, tmp_path / "ranks") == ["finished"] * 2
 
 
-def test_a_run_killed_on_two_ranks_then_one_then_two_uses_every_sample_in_order(
+def test_a_run_killed_on_two_ranks_then_one_then_two_keeps_the_order(
     gazes: str, smooth_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -82,7 +83,7 @@ def test_a_run_killed_on_two_ranks_then_one_then_two_uses_every_sample_in_order(
     for world, until in ((2, 4), (1, 8), (2, 10)):
         ranks = Ranks(config, world, tmp_path / "ranks")
         goal = run / "checkpoints" / f"step-{until:06d}" / "state.json"
-        assert runs.wait_until(lambda goal=goal: goal.exists()), ranks.join()
+        assert wait_until(lambda goal=goal: goal.exists()), ranks.join()
         ranks.kill()
     assert run_ranks(config, 2, tmp_path / "ranks") == ["done", "done"]
     assert [attempt.world for attempt in attempts(str(run))] == [2, 1, 2, 2]
@@ -119,8 +120,8 @@ def test_a_bad_sample_is_skipped_on_its_rank_and_the_others_go_on(tmp_path: Path
     tar.write_bytes(whole[: int(row["offset"]) + 700] + b"\xff" + whole[int(row["offset"]) + 701 :])
     settings = ["loader.bad_samples=skip", "loader.val_fraction=0", "epochs=1"]
     for world in (1, 2):
-        told = run_ranks(policy_config(data, tmp_path / str(world), *settings), world, tmp_path / "ranks")
-        assert told == ["done"] * world
+        outcomes = run_ranks(policy_config(data, tmp_path / str(world), *settings), world, tmp_path / "ranks")
+        assert outcomes == ["done"] * world
         require_clean(tmp_path / str(world))
         found = read_events(str(tmp_path / str(world))).query("kind == 'step'")
         assert found["skipped"].sum() == 1 and (found["samples"] == 4).all()
@@ -129,8 +130,8 @@ def test_a_bad_sample_is_skipped_on_its_rank_and_the_others_go_on(tmp_path: Path
     assert consumed(tmp_path / "1") == consumed(tmp_path / "2")
     require_near(tmp_path / "1", tmp_path / "2")
     # With bad_samples=fail the rank that meets it says so, and the other does not stay behind.
-    told = run_ranks(policy_config(data, tmp_path / "fail", *settings[1:]), 2, tmp_path / "ranks")
-    named = [text for text in told if str(row["clip"]) in text and str(tar) in text]
+    outcomes = run_ranks(policy_config(data, tmp_path / "fail", *settings[1:]), 2, tmp_path / "ranks")
+    named = [text for text in outcomes if str(row["clip"]) in text and str(tar) in text]
     assert len(named) == 1 and named[0].startswith("PipelineError: ")
 
 
@@ -138,12 +139,10 @@ def test_a_bad_sample_is_skipped_on_its_rank_and_the_others_go_on(tmp_path: Path
 def test_a_rank_that_is_killed_ends_the_other_with_an_error(gazes: str, tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
     ranks = Ranks(policy_config(gazes, run, "epochs=1000", "every.checkpoint=0"), 2, tmp_path / "ranks")
-    assert runs.wait_until(
-        lambda: (run / "events.jsonl").exists() and b'"step": 3' in (run / "events.jsonl").read_bytes()
-    )
+    assert wait_until(lambda: (run / "events.jsonl").exists() and b'"step": 3' in (run / "events.jsonl").read_bytes())
     ranks.processes[victim].kill()
     other = ranks.processes[1 - victim]
-    other.join(30)
+    other.join()
     assert not other.is_alive() and other.exitcode == 1
     text = ranks.join()[1 - victim]
     assert "RuntimeError" in text and "peer" in text, text

@@ -1,4 +1,4 @@
-"""What the reconstructor's training is told about a checkpoint it cannot begin from."""
+"""Training of the reconstructor refuses a checkpoint that it cannot begin with, in one line."""
 
 import json
 import shutil

@@ -270,7 +270,7 @@ def test_the_child_never_outlives_its_parent(video: Source, how: str) -> None:
     if how != "exit":
         assert not gone(child, within=0.2)
         parent.kill()
-    parent.communicate(timeout=20)
+    parent.communicate()
     assert gone(child)
 
 
@@ -291,7 +291,6 @@ def test_interrupts_from_the_terminal_are_the_parents_alone(video: Source) -> No
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=30,
         start_new_session=True,
     )
     assert (done.stdout.split()[-1], done.stderr) == ("0", "")

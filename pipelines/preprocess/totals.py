@@ -1,0 +1,53 @@
+"""What a run of preprocess has done so far, added up shard by shard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipelines.preprocess.rows import CommittedShard
+
+
+@dataclass
+class Totals:
+    """Sums over the shards that a run has committed: see CommittedShard.
+
+    Attributes:
+        began: when the first decoding began, seconds since 1970; infinite before.
+        first_commit, last_commit: when the first and the last shard were committed.
+    """
+
+    clips: int = 0
+    bytes: int = 0
+    ok: int = 0
+    frames: int = 0
+    tokens: int = 0
+    loss: float = 0.0
+    met: float = 0.0
+    restarts: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = float("inf")
+    first_commit: float = float("inf")
+    last_commit: float = 0.0
+
+    def add(self, shard: CommittedShard) -> None:
+        for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts"):
+            setattr(self, name, getattr(self, name) + getattr(shard, name))
+        self.failed.update(shard.failed)
+        for stage, spent in shard.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        self.began = min(self.began, shard.began)
+        self.first_commit = min(self.first_commit, shard.ended)
+        self.last_commit = max(self.last_commit, shard.ended)
+
+    @property
+    def span(self) -> float:
+        """Seconds from the first decoding to the last commit."""
+        return self.last_commit - self.began
+
+    def speed_of_light(self, workers: dict[str, int]) -> tuple[str, float]:
+        """(slowest stage, rate of the whole / rate of that stage alone with its workers always busy)."""
+        busy = {stage: self.seconds[stage] / count for stage, count in workers.items()}
+        slowest = max(busy, key=lambda stage: busy[stage])
+        return slowest, busy[slowest] / self.span if self.span > 0 else 0.0

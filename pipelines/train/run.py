@@ -1,0 +1,176 @@
+"""A training run on one rank: what is trained, the data it reads, and the folder it writes.
+
+The schedule, that is when each of these methods is called, is pipelines/train/loop.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.loading.loader import ShardLoader
+from pipelines.loading.reading import Batch
+from pipelines.runs.checkpoints import Checkpoints
+from pipelines.runs.events import Events
+from pipelines.runs.ledger import Attempt, Ledger, attempts, ids_hash
+from pipelines.runs.peak import measure_peak
+from pipelines.runs.state import pack_optimizer, pack_random, restore_random, unpack_optimizer
+from pipelines.train.config import TrainConfig, learning_rate
+from pipelines.train.identity import claim_run
+from pipelines.train.ranks import Ranks
+from pipelines.train.step import accumulate_gradients, optimizer_step, require_finite
+from pipelines.train.task import Task
+from pipelines.train.validation import held_out_loader, validate
+
+
+class TrainingRun:
+    """One rank's part of an attempt at a run. `step` counts the optimizer steps done, of `steps`.
+
+    Raises PipelineError: the data cannot be read.
+    """
+
+    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
+        self.config, self.task, self.ranks = config, task, ranks
+        self.loader = ShardLoader(config.loader_config, rank=ranks.rank, world=ranks.world, split="train")
+        self.held_out = held_out_loader(config, self.loader)
+        self.optimizer = torch.optim.AdamW(
+            [parameter for parameter in task.module.parameters() if parameter.requires_grad],
+            lr=config.optimizer.lr,
+            weight_decay=config.optimizer.weight_decay,
+        )
+        self.steps = max(1, round(config.epochs * self.loader.steps_per_epoch))
+        self.step = 0
+
+    def resume(self) -> None:
+        """Claim the run's folder, and restore the newest whole checkpoint, if there is one.
+
+        Raises PipelineError: the folder is of another run, or the checkpoint is damaged.
+        """
+        if self.ranks.rank == 0:
+            claim_run(self.config, self.task, self.loader.fingerprint)
+        self.ranks.barrier()
+        self.checkpoints = Checkpoints(self.config.run, keep=self.config.every.keep)
+        self.step, self.attempt = self.ranks.decide(
+            lambda: (self.checkpoints.latest() or 0, _next_attempt(self.config.run))
+        )
+        if self.step:
+            state, files = self.checkpoints.load(self.step)
+            self.task.load(files)
+            unpack_optimizer(self.optimizer, files["optimizer.safetensors"])
+            restore_random(state["random"])
+        self.loader.consumed = self.step * self.config.global_batch
+
+    def start(self, console: Console | None) -> None:
+        """Begin an attempt: share the model, open the ledger and the event stream.
+
+        Raises PipelineError: another job is at work on the run.
+        """
+        config, ranks = self.config, self.ranks
+        # After loading: DistributedDataParallel copies rank 0's weights to the other ranks here.
+        module = self.task.module
+        self.model: nn.Module = DistributedDataParallel(module) if ranks.world > 1 else module
+        attempt = Attempt(
+            number=self.attempt,
+            start=self.step,
+            world=ranks.world,
+            global_batch=config.global_batch,
+            seed=config.loader.seed,
+            window=config.loader.window,
+            counts=[source.counts.tolist() for source in self.loader.sources],
+            weights=[float(source.weight) for source in self.loader.sources],
+            datasets=[self.loader.fingerprint],
+            ids=ids_hash(self.loader.ids()),
+            lag=self.task.lag,
+        )
+        self.ledger = Ledger(config.run, attempt, ranks.rank)
+        peak = measure_peak(ranks.device, torch.bfloat16 if config.scale.dtype == "bfloat16" else torch.float32)
+        self.events = Events(config.run, ranks.rank, ranks.world, console, peak=peak)
+        self.events.log(
+            "start",
+            attempt=self.attempt,
+            step=self.step,
+            steps=self.steps,
+            world=ranks.world,
+            device=str(ranks.device),
+        )
+
+    def take_step(self, batch: Batch, waited: float, stopping: Callable[[], bool]) -> bool:
+        """Learn from a batch that was waited for `waited` seconds; False, and nothing done, if a rank is to stop.
+
+        Raises PipelineError, on all ranks, if the loss or the gradient is not finite.
+        """
+        config, task, began = self.config, self.task, time.perf_counter()
+        if batch.step != self.step:
+            raise RuntimeError(f"the loader gave step {batch.step}, the run is at {self.step}")
+        *totals, stop = self.ranks.sum([*task.totals(batch.gaze), float(stopping())])
+        if stop:
+            return False
+        recorded = task.prepare(batch)
+        prepared = time.perf_counter() - began
+        per_sample = [total / config.global_batch for total in totals]
+        losses = accumulate_gradients(config, task, self.model, batch, per_sample, self.ranks.device)
+        rate = learning_rate(config.optimizer, self.step, self.steps)
+        norm = optimizer_step(config, self.optimizer, rate)
+        require_finite(norm, losses, batch, self.step, self.ranks)
+        skipped = [one.id for one in batch.skipped]
+        self.ledger.add(self.step, batch.epoch, batch.ids, batch.repeat, skipped, **recorded)
+        self.step += 1
+        values = {name: float(value.mean()) for name, value in losses.items()}
+        values |= {"lr": rate, "grad_norm": norm, "skipped": float(len(skipped))} | task.stepped(self.step)
+        row = self.events.step(
+            self.step,
+            batch.epoch,
+            len(batch.ids),
+            values,
+            seconds=waited + time.perf_counter() - began,
+            waited=waited + prepared,
+            flops=task.flops(batch.gaze),
+            steps=self.steps,
+        )
+        if row["skipped"]:  # summed over the ranks, so all of them come here or none
+            samples = [f"{one.shard}: {one.clip} (sample {one.id}): {one.reason}" for one in batch.skipped]
+            self.events.log("skipped", step=self.step, samples=list(itertools.chain(*self.ranks.gather(samples))))
+        return True
+
+    def is_due(self, every: int) -> bool:
+        """Whether what is done every so many steps (0: only at the end) is due after the steps done so far."""
+        return self.step == self.steps or bool(every and self.step % every == 0)
+
+    def save(self) -> None:
+        """Begin to save a checkpoint, in the background."""
+        self.ledger.flush()
+        self.ranks.barrier()  # every rank's ledger is durable before `latest` may move beyond it
+        if self.ranks.rank == 0:
+            files = self.task.files() | {"optimizer.safetensors": pack_optimizer(self.optimizer)}
+            consumed = self.step * self.config.global_batch
+            state = {"consumed": consumed, "world": self.ranks.world, "steps": self.steps, "random": pack_random()}
+            self.checkpoints.save(self.step, files, state)
+
+    def validate(self) -> None:
+        """Validate on the held-out clips, if there are any."""
+        measures = validate(self.config, self.task, self.held_out, self.ranks) if self.held_out else {}
+        self.events.log("validation", step=self.step, **measures)
+        self.task.note(self.events, self.step)
+
+    def finish(self, status: str) -> None:
+        """Wait for the last checkpoint, and record how the attempt ended."""
+        self.checkpoints.wait()
+        self.events.log(status, step=self.step)
+
+    def close(self) -> None:
+        """Release everything, also after an error."""
+        self.task.close()
+        self.events.close()
+        self.checkpoints.close()
+        self.ledger.flush()
+
+
+def _next_attempt(run: str) -> int:
+    before = attempts(run)
+    return before[-1].number + 1 if before else 1

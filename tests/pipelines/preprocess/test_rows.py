@@ -1,0 +1,52 @@
+"""What passes between the actors of preprocess comes out of its flat row as it went in."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pipelines.preprocess.rows import CommittedShard, DecodedShard, Failure
+from pipelines.preprocess.totals import Totals
+
+
+def decoded_shard(jpegs: list[bytes], failures: dict[int, Failure]) -> DecodedShard:
+    frames = np.random.default_rng(0).integers(0, 255, (3, 2, 4, 4, 3), np.uint8)
+    return DecodedShard(7, frames, failures, jpegs, began=5.0, seconds={"decode": 1.5, "encode": 0.5}, restarts=1)
+
+
+@pytest.mark.parametrize("jpegs", [[], [b"a", b"bcd", b"ef", b"g"]])
+def test_a_decoded_shard_survives_its_row(jpegs: list[bytes]) -> None:
+    shard = decoded_shard(jpegs, {1: Failure("decode_error", "damaged")})
+    back = DecodedShard.from_row(shard.to_row())
+    np.testing.assert_array_equal(back.frames, shard.frames)
+    assert vars(back) | {"frames": None} == vars(shard) | {"frames": None}
+    assert back.ok.tolist() == [True, False, True] and back.failures[1].reason == "decode_error"
+
+
+def test_the_rows_of_a_shard_hold_no_empty_array() -> None:
+    row = decoded_shard([], {}).to_row()
+    assert all(value.size for value in row.values() if isinstance(value, np.ndarray)), "Ray's tensors know none"
+
+
+def committed_shard(shard: int, began: float, ended: float, failed: dict[str, int]) -> CommittedShard:
+    return CommittedShard(
+        shard=shard, clips=3, bytes=100, ok=2, frames=4, tokens=9, loss=0.5, met=1.5, failed=Counter(failed),
+        restarts=1, seconds={"decode": 2.0, "gaze": 1.0}, began=began, ended=ended,
+    )  # fmt: skip
+
+
+def test_a_committed_shard_survives_its_row() -> None:
+    shard = committed_shard(4, 1.0, 2.0, {"decode_error": 1, "missing": 2})
+    assert CommittedShard.from_row(shard.to_row()) == shard
+
+
+def test_totals_are_the_sums_over_shards_and_the_slowest_stage_sets_the_pace() -> None:
+    totals = Totals()
+    for shard in (committed_shard(0, 10.0, 14.0, {"missing": 1}), committed_shard(1, 11.0, 18.0, {"missing": 1})):
+        totals.add(shard)
+    assert (totals.clips, totals.ok, totals.tokens, totals.loss, totals.met) == (6, 4, 18, 1.0, 3.0)
+    assert totals.failed == {"missing": 2} and totals.seconds == {"decode": 4.0, "gaze": 2.0}
+    assert (totals.began, totals.first_commit, totals.last_commit, totals.span) == (10.0, 14.0, 18.0, 8.0)
+    assert totals.speed_of_light({"decode": 2, "gaze": 1}) == ("decode", 0.25)
