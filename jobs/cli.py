@@ -30,6 +30,7 @@ class Job:
         positional: the key that a bare argument sets; '' = none.
         check: module:function that raises PipelineError for a config that cannot work; `submit` calls it first.
         takes_file: whether a first bare argument is the config's file.
+        resumes: whether the same command goes on with what is there; Setting.on_resume says with which settings.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Job:
     check: str = "pipelines.schema:check"
     dry_run: bool = False
     takes_file: bool = False
+    resumes: bool = False
 
     def load_schema(self) -> type:
         """The config dataclass; importing it takes its time, so only the job that runs is asked."""
@@ -66,6 +68,7 @@ JOBS = {
         "a corpus of videos -> gaze shards",
         check="pipelines.preprocess.config:check_preprocess_config",
         dry_run=True,
+        resumes=True,
     ),
     "verify": Job("jobs.verify", "VerifyConfig", "re-read a dataset and say what is wrong with it", "dataset"),
     "gaze": Job(
@@ -84,16 +87,17 @@ JOBS = {
         "jobs.labels", "ImportConfig", "label files -> a dataset with their gaze", "labels", "import_"
     ),
     "train policy": Job(
-        "jobs.train", "TrainPolicy", "next-token prediction of the policy on labelled clips", check=_TRAIN
+        "jobs.train", "TrainPolicy", "next-token prediction of the policy on labelled clips", check=_TRAIN, resumes=True
     ),
     "train reconstructor": Job(
-        "jobs.train", "TrainReconstructor", "pre-training of the learned reconstructor", check=_TRAIN
+        "jobs.train", "TrainReconstructor", "pre-training of the learned reconstructor", check=_TRAIN, resumes=True
     ),
     "rl": Job(
         "jobs.rl",
         "RL",
         "reinforcement learning of the policy by reconstruction error",
         check="pipelines.rl.config:check_rl_config",
+        resumes=True,
     ),
     "status": Job("jobs.status", "StatusConfig", "how far a job is, from its output alone", "place"),
     "audit": Job("jobs.audit", "AuditConfig", "prove that a run used every sample once in each epoch", "run"),
