@@ -69,7 +69,7 @@ def video_reader(action: Callable[[], T], url: str) -> T:
     Raises VideoError: missing, or of the local ones unreadable. StoreError: the store itself is in trouble.
     """
     try:
-        return retry.retrying(action, url)
+        return store.retrying(action, url)
     except FileNotFoundError:
         raise VideoError("missing", "no such file") from None
     except retry.StoreError as error:

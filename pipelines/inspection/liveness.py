@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fsspec
-import pandas as pd
-
-from pipelines.storage import retry, store
+from pipelines.storage import store
 from pipelines.storage.location import Location
 
 HEALTHY_STATES = ("starting", "running", "done")  # the others: interrupted, stopped, stalled
@@ -32,21 +29,8 @@ def change_times(url: Location) -> dict[str, float]:
 
     The times are the storage's own. An object of a store that keeps none is left out.
     """
-    if url.is_local:
-        return {entry.url.name: int(entry.version) / 1e9 for entry in store.list_objects(url)}
-    # A new client: one that fsspec keeps may have the endpoint and credentials of earlier.
-    files = fsspec.filesystem(url.scheme, use_listings_cache=False, skip_instance_cache=True)
-    try:
-        objects = retry.retrying(lambda: dict(files.find(files._strip_protocol(url), detail=True)), url)
-    except FileNotFoundError:
-        return {}
-    times = {}
-    for name, about in objects.items():
-        # fsspec's stores have several names for it.
-        at = next((about[key] for key in ("LastModified", "mtime", "updated", "last_modified") if about.get(key)), None)
-        if at is not None:
-            times[name.rsplit("/", 1)[-1]] = at if isinstance(at, int | float) else pd.Timestamp(at).timestamp()
-    return times
+    entries = store.list_objects(url)
+    return {entry.url.name: entry.modified for entry in entries if entry.modified is not None}
 
 
 def seconds_since_change(url: Location, now: float) -> float | None:

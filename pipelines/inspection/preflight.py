@@ -17,7 +17,7 @@ from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
-from pipelines.storage.location import TEMPORARY_PREFIX, Location, scheme_of
+from pipelines.storage.location import TEMPORARY_PREFIX, Location
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -36,8 +36,7 @@ class SampleVideo:
 
 def write_probe(output: str) -> str:
     """Write an object into `output`, read it back, and leave it for other nodes to read; its URL. Raises StoreError."""
-    if scheme_of(output) == "memory":
-        raise retry.StoreError(f"{output}: memory:// lives in one process; use a folder or s3://")
+    store.require_shared(output)
     url = Location(output) / f"{TEMPORARY_PREFIX}preflight-{uuid.uuid4().hex}"
     data = url.encode()
     try:
