@@ -39,7 +39,6 @@ NOT_LIGHT = {"pipelines.video.torchcodec"}
 # Functions that modules of a package define under one name because each answers the same call.
 INTERFACES = {
     "pipelines.video": {"fingerprint", "decode_into", "probe"},  # pipelines.video.backends.Backend; probe is PyAV's
-    "pipelines.storage": {"is_transient", "explain"},  # of errors: retry asks the back end of the URL
     "cluster": {"render", "submit", "status", "logs", "cancel"},  # of a launcher
     "jobs": {"run", "render", "submit", "status", "logs"},  # of a job, and of the verbs of `autogaze cluster`
 }
