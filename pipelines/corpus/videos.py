@@ -55,7 +55,7 @@ _HEADER = 1 << 20  # bytes of the longest name, or set of extended attributes, o
 T = TypeVar("T")
 
 
-def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
+def video_fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
     """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies.
 
     Raises VideoError: missing, unreadable. StoreError: the disk does not answer.
