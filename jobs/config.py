@@ -11,13 +11,14 @@ import difflib
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
 from pipelines.errors import PipelineError
 from pipelines.schema import Setting, ordered_fields, settings_of
 from pipelines.storage.credentials import refuse_credentials
+from pipelines.storage.location import Location
 
 T = TypeVar("T")
 _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -26,7 +27,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 def load(schema: type[T], arguments: Sequence[str], file: str | None = None, positional: str = "") -> T:
     """A config from defaults, then a YAML file, then KEY=VALUE arguments; later ones win.
 
-    Limits are not checked here: pipelines.schema.check does.
+    OmegaConf holds the values: types and words are checked here, ranges by pipelines.schema.check.
 
     Args:
         schema: the config dataclass.
@@ -37,8 +38,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
     Raises:
         PipelineError: unknown key (with the nearest valid one), wrong type, unreadable file.
     """
-    config = schema()
-    known = {key.name: key for key in settings_of(config)}
+    known = {key.name: key for key in settings_of(schema())}
     values: dict[str, Any] = {}
     if file is not None:
         values.update(_from_file(file, known))
@@ -53,10 +53,47 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
+    from omegaconf import OmegaConf  # here, since --help does without
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = OmegaConf.structured(schema)
     for name, value in values.items():
-        *sections, last = name.split(".")
-        setattr(functools.reduce(getattr, sections, config), last, value)
-    return config
+        try:
+            # OmegaConf reads ${...} as a reference to another key; in a path it is only text.
+            OmegaConf.update(tree, name, value.replace("${", "\\${") if isinstance(value, str) else value)
+        except OmegaConfBaseException as error:
+            raise PipelineError(f"{name}={value}: must be {known[name].allowed}") from error
+    return cast(T, OmegaConf.to_object(tree))
+
+
+def with_absolute_places(config: T) -> T:
+    """The same config, its relative paths made absolute: other processes of the job have other working folders.
+
+    A checkpoint that is no path here is left as it is: a hub id, or the name of a reconstructor.
+    """
+    copy = _sections_copied(config)
+    for key in settings_of(config):
+        if key.place == "no" or not key.value:
+            continue
+        if key.place == "checkpoint":
+            there = os.path.exists(os.path.expanduser(key.value)) and key.value != "canvas"
+            text = str(Location(key.value)) if there else key.value
+        else:
+            text = ",".join(str(Location(part)) for part in key.value.split(",") if part)
+        *sections, last = key.name.split(".")
+        setattr(functools.reduce(getattr, sections, copy), last, text)
+    return copy
+
+
+def _sections_copied(config: T) -> T:
+    """A copy of a config that shares no dataclass with it."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    inner = {
+        each.name: _sections_copied(value)
+        for each in dataclasses.fields(config)
+        if dataclasses.is_dataclass(value := getattr(config, each.name))
+    }
+    return dataclasses.replace(config, **inner)
 
 
 def refuse_secrets(word: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from cluster.local import RayConfig, running
+from jobs.config import with_absolute_places
 from pipelines.errors import PipelineError
 from pipelines.schema import section
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
@@ -48,6 +49,7 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
 
 def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, console: Console) -> int:
     """Train where the config asks for it: in this process, with actors beside it, or on ranks that Ray places."""
+    config = with_absolute_places(config)
     from jobs.signals import stop_on_sigterm
     from pipelines.train.loop import train
     from pipelines.train.on_ray import require_room, train_on_ray

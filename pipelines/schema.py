@@ -21,6 +21,8 @@ T = TypeVar("T")
 OnResume: TypeAlias = Literal["same value", "same content", "any value"]
 """What a setting must be when a job goes on with what it began: the same; another path, say, to the same content (which
 is compared, by fingerprints); or anything."""
+PlaceKind: TypeAlias = Literal["no", "location", "checkpoint"]
+"""Whether a text setting says where something is: a path or URL (several with commas), or a path or a hub id."""
 
 
 class Limits(NamedTuple):
@@ -67,6 +69,7 @@ class Setting:
         choices: the words it may be, of a Literal field; () = any.
         required: whether it must be given.
         on_resume: what it must be when the job goes on with what it began.
+        place: whether it says where something is; such a path means the same in every process of a job.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Setting:
     limits: Limits = Limits()
     required: bool = False
     on_resume: OnResume = "same value"
+    place: PlaceKind = "no"
 
     @property
     def allowed(self) -> str:
@@ -96,15 +100,15 @@ def setting(
     less_than: float | None = None,
     required: bool = False,
     on_resume: OnResume | None = None,
+    place: PlaceKind = "no",
 ) -> T:
     """A dataclass field that holds one value; its arguments are those of `Setting` and `Limits`.
 
     The words that a text may be are in its type: Literal["cpu", "cuda"]. on_resume: None = as of the section.
     """
     limits = Limits(at_least, more_than, at_most, less_than)
-    return field(
-        default=default, metadata={"help": help, "limits": limits, "required": required, "on_resume": on_resume}
-    )
+    metadata = {"help": help, "limits": limits, "required": required, "on_resume": on_resume, "place": place}
+    return field(default=default, metadata=metadata)
 
 
 def section(make: Callable[[], T], *, on_resume: OnResume | None = None) -> T:
@@ -141,6 +145,7 @@ def _settings(config: Any, prefix: str, on_resume: OnResume) -> Iterator[Setting
             limits=each.metadata.get("limits", Limits()),
             required=each.metadata.get("required", False),
             on_resume=resume,
+            place=each.metadata.get("place", "no"),
         )
 
 

@@ -28,8 +28,10 @@ class ReconstructorConfig:
 class TeachersConfig:
     """Where the teachers of a learned reconstructor's feature losses are, by the names that checkpoints give them."""
 
-    dinov2_reg: str = setting("", "DINOv2 with registers: folder or hub id ('' = the loss does without)")
-    siglip2: str = setting("", "SigLIP 2: folder or hub id ('' = the loss does without)")
+    dinov2_reg: str = setting(
+        "", "DINOv2 with registers: folder or hub id ('' = the loss does without)", place="checkpoint"
+    )
+    siglip2: str = setting("", "SigLIP 2: folder or hub id ('' = the loss does without)", place="checkpoint")
 
     def given(self) -> dict[str, str]:
         """Those that are set."""

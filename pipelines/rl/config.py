@@ -59,8 +59,10 @@ class RolloutsConfig:
     timeout_s: float = setting(
         600.0, "an actor that takes longer over a group is replaced", more_than=0, on_resume="any value"
     )
-    dump: str = setting("", "folder or s3:// prefix to record all trajectories in", on_resume="any value")
-    replay: str = setting("", "learn from recorded trajectories; nothing is sampled")
+    dump: str = setting(
+        "", "folder or s3:// prefix to record all trajectories in", on_resume="any value", place="location"
+    )
+    replay: str = setting("", "learn from recorded trajectories; nothing is sampled", place="location")
 
 
 @dataclass

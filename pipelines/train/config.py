@@ -77,12 +77,20 @@ class TrainConfig:
     usage: ClassVar[str] = "autogaze train policy data=/data/gaze run=/data/runs/1"
 
     data: str = setting(
-        "", "dataset made by preprocess; several separated by commas", required=True, on_resume="same content"
+        "",
+        "dataset made by preprocess; several separated by commas",
+        required=True,
+        on_resume="same content",
+        place="location",
     )
     run: str = setting(
-        "", "folder or s3:// prefix of the run; the same again resumes it", required=True, on_resume="any value"
+        "",
+        "folder or s3:// prefix of the run; the same again resumes it",
+        required=True,
+        on_resume="any value",
+        place="location",
     )
-    init: str = setting("", "checkpoint to begin from ('' = random weights)")
+    init: str = setting("", "checkpoint to begin from ('' = random weights)", place="checkpoint")
     epochs: float = setting(150.0, "passes over the data (the paper's 150)", more_than=0)
     global_batch: int = setting(256, "samples of one optimizer step, over all ranks", at_least=1)
     micro_batch: int = setting(
@@ -126,7 +134,9 @@ class PolicyTrainConfig(TrainConfig):
 
     policy: PolicySizeConfig = section(PolicySizeConfig)
     loss_prediction: float = setting(1.0, "weight of the loss-prediction loss", at_least=0)
-    reconstructor: str = setting("canvas", "measures the error of validation gaze: canvas or a checkpoint")
+    reconstructor: str = setting(
+        "canvas", "measures the error of validation gaze: canvas or a checkpoint", place="checkpoint"
+    )
     threshold: float | None = setting(
         None, "predicted loss at which validation gaze stops (null = the dataset's)", at_least=0
     )

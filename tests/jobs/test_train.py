@@ -49,6 +49,22 @@ def test_a_signal_saves_and_ends_well_on_all_ranks(
     training.require_clean(run)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_paths_are_those_of_the_folder_the_command_is_typed_in(
+    data: str, ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    """Ranks and actors that Ray starts have working folders of their own; a run must not end up in one of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gaze").symlink_to(data)
+    words = training.settings("gaze", Path("runs/1"), "epochs=1", f"scale.max_workers={ranks}")
+    words += ["scale.min_workers=1", *([f"ray.address={ray_session}"] if ranks > 1 else [])]
+    done = runs.autogaze("train", "policy", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"done: {tmp_path / 'runs' / '1'}" in done.stdout
+    assert training.newest(tmp_path / "runs" / "1").is_dir()
+    training.require_clean(tmp_path / "runs" / "1")
+
+
 def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(data: str, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     settings = ["epochs=12", "every.checkpoint=0", "every.keep=1"]

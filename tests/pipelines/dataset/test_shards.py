@@ -23,6 +23,7 @@ from pipelines.dataset.shards import Outcome, build_shard, commit_shard, open_da
 from pipelines.errors import PipelineError
 from pipelines.inspection.verify import verify
 from pipelines.storage import store
+from tests.support import training
 
 CLIPS, FRAMES = 3, 4
 
@@ -253,3 +254,12 @@ def test_verify_without_threads_is_one_clear_line(dataset: Path) -> None:
 def test_verify_without_a_dataset_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no dataset here"):
         verify(str(tmp_path))
+
+
+def test_plain_pandas_reads_an_index_on_s3_where_it_lies(bucket: str, tmp_path: Path) -> None:
+    """As docs/formats.md shows; pandas goes through s3fs, and nothing of ours."""
+    url = training.write_dataset(tmp_path / "data", clips=8)
+    for path in sorted((tmp_path / "data" / "index").iterdir()):
+        store.publish(path.read_bytes(), f"{bucket}/index/{path.name}")
+    there = pd.read_parquet(f"{bucket}/index")
+    pd.testing.assert_frame_equal(there, pd.read_parquet(f"{url}/index"))

@@ -75,7 +75,7 @@ def test_the_defaults_are_the_papers_and_may_be_used(kind: type) -> None:
     ],
 )
 def test_a_value_that_cannot_work_is_one_line_that_names_it(word: str, told: str) -> None:
-    require_refused(configs.load(PolicyTrainConfig, ["data=/d", "run=/r", word]), told)
+    require_refused(PolicyTrainConfig, ["data=/d", "run=/r", word], told)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +94,12 @@ def test_a_value_that_cannot_work_is_one_line_that_names_it(word: str, told: str
     ],
 )
 def test_a_reconstructor_that_cannot_be_is_one_line_that_names_it(word: str, told: str) -> None:
-    require_refused(configs.load(ReconstructorTrainConfig, ["data=/d", "run=/r", word]), told)
+    require_refused(ReconstructorTrainConfig, ["data=/d", "run=/r", word], told)
 
 
-def require_refused(config: TrainConfig, told: str) -> None:
+def require_refused(schema: type[TrainConfig], words: list[str], told: str) -> None:
     with pytest.raises(PipelineError) as error:
-        check_train_config(config)
+        check_train_config(configs.load(schema, words))
     assert str(error.value).startswith(told) and "\n" not in str(error.value)
 
 
