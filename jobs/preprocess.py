@@ -11,7 +11,7 @@ from rich.table import Table
 
 from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
-from cluster.preflight import alive_nodes, probing
+from cluster.probes import alive_nodes, probing
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import clear_video_cache
@@ -98,7 +98,7 @@ def _make_shards(job: Job, workers: Workers, cluster: ClusterSize, console: Cons
         remove_leftovers(job)
         if job.keeps_videos:
             with probing(alive_nodes()) as probes:
-                probes.ask(clear_video_cache)
+                probes.call(clear_video_cache)
         record = recorder.publish(totals, "done")
     except (KeyboardInterrupt, SystemExit):
         recorder.publish(totals, "interrupted")

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from jobs.cli import JOBS, Job
+from jobs.cli import JOBS, Subcommand
 from jobs.config import type_name
 from pipelines.schema import Setting, settings_of
 
@@ -64,7 +64,7 @@ def _sections(config: Any) -> Iterator[tuple[str, Any, list[Setting]]]:
             yield field.name, part, [key for key in keys if key.name.startswith(f"{field.name}.")]
 
 
-def _table(keys: list[Setting], job: Job) -> Iterator[str]:
+def _table(keys: list[Setting], job: Subcommand) -> Iterator[str]:
     columns = ["key", "type", "default", "values", *(["on resume"] if job.resumes else []), "meaning"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"

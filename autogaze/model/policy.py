@@ -307,7 +307,7 @@ class AutoGaze(nn.Module):
         wanted: PatchVocabulary,
     ) -> Gaze:
         own = self.vocabulary
-        adaptation.check(own, wanted)
+        adaptation.require_adaptable(own, wanted)
         clips = check_frames(frames)
         images = preprocess(clips, wanted.frame_size, self.device) if clips.dtype == torch.uint8 else clips
         tiles = adaptation.cut(images, own, wanted)

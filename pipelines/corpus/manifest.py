@@ -17,12 +17,12 @@ import pyarrow as pa
 from pipelines.corpus.tars import tar_members
 from pipelines.corpus.videos import (
     escaped,
-    fingerprint,
     is_tar,
     is_video,
     list_videos,
     local_copy,
     reading_video,
+    video_fingerprint,
 )
 from pipelines.errors import PipelineError
 from pipelines.ray_data import configure_ray_data, pipeline_errors
@@ -148,7 +148,7 @@ def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: Isolat
     mark = ""
     try:
         with local_copy(entry.url, offset, size) as source:
-            mark = fingerprint(source.path, source.offset, source.size)
+            mark = video_fingerprint(source.path, source.offset, source.size)
             info = decoder.probe(source)
     except FileNotFoundError:
         return _failed(uri, entry, offset, size, mark, "missing", "removed between listing and opening")

@@ -45,7 +45,7 @@ _END_BYTES = 64 << 10  # of each end of a video, for its fingerprint
 T = TypeVar("T")
 
 
-def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
+def video_fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
     """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies.
 
     Raises VideoError: missing, unreadable. StoreError: the disk does not answer.

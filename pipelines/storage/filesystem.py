@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from pipelines.storage import retry
 from pipelines.storage.location import Entry
-from pipelines.storage.retry import StoreError, retrying
+from pipelines.storage.retry import StoreError
 
 _CHUNK = 8 << 20
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class FileSystem(ABC):
         return False
 
     def retrying(self, action: Callable[[], T], url: str, progress: Callable[[], int] = lambda: 0) -> T:
-        return retrying(action, url, self, progress=progress)
+        return retry.retrying(action, url, self, progress=progress)
 
     def staging(self, url: str) -> Path:
         """The local folder for a file that is to be published at `url`."""

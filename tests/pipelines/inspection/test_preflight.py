@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from cluster.preflight import Node, check_groups, same_kind, skew
+from cluster.preflight import check_groups, same_kind, skew
+from cluster.probes import Node
 from cluster.spec import ClusterSpec, NodeGroup
 from pipelines.errors import PipelineError
 from pipelines.inspection import preflight
