@@ -22,7 +22,7 @@ import torch
 
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from jobs.cli import main
-from pipelines.corpus.videos import tar_members
+from pipelines.corpus.tars import tar_members
 from pipelines.errors import PipelineError
 from pipelines.storage.credentials import refuse_credentials
 from tests.support import runs, training

@@ -49,8 +49,8 @@ def decode_planned(
 ) -> dict[int, VideoError]:
     """Decode clips of one video into `out`, uint8 [len(clips), T, S, S, 3].
 
-    Tiles of the same frames follow one another; these frames are decoded once. What failed is told by its place in
-    `clips`, and its part of `out` is left as it was. Raises VideoError where nothing of the video can be read.
+    Tiles of the same frames follow one another; their frames are decoded once. Returns the error of each clip that
+    failed, by its place in `clips`; its part of `out` stays as it was. Raises VideoError if nothing can be read.
     """
     chunks = [list(chunk) for _, chunk in groupby(range(len(clips)), key=lambda place: clips[place].start)]
     first = [clips[chunk[0]] for chunk in chunks]

@@ -14,15 +14,15 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from pipelines.corpus.tars import tar_members
 from pipelines.corpus.videos import (
-    in_utf8,
+    escaped,
     is_tar,
     is_video,
     list_videos,
     local_copy,
-    tar_members,
+    reading_video,
     video_fingerprint,
-    video_reader,
 )
 from pipelines.errors import PipelineError
 from pipelines.ray_data import configure_ray_data, pipeline_errors
@@ -74,10 +74,10 @@ def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = Deco
     fresh: list[Entry] = []
     for entry in entries:
         kept = known.get(entry.url, [])
-        if kept and entry.version and all(row["version"] == entry.version and not _may_pass(row) for row in kept):
+        if kept and entry.version and all(row["version"] == entry.version and not _failed_for_now(row) for row in kept):
             rows.extend(kept)
-        elif (shown := in_utf8(entry.url)) != entry.url:
-            # Parquet holds UTF-8 only, and a name we cannot write down is one nobody could look up again.
+        elif (shown := escaped(entry.url)) != entry.url:
+            # Parquet holds UTF-8 only, and nobody could open a video by a name that differs from its own.
             rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
         else:
             fresh.append(entry)
@@ -96,8 +96,8 @@ def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = Deco
     return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
 
 
-def _may_pass(row: dict[str, Any]) -> bool:
-    """Whether a row failed for what was no fact of the bytes: they were not read, or the time was too short."""
+def _failed_for_now(row: dict[str, Any]) -> bool:
+    """Whether a row failed, but not because of its bytes: they were not read, or the time limit was too short."""
     return not row["fingerprint"] or row["reason"] == "decoder_timeout"
 
 
@@ -115,7 +115,7 @@ def probe_object(entry: Entry, decoder: IsolatedDecoder) -> list[dict[str, Any]]
     if not is_tar(entry.url):
         return [_probe_video(entry.url, entry, 0, entry.bytes, decoder)]
     try:
-        videos, problem = video_reader(partial(_tar_videos, entry.url), entry.url)
+        videos, problem = reading_video(partial(_tar_videos, entry.url), entry.url)
     except VideoError as error:
         videos, problem = {}, error
     rows = []
@@ -178,7 +178,7 @@ def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: Isolat
 def _failed(uri: str, entry: Entry, offset: int, size: int, mark: str, reason: str, detail: str) -> dict[str, Any]:
     return {
         "uri": uri,
-        "object": in_utf8(entry.url),
+        "object": escaped(entry.url),
         "offset": offset,
         "bytes": size,
         "version": entry.version,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from pipelines.corpus import manifest as manifests
-from pipelines.corpus import videos
+from pipelines.corpus import tars, videos
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
 from pipelines.storage.location import TEMPORARY_PREFIX, Location
@@ -94,7 +94,7 @@ def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
             continue
         has_video = False
         with suppress(tarfile.TarError, EOFError):  # a video before the damage will do
-            for name, offset, size in videos.tar_members(entry.url):
+            for name, offset, size in tars.tar_members(entry.url):
                 if videos.is_video(name) and offset is not None:
                     has_video = True
                     yield SampleVideo(f"{entry.url}#{name}", entry.url, offset, size)

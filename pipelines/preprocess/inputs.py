@@ -43,7 +43,7 @@ def input_changes(config: PreprocessConfig, output: Location) -> str:
         return ""
     planned = manifests.read_manifest(output / "manifest.parquet")
     before = dict(zip(planned["object"], planned["version"], strict=True))
-    now = {corpus_videos.in_utf8(entry.url): entry.version for entry in corpus_videos.list_videos(config.input)}
+    now = {corpus_videos.escaped(entry.url): entry.version for entry in corpus_videos.list_videos(config.input)}
     added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
     changed = sum(now[url] != before[url] for url in now.keys() & before.keys())
     if not added + gone + changed:

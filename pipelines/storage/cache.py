@@ -1,12 +1,12 @@
 """A bounded folder of local copies, shared by all processes of a machine: whole shards, videos, lists of samples.
 
-- An entry appears complete, by a rename; a process that dies while it makes one leaves a temporary, which later ones
-  remove.
+- An entry appears when it is complete. A process that dies while it makes one leaves a temporary, which others remove
+  later.
 - One process makes an entry and the others wait for it. The lock is the kernel's (flock), so it dies with its holder.
 - Least recently used entries go first. Whoever uses an entry holds a link to it, so its removal disturbs no reader.
-- A twentieth of the disk is left to others: where that is not free, entries go however few they are.
+- A twentieth of the disk stays free for others: while it is not, entries are removed, even the last one.
 
-Trust nothing in it that is not checked: readers compare hashes, and `forget` what is wrong.
+Readers trust no entry: they compare hashes, and `forget` what is wrong.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pathlib import Path
 from pipelines.errors import PipelineError
 from pipelines.storage.location import TEMPORARY_PREFIX
 
-_STALE_S = 1800.0  # a temporary or a link that nobody touched for this long belongs to a process that died
+_STALE_S = 1800.0  # a temporary or a link untouched for this long belongs to a process that died
 _LOCKS = 256
-_FREE = 0.05  # of the disk; where less is, Ray takes it for full, and so does preflight
+_FREE = 0.05  # of the disk; with less, Ray and preflight treat it as full
 
 
 class LocalCache:
@@ -57,9 +57,9 @@ class LocalCache:
         """Path of the entry `name`, for as long as the context lasts.
 
         Args:
-            name: what the entry holds, for ever: a URL and what says which version of it.
+            name: identifies the contents for ever: a URL, and which version of it.
             make: writes it to the path it is given, if it is not there yet.
-            size: bytes it will have, for which room is made first. A function is asked only if it is not there yet.
+            size: bytes it will have, for which room is made. A function is called only if the entry is not there.
         """
         key = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         entry, link = self.folder / key, self._temporary()
@@ -73,7 +73,7 @@ class LocalCache:
                             os.link(link, entry)
                 self._make_room(0)
             with link.open("rb") as held:
-                fcntl.flock(held, fcntl.LOCK_SH)  # however long it is used, it is not stale
+                fcntl.flock(held, fcntl.LOCK_SH)  # while it is held, it is not stale
                 yield str(link)
         finally:
             link.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ class LocalCache:
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        self._prepare()  # every time: temporary folders are swept by others
+        self._prepare()  # each time: systems clear temporary folders
         with (self.folder / "locks" / f"{int(key[:8], 16) % _LOCKS:03d}").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -121,7 +121,7 @@ class LocalCache:
 
 
 def _linked(entry: Path, link: Path) -> bool:
-    """Whether the entry is there; then `link` names it too, and it counts as just used."""
+    """Whether the entry exists. If so, `link` names it too, and it counts as just used."""
     try:
         os.link(entry, link)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Credentials have no place in URLs: what a URL says is written into configs, manifests, events and error messages.
+"""Refuse credentials in URLs: URLs are written into configs, manifests, events and error messages.
 
-They come from the environment, a profile or a role. A URL that carries some is refused before it is written anywhere.
+Credentials come from the environment, a profile or a role. A URL that holds some is refused before it is written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from pipelines.errors import PipelineError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^\s]*)")
-# user@host is a name and no secret for these; of Azure's, the container. Elsewhere it is a key or a token.
+# For these, user@host is a name and no secret (for Azure, the container). Elsewhere it is a key or a token.
 _NAMED = {"sftp", "ssh", "hdfs", "abfs", "abfss", "wasb", "wasbs"}
 _SIGNED = re.compile(
     r"[?&][^=&#]*(?:sig|signature|token|credential|secret|password|api_?key)[^=&#]*=[^&#]", re.IGNORECASE
@@ -24,7 +24,7 @@ def refuse_credentials(text: str, name: str = "") -> None:
     """
     for kind, host, rest in _URL.findall(text):
         user, at, place = host.rpartition("@")
-        # A key may hold a '/', which ends the host early: then what is left is no port.
+        # A key may hold a '/', which ends the host early: what follows the ':' is then no port.
         port = place.rpartition(":")[2] if ":" in place else ""
         cut = bool(port) and not port.isdigit() and not place.startswith(("arn:", "["))
         if (at and (":" in user or kind.lower() not in _NAMED)) or cut or _SIGNED.search(rest):

@@ -62,8 +62,8 @@ def client() -> Any:
             import botocore.session
             from botocore.config import Config
 
-            # The checksums that newer clients add by themselves are not known to every server, and some send that of
-            # the whole object with a part of it. What goes out is signed with its SHA-256, which the server compares.
+            # Not every server knows the checksums that newer clients add by default, and some send that of the whole
+            # object with a part of it. What we send is signed with its SHA-256, which the server compares.
             config = Config(
                 connect_timeout=_CONNECT_SECONDS,
                 read_timeout=_READ_SECONDS,
@@ -168,8 +168,8 @@ class Download:
             self._require_version(str(answer.get("ETag") or ""))
             if ranged and not answer.get("ContentRange"):  # a server that knows no ranges sends all of it
                 _skip(body, offset)
-            there = _rest(answer, offset)
-            due = self.written + (there if rest is None else min(rest, there))
+            left = _rest(answer, offset)
+            due = self.written + (left if rest is None else min(rest, left))
             while self.written < due and (data := body.read(min(_CHUNK, due - self.written))):
                 self.sink.write(data)
                 self.written += len(data)
@@ -191,7 +191,7 @@ def _skip(body: IO[bytes], count: int) -> None:
 
 
 def _rest(answer: dict[str, Any], offset: int) -> int:
-    """How many bytes the object has from `offset` on, by the answer's own account."""
+    """How many bytes the object has from `offset` on, according to the answer."""
     span = str(answer.get("ContentRange") or "")  # bytes 10-19/100
     if not span:
         return max(int(answer["ContentLength"]) - offset, 0)
@@ -245,8 +245,8 @@ def _complete(url: str, of: dict[str, str], parts: list[dict[str, Any]], size: i
     except Exception as error:
         if _code(error) != "NoSuchUpload":
             raise
-        there = head(url)  # the upload is gone because it was completed, and the answer to that was lost
-        if there is None or there.bytes != size:
+        stored = head(url)  # the upload may be gone because it was completed, and the answer to that was lost
+        if stored is None or stored.bytes != size:
             raise
 
 
@@ -347,8 +347,8 @@ def explain(error: BaseException, url: str) -> str:
     known["RecursionError"] = known["PermanentRedirect"]  # botocore asks a redirect that names no region where to go
     known["403"] = known["AccessDenied"]
     known["507"] = known["QuotaExceeded"]
-    if (told := known.get(code) or known.get(name)) is not None:
-        return f"{url}: {told} ({code or name})"
+    if (meaning := known.get(code) or known.get(name)) is not None:
+        return f"{url}: {meaning} ({code or name})"
     if name == "SSLError":
         return (
             f"{url}: no secure connection to {endpoint()}; trust its certificate with AWS_CA_BUNDLE=FILE, or if it "

@@ -18,7 +18,8 @@ import ray.data
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
 from pipelines.corpus.manifest import probe_object, scan
-from pipelines.corpus.videos import tar_members, video_fingerprint
+from pipelines.corpus.tars import tar_members
+from pipelines.corpus.videos import video_fingerprint
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
 from pipelines.storage.location import Entry
