@@ -8,7 +8,7 @@ DEVICE ?= cuda
 CORPUS ?=
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gpu demo test test-slow lint format bench chaos clean
+.PHONY: help gpu demo test test-slow lint format reference bench chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -37,6 +37,9 @@ lint: $(STAMP) ## ruff and mypy
 format: $(STAMP) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(STAMP) ## write docs/reference/ from the configs of the jobs
+	$(BIN)/python -m jobs.reference
 
 bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of videos to measure with
 	@test -d "$(CORPUS)" || { echo "CORPUS=$(CORPUS) is no folder: make bench CORPUS=FOLDER, any folder of videos" >&2; exit 2; }

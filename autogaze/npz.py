@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-# What zipfile and numpy raise for bytes that are no such file: a flipped bit may ask for a password (RuntimeError), for
-# a compression that there is not, or that the bytes are not of, or make an array's header another expression.
+# What zipfile and numpy raise for damaged bytes: a flipped bit may ask for a password (RuntimeError), for an unknown or
+# a wrong compression, or change the expression in an array's header.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,

@@ -36,7 +36,8 @@ from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.loading.config import ReadConfig
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.job import describe, resolve_gaze
+from pipelines.preprocess.description import describe
+from pipelines.preprocess.job import resolve_gaze
 from pipelines.runs.events import read_events
 from pipelines.train.config import EveryConfig, PolicyTrainConfig
 from pipelines.train.loop import train

@@ -1,8 +1,8 @@
-"""A job as a RayJob manifest of KubeRay, and the few `kubectl` calls around it.
+"""Jobs on Kubernetes: a RayJob manifest for KubeRay, and the few `kubectl` calls around it.
 
-KubeRay makes a Ray cluster of pods, runs the job's command on its head, and takes the cluster down afterwards. A job
+KubeRay makes a Ray cluster of pods, runs the job's command on its head, and removes the cluster afterwards. A job
 that fails gets a new cluster and the same command, which goes on where it stopped. The manifest holds no secret:
-credentials come from a Kubernetes secret by name, and Ray's token is made by the operator.
+credentials come from a Kubernetes secret by name, and the operator makes Ray's token.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ KUBERAY_VERSION = "1.6.2"
 _GPU = "nvidia.com/gpu"
 _GPU_KIND = "nvidia.com/gpu.product"  # the label that NVIDIA's feature discovery puts on nodes
 _HEAD = "ray-head"
-# Each may be stopped by Ray before its own pod is: leave a few seconds of the pod's for Ray itself.
+# Of the seconds that a pod has to stop in, those left for Ray after the job.
 _RAY_ITSELF_S = 5
 
 
 def render(spec: ClusterSpec, command: Sequence[str], *, joins_ray: bool = True) -> dict[str, Any]:
     """The RayJob that runs `command`: a pure function of its arguments and of the version of Ray installed here.
 
-    joins_ray: whether the command takes ray.address=; without, it works on the head alone.
-    Raises ClusterError: the spec asks for what this command cannot have.
+    joins_ray: whether the command takes ray.address=; if not, it runs on the head alone.
+    Raises ClusterError: the spec asks for nodes that this command cannot use.
     """
     groups = {role: group for role, group in spec.groups().items() if role != "head"}
     if groups and not joins_ray:
@@ -71,8 +71,8 @@ def render(spec: ClusterSpec, command: Sequence[str], *, joins_ray: bool = True)
             "labels": {"app.kubernetes.io/name": "autogaze"},
         },
         "spec": {
-            # The operator hands the entrypoint over as it stands, and one shell reads it. A submitter pod would put it
-            # through `ray job submit`, which quotes words in a way that the second shell it meets does not undo.
+            # The operator passes the entrypoint on as it is, to one shell. A submitter pod would use `ray job submit`,
+            # whose quoting the second shell does not undo.
             "submissionMode": "HTTPMode",
             "entrypoint": shlex.join(command),
             "backoffLimit": spec.kuberay.backoff_limit,
@@ -95,7 +95,7 @@ def _pod(spec: ClusterSpec, group: NodeGroup, name: str) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": name,
         "image": spec.environment.image,
-        # What is asked for is also the limit: Ray counts what the pod may use, and no neighbour takes it away.
+        # Requests equal limits: the pod can always use what Ray counts on.
         "resources": {"requests": dict(resources), "limits": resources},
     }
     pod: dict[str, Any] = {"terminationGracePeriodSeconds": spec.timeouts.grace_s, "containers": [container]}
@@ -124,9 +124,9 @@ def to_yaml(manifest: dict[str, Any]) -> str:
 
 
 def submit(spec: ClusterSpec, manifest: dict[str, Any]) -> str:
-    """Create the RayJob; its name. A job of that name that is there already is left alone.
+    """Create the RayJob; returns its name.
 
-    Raises ClusterError: kubectl is missing or was refused.
+    Raises ClusterError: kubectl is missing, or Kubernetes refuses; also where a job of that name exists.
     """
     _kubectl(spec, "create", "-f", "-", given=to_yaml(manifest))
     return spec.name
@@ -134,38 +134,39 @@ def submit(spec: ClusterSpec, manifest: dict[str, Any]) -> str:
 
 def status(spec: ClusterSpec, job: str = "") -> str:
     """A line about the job, and the operator's message if it has one. Raises ClusterError."""
-    told = _get(spec, job)
-    words = [told.get("jobDeploymentStatus") or "New"]
-    if told.get("jobStatus"):
-        words.append(f"job {told['jobStatus']}")
-    if told.get("failed"):
-        words.append(f"{told['failed']} attempt(s) failed")
-    if told.get("rayClusterName"):
-        words.append(f"cluster {told['rayClusterName']}")
+    report = _get(spec, job)
+    words = [report.get("jobDeploymentStatus") or "New"]
+    if report.get("jobStatus"):
+        words.append(f"job {report['jobStatus']}")
+    if report.get("failed"):
+        words.append(f"{report['failed']} attempt(s) failed")
+    if report.get("rayClusterName"):
+        words.append(f"cluster {report['rayClusterName']}")
     line = f"{job or spec.name}: {', '.join(words)}"
-    return f"{line}\n{told['message']}" if told.get("message") else line
+    return f"{line}\n{report['message']}" if report.get("message") else line
 
 
 def logs(spec: ClusterSpec, job: str = "") -> str:
-    """What the job has printed so far, asked of the head pod while that is there. Raises ClusterError."""
-    told = _get(spec, job)
-    cluster, submission = told.get("rayClusterName"), told.get("jobId")
+    """What the job has printed so far, read from its head pod while that exists. Raises ClusterError."""
+    report = _get(spec, job)
+    cluster, submission = report.get("rayClusterName"), report.get("jobId")
     if not cluster or not submission:
-        raise ClusterError(f"{job or spec.name}: not running yet; `autogaze cluster status` says how far it is")
+        raise ClusterError(f"{job or spec.name}: not running yet; `autogaze cluster status` shows its state")
     labels = f"ray.io/cluster={cluster},ray.io/node-type=head"
     pod = _kubectl(spec, "get", "pod", "-l", labels, "-o", "name").strip()
     if not pod:
         raise ClusterError(f"{job or spec.name}: its head pod is gone, and the job's output with it; see kuberay.ttl_s")
-    asked = ("ray", "job", "logs", "--address", "http://127.0.0.1:8265", submission)
-    return _kubectl(spec, "exec", pod, "-c", _HEAD, "--", *asked)
+    reading = ("ray", "job", "logs", "--address", "http://127.0.0.1:8265", submission)
+    return _kubectl(spec, "exec", pod, "-c", _HEAD, "--", *reading)
 
 
 def cancel(spec: ClusterSpec, job: str = "") -> None:
-    """Delete the RayJob, and with it its cluster. Raises ClusterError."""
+    """Delete the RayJob and its cluster. Raises ClusterError."""
     _kubectl(spec, "delete", "rayjob", job or spec.name)
 
 
 def _get(spec: ClusterSpec, job: str) -> dict[str, Any]:
+    """The `status` of a RayJob; {} while the operator has not seen it."""
     return dict(json.loads(_kubectl(spec, "get", "rayjob", job or spec.name, "-o", "json")).get("status") or {})
 
 

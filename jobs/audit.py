@@ -28,25 +28,25 @@ def run(config: AuditConfig, console: Console) -> int:
     """Print what each epoch used and what is wrong, one line each; 0 if nothing is, else 1."""
     check(config)
     with console.status("reading the ledger"):
-        found = audit(Location(config.run))
-    table = Table("epoch", "steps", "samples", "repeats", "skipped", title=f"{len(found.attempts)} attempts")
+        result = audit(Location(config.run))
+    table = Table("epoch", "steps", "samples", "repeats", "skipped", title=f"{len(result.attempts)} attempts")
     for column in table.columns:
         column.justify = "right"
-    left_out = len(found.epochs) - _SHOWN if len(found.epochs) > _SHOWN + 1 else 0
+    left_out = len(result.epochs) - _SHOWN if len(result.epochs) > _SHOWN + 1 else 0
     if left_out:
         table.add_row(f"{left_out} more")
-    for epoch in found.epochs[left_out:]:
+    for epoch in result.epochs[left_out:]:
         steps = str(epoch.of) if epoch.steps == epoch.of else f"{epoch.steps} of {epoch.of}"
         table.add_row(str(epoch.number), steps, f"{epoch.used:,}", str(epoch.repeats), str(epoch.skipped))
     console.print(table)
-    for problem in found.problems:
+    for problem in result.problems:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
-    if found.count > len(found.problems):
-        console.print(f"... and {found.count - len(found.problems)} more", style="red", highlight=False)
-    worlds = " -> ".join(str(attempt.world) for attempt in found.attempts[-8:])
+    if result.count > len(result.problems):
+        console.print(f"... and {result.count - len(result.problems)} more", style="red", highlight=False)
+    worlds = " -> ".join(str(attempt.world) for attempt in result.attempts[-8:])
     console.print(
-        f"{found.steps} steps in {len(found.attempts)} attempts (ranks: {worlds}), {len(found.epochs)} epochs: "
-        + (f"{found.count} problems" if found.count else "every sample as often as the order has it"),
+        f"{result.steps} steps in {len(result.attempts)} attempts (ranks: {worlds}), {len(result.epochs)} epochs: "
+        + (f"{result.count} problems" if result.count else "every sample as often as the order has it"),
         highlight=False,
     )
-    return 1 if found.count else 0
+    return 1 if result.count else 0

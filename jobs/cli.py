@@ -23,13 +23,14 @@ from pipelines.schema import settings_of
 
 
 @dataclass(frozen=True)
-class Job:
+class Subcommand:
     """A subcommand: jobs/<module>.py with a config dataclass and a function of (config, console).
 
     Attributes:
         positional: the key that a bare argument sets; '' = none.
         check: module:function that raises PipelineError for a config that cannot work; `submit` calls it first.
         takes_file: whether a first bare argument is the config's file.
+        resumes: whether the same command goes on with what is there; Setting.on_resume says with which settings.
     """
 
     module: str
@@ -40,6 +41,7 @@ class Job:
     check: str = "pipelines.schema:check"
     dry_run: bool = False
     takes_file: bool = False
+    resumes: bool = False
 
     def load_schema(self) -> type:
         """The config dataclass; importing it takes its time, so only the job that runs is asked."""
@@ -59,55 +61,59 @@ class Job:
 
 _TRAIN = "pipelines.train.config:check_train_config"
 JOBS = {
-    "scan": Job("jobs.scan", "ScanConfig", "list and probe a video store into a manifest", "input"),
-    "preprocess": Job(
+    "scan": Subcommand("jobs.scan", "ScanConfig", "list and probe a video store into a manifest", "input"),
+    "preprocess": Subcommand(
         "jobs.preprocess",
         "PreprocessJob",
         "a corpus of videos -> gaze shards",
         check="pipelines.preprocess.config:check_preprocess_config",
         dry_run=True,
+        resumes=True,
     ),
-    "verify": Job("jobs.verify", "VerifyConfig", "re-read a dataset and say what is wrong with it", "dataset"),
-    "gaze": Job(
+    "verify": Subcommand("jobs.verify", "VerifyConfig", "re-read a dataset and say what is wrong with it", "dataset"),
+    "gaze": Subcommand(
         "jobs.gaze",
         "GazeConfig",
         "gaze one video: overlay, contact sheet, JSON",
         "video",
         check="jobs.gaze:check_gaze_config",
     ),
-    "report": Job("jobs.report", "ReportConfig", "one HTML file that shows a dataset", "dataset"),
-    "evaluate": Job("jobs.evaluate", "EvaluateConfig", "error against gazing ratio: stored gaze beside others", "data"),
-    "export-labels": Job(
+    "report": Subcommand("jobs.report", "ReportConfig", "one HTML file that shows a dataset", "dataset"),
+    "evaluate": Subcommand(
+        "jobs.evaluate", "EvaluateConfig", "error against gazing ratio: stored gaze beside others", "data"
+    ),
+    "export-labels": Subcommand(
         "jobs.labels", "ExportConfig", "a dataset's gaze -> the reference's label file", "data", "export"
     ),
-    "import-labels": Job(
+    "import-labels": Subcommand(
         "jobs.labels", "ImportConfig", "label files -> a dataset with their gaze", "labels", "import_"
     ),
-    "train policy": Job(
-        "jobs.train", "TrainPolicy", "next-token prediction of the policy on labelled clips", check=_TRAIN
+    "train policy": Subcommand(
+        "jobs.train", "TrainPolicy", "next-token prediction of the policy on labelled clips", check=_TRAIN, resumes=True
     ),
-    "train reconstructor": Job(
-        "jobs.train", "TrainReconstructor", "pre-training of the learned reconstructor", check=_TRAIN
+    "train reconstructor": Subcommand(
+        "jobs.train", "TrainReconstructor", "pre-training of the learned reconstructor", check=_TRAIN, resumes=True
     ),
-    "rl": Job(
+    "rl": Subcommand(
         "jobs.rl",
         "RL",
         "reinforcement learning of the policy by reconstruction error",
         check="pipelines.rl.config:check_rl_config",
+        resumes=True,
     ),
-    "status": Job("jobs.status", "StatusConfig", "how far a job is, from its output alone", "place"),
-    "audit": Job("jobs.audit", "AuditConfig", "prove that a run used every sample once in each epoch", "run"),
+    "status": Subcommand("jobs.status", "StatusConfig", "how far a job is, from its output alone", "place"),
+    "audit": Subcommand("jobs.audit", "AuditConfig", "prove that a run used every sample once in each epoch", "run"),
 }
 
 # Not jobs: their config is a cluster's file.
 CLUSTER_VERBS = {
-    f"cluster {verb}": Job("jobs.cluster", schema, help, positional, function=verb, takes_file=True)
+    f"cluster {verb}": Subcommand("jobs.cluster", schema, help, positional, function=verb, takes_file=True)
     for verb, schema, positional, help in (
         ("render", "RenderConfig", "", "print what a submission would send to the launcher"),
         ("preflight", "PreflightConfig", "", "ask every node of a running cluster whether a job could work there"),
-        ("status", "AskConfig", "id", "where a submitted job is"),
-        ("logs", "AskConfig", "id", "what it has printed"),
-        ("down", "AskConfig", "id", "end it"),
+        ("status", "SubmittedConfig", "id", "where a submitted job is"),
+        ("logs", "SubmittedConfig", "id", "what it has printed"),
+        ("down", "SubmittedConfig", "id", "end it"),
     )
 }
 COMMANDS = JOBS | CLUSTER_VERBS
@@ -118,7 +124,7 @@ class CommandLine:
     """A command line, read."""
 
     name: str
-    job: Job
+    job: Subcommand
     config: Any
     cluster: str
     """FILE of cluster=FILE, in a submission."""

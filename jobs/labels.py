@@ -1,7 +1,7 @@
 """`autogaze export-labels DATASET output=labels.json` and `autogaze import-labels FILES data=DATASET output=NEW`.
 
-Gaze in the reference's label format: out of a dataset, for whatever trains on such files; and into a new dataset with
-the frames of an old one, from wherever such files come.
+Gaze in the reference's label format: out of a dataset, for code that trains on such files; and out of such files into a
+new dataset that has the frames of an old one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def export(config: ExportConfig, console: Console) -> int:
 
 
 def import_(config: ImportConfig, console: Console) -> int:
-    """Make the dataset, or what of it is missing; the exit status. Raises PipelineError, in one line."""
+    """Make the dataset, or its missing shards; the exit status. Raises PipelineError, in one line."""
     check(config)
     dataset, output = shards.open_dataset(config.data), Location(config.output)
     if dataset.about.get("format") != DATASET_FORMAT:
@@ -83,22 +83,22 @@ def import_(config: ImportConfig, console: Console) -> int:
     if output == dataset.url:
         raise PipelineError("output and data are one place: the labels make a new dataset")
     with console.status("reading the labels"):
-        found = files.read_labels(files.label_files(config.labels), dataset.plan, dataset.vocabulary)
-    if not found.gazes:
+        labels = files.read_labels(files.label_files(config.labels), dataset.plan, dataset.vocabulary)
+    if not labels.gazes:
         key = next(iter(keys.clip_keys(dataset.plan)), "none")
         raise PipelineError(
             f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {key}, "
-            f"in the labels {found.example or 'none'}"
+            f"in the labels {labels.example or 'none'}"
         )
-    threshold = _threshold(config, dataset, found, console)
-    missing = into_dataset.begin(dataset, output, into_dataset.describe_import(dataset, found, threshold))
+    threshold = _threshold(config, dataset, labels, console)
+    missing = into_dataset.begin(dataset, output, into_dataset.describe_import(dataset, labels, threshold))
     with _progress(console) as progress, one_torch_thread():
         task = progress.add_task("shards", total=len(missing))
         outcomes = into_dataset.make(
             dataset,
             output,
             missing,
-            found,
+            labels,
             threshold,
             config.threads,
             lambda: progress.advance(task),
@@ -107,23 +107,23 @@ def import_(config: ImportConfig, console: Console) -> int:
         _say(console, ", ".join(f"{outcomes[name]:,} clips {name}" for name in shards.OUTCOMES))
     else:
         _say(console, "nothing to do: all shards are committed")
-    if found.unused:
-        _say(console, f"not used: {found.unused:,} labels of clips that {dataset.url} does not plan", "yellow")
+    if labels.unused:
+        _say(console, f"not used: {labels.unused:,} labels of clips that {dataset.url} does not plan", "yellow")
     _say(console, f"dataset: {output}")
     return 0
 
 
-def _threshold(config: ImportConfig, dataset: Dataset, found: files.Labels, console: Console) -> float:
-    """What `met` is measured against, in the units of the labels' losses."""
+def _threshold(config: ImportConfig, dataset: Dataset, labels: files.Labels, console: Console) -> float:
+    """The error that frames are held against, in the units of the labels' losses."""
     if config.threshold is not None:
         return config.threshold
     threshold, units = dataset.config.get("threshold"), dataset.about.get("units")
-    if threshold is None or (found.units is not None and found.units != units):
+    if threshold is None or (labels.units is not None and labels.units != units):
         raise PipelineError(
             f"threshold= is missing: {dataset.url} has {threshold} in other units ({units}) than the labels' losses "
-            f"({found.units or 'not said'}); give it in theirs"
+            f"({labels.units or 'not said'}); give it in theirs"
         )
-    if found.units is None:
+    if labels.units is None:
         note = f"the labels do not say their units: frames are held against {threshold:g}, the threshold of data"
         _say(console, f"{note}; give threshold= for another", "yellow")
     return float(threshold)

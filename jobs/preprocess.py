@@ -11,12 +11,12 @@ from rich.table import Table
 
 from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
-from cluster.preflight import alive_nodes, probing
+from cluster.probes import alive_nodes, probing
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import clear_video_cache
 from pipelines.preprocess.graph import execute
-from pipelines.preprocess.job import Job, make_ready, plan_job, resume, tidy
+from pipelines.preprocess.job import Job, plan_job, prepare_output, remove_leftovers, resume
 from pipelines.preprocess.record import run_record
 from pipelines.preprocess.series import PreprocessSeries
 from pipelines.preprocess.totals import Totals
@@ -32,14 +32,14 @@ _RECORD_SECONDS = 15.0  # between two records of a run that goes on, for `autoga
 class PreprocessJob(PreprocessConfig):
     """Preprocess a video store into gaze shards."""
 
-    ray: RayConfig = section(RayConfig, may_change=True)
+    ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run show what it would do; the exit status."""
     job = resume(config)
     if not dry_run:
-        make_ready(config, job)
+        prepare_output(config, job)
         if job and config.retry:  # which takes shards back
             job = resume(config)
     if job and job.notice:
@@ -65,7 +65,7 @@ def _without_work(job: Job, console: Console, dry_run: bool) -> int:
             f"planned: {len(job.rows)} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False
         )
     else:
-        tidy(job)
+        remove_leftovers(job)
         of_part = "" if not job.config.part else f" of part {job.config.part}"
         console.print(f"nothing to do: all {job.shards} shards{of_part} are committed", highlight=False)
     return 0
@@ -95,10 +95,10 @@ def _make_shards(job: Job, workers: Workers, cluster: ClusterSize, console: Cons
                 recorder.while_running(totals)
 
             execute(job, workers, totals, on_shard)
-        tidy(job)
+        remove_leftovers(job)
         if job.keeps_videos:
             with probing(alive_nodes()) as probes:
-                probes.ask(clear_video_cache)
+                probes.call(clear_video_cache)
         record = recorder.publish(totals, "done")
     except (KeyboardInterrupt, SystemExit):
         recorder.publish(totals, "interrupted")

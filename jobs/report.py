@@ -1,7 +1,7 @@
-"""autogaze report DATASET: one HTML file that shows what a dataset is, how well it was gazed and what failed.
+"""`autogaze report DATASET`: one HTML file that shows what a dataset is, how well it was gazed and what failed.
 
-The file holds everything it shows: no network, no script. Numbers of clips come from the indexes, read shard by shard;
-only the clips of the gallery and a bounded sample for the token charts are opened.
+The file holds everything it shows: no network, no script. Its numbers come from the indexes, read shard by shard; only
+the clips of the gallery, and a sample of bounded size for the token charts, are opened.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ReportConfig:
 
 
 def run(config: ReportConfig, console: Console) -> str:
-    """Write the report; where it is. Raises PipelineError: no dataset, damaged dataset, output not writable."""
+    """Write the report; its URL. Raises PipelineError: no dataset, damaged dataset, output not writable."""
     check(config)
     with console.status("reading the dataset"), one_torch_thread():
         dataset = shards.open_dataset(config.dataset)
@@ -146,7 +146,7 @@ def hex_colour(level: int) -> str:
 
 @dataclass
 class Frame:
-    """One column of a card; images are data: URLs, or None when frames were not stored."""
+    """One column of a card. Images are data: URLs; None when frames are not stored."""
 
     number: int  # in the clip, from 0
     tokens: int

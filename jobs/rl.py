@@ -16,7 +16,7 @@ from pipelines.schema import section
 class RL(RLConfig):
     """Improve a policy by reinforcement learning."""
 
-    ray: RayConfig = section(RayConfig, may_change=True)
+    ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
 def run(config: RL, console: Console) -> int:

@@ -31,12 +31,12 @@ class ScanConfig:
 
 
 def run(config: ScanConfig, console: Console) -> int:
-    """Write the manifest and print what is in it; the exit status."""
+    """Write the manifest and print a summary of it; returns the exit status."""
     check(config)
     output = Location(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
-    videos.list_videos(config.input)  # a missing input need not wait for Ray
-    store.require_writable(output.parent)  # nor should an hour's scan end in one that cannot be kept
+    videos.list_videos(config.input)  # a missing input is reported before Ray starts
+    store.require_writable(output.parent)  # so is an output that cannot be written
     with running(config.ray):
         manifest = manifests.scan(config.input, previous, config.decoder_timeout_s)
     store.publish(manifests.manifest_bytes(manifest), output)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a question that a loop can ask."""
+"""SIGTERM and SIGINT as a function that a loop can call: is it time to stop?"""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGINT came, as something that can be asked; a second one ends the process as usual."""
-    asked = threading.Event()
+    """Gives a function that is true once SIGTERM or SIGINT has come. A second signal ends the process as usual."""
+    received = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, frame: object) -> None:
-        asked.set()
+        received.set()
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)
     try:
-        yield asked.is_set
+        yield received.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,6 +1,6 @@
 """`autogaze status DATASET|RUN`: how far a job is, how fast, and what went wrong, from storage alone.
 
-Exit status: 0 while it runs and when it is done; 1 when it is stalled, was stopped before its end, or no clip came out.
+Exit status: 0 while it runs and when it is done; 1 when it is stalled, was stopped before its end, or no clip is ok.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.inspection.status import DatasetStatus, RunStatus, StatusCache, clock, read_status
+from pipelines.inspection.dataset_status import DatasetStatus, StatusCache
+from pipelines.inspection.liveness import clock
+from pipelines.inspection.run_status import RunStatus
+from pipelines.inspection.status import read_status
 from pipelines.schema import check, setting
 
 _COLOURS = {"running": "cyan", "starting": "cyan", "done": "green"}
@@ -46,11 +49,11 @@ def run(config: StatusConfig, console: Console) -> int:
 
     status = look()
     if config.format == "json" or not (config.watch and console.is_terminal):
-        _say(status, config, console)
+        _print(status, config, console)
         while config.watch and status.state in ("starting", "running"):
             time.sleep(config.watch)
             status = look()
-            _say(status, config, console)
+            _print(status, config, console)
     else:
         with Live(shown(status), console=console, auto_refresh=False) as live:
             while status.state in ("starting", "running"):
@@ -60,24 +63,24 @@ def run(config: StatusConfig, console: Console) -> int:
     return 0 if status.well else 1
 
 
-def _say(status: DatasetStatus | RunStatus, config: StatusConfig, console: Console) -> None:
+def _print(status: DatasetStatus | RunStatus, config: StatusConfig, console: Console) -> None:
     if config.format == "json":
         document = asdict(status) | {"well": status.well}
-        console.file.write(json.dumps(_plain(document), ensure_ascii=False, allow_nan=False) + "\n")
+        console.file.write(json.dumps(_without_nan(document), ensure_ascii=False, allow_nan=False) + "\n")
         console.file.flush()
     else:
         console.print(shown(status))
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows no number that is not finite."""
+def _without_nan(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: _without_nan(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(status: DatasetStatus | RunStatus) -> Table:
-    """The status as a table of a name and its value a line."""
+    """The status as a table: a name and its value on each line."""
     table = Table(show_header=False, title_justify="left", title=Text(status.url))
     table.add_row("state", Text(status.state, style=_COLOURS.get(status.state, "red")))
     for name, value in _dataset_rows(status) if isinstance(status, DatasetStatus) else _run_rows(status):
@@ -106,7 +109,7 @@ def _dataset_rows(status: DatasetStatus) -> list[tuple[str, str]]:
         busy = ", ".join(f"{name} {share:.0%}" for name, share in sorted(status.stages.items(), key=lambda s: -s[1]))
         rows.append(("slowest stage", f"{status.slowest_stage} (busy: {busy})"))
     else:
-        rows.append(("slowest stage", "not said: the job has left no record of a run beside the dataset yet"))
+        rows.append(("slowest stage", "not known yet: no run has left a record beside the dataset"))
     return rows
 
 

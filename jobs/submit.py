@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import kuberay, slurm
+from cluster import kuberay, slurm, slurm_script
 from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import config as configs
@@ -22,7 +22,7 @@ _WORDS = {None: "null", True: "true", False: "false"}
 
 
 def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], int], console: Console) -> int:
-    """Run a job as the cluster's file says; the exit status: of the job if it runs here, else of the submission.
+    """Run a job where the cluster's file says. Returns the exit status: of a job that runs here, else of submitting.
 
     Args:
         file: YAML of a ClusterSpec.
@@ -59,7 +59,7 @@ def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], int]
 
 
 def load_spec(file: str) -> ClusterSpec:
-    """A cluster's file, checked. Raises PipelineError, ClusterError in one line."""
+    """Read and check a cluster's file. Raises PipelineError, ClusterError in one line."""
     spec = configs.load(ClusterSpec, [], file)
     check_spec(spec)
     return spec
@@ -73,8 +73,8 @@ def rendered(spec: ClusterSpec, name: str, config: Any) -> str:
     if spec.backend == "slurm":
         if spec.slurm.array:
             _require_parts(name, config)
-            return slurm.render_array(spec, command(spec, name, config), f"0-{spec.slurm.array - 1}")
-        return slurm.render(spec, command(spec, name, config), joins_ray=joins_ray(config))
+            return slurm_script.render_array(spec, command(spec, name, config), f"0-{spec.slurm.array - 1}")
+        return slurm_script.render(spec, command(spec, name, config), joins_ray=joins_ray(config))
     _join(config, spec.address)
     return shlex.join(["autogaze", *name.split(), *changed_settings(config)]) + "\n"
 
@@ -91,7 +91,7 @@ def command(spec: ClusterSpec, name: str, config: Any) -> list[str]:
 
 
 def changed_settings(config: Any) -> Iterator[str]:
-    """KEY=VALUE for every key that differs from its default; jobs.config.load makes the same config of them."""
+    """KEY=VALUE for every key that differs from its default; jobs.config.load turns them into an equal config."""
     for key, default in zip(settings_of(config), settings_of(type(config)()), strict=True):
         if key.value != default.value:
             is_word = key.value is None or key.type is bool
@@ -99,12 +99,12 @@ def changed_settings(config: Any) -> Iterator[str]:
 
 
 def joins_ray(config: Any) -> bool:
-    """Whether the job works on a Ray cluster; some run in one process, as training by one rank does."""
+    """Whether the job uses a Ray cluster. Some run in one process, such as training with one rank."""
     return hasattr(config, "ray") and getattr(config, "needs_ray", True)
 
 
 def _join(config: Any, address: str) -> None:
-    """Let a job that works on Ray join the one at an address, unless its config names another."""
+    """Set the Ray that a job joins, where it uses Ray and its config names no other."""
     if joins_ray(config) and not config.ray.address:
         config.ray.address = address
 
@@ -126,7 +126,7 @@ def _submit_to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
 
 
 def _submit_array(spec: ClusterSpec, name: str, config: Any) -> str:
-    """Submit the parts that have shards to make; the array's id, or '' when there are none."""
+    """Submit the parts that still have shards to make; the array's id, or '' if there are none."""
     _require_parts(name, config)
     from pipelines.preprocess import job as preprocess_job  # here, not above: it imports torch
     from pipelines.storage import store

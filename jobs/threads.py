@@ -1,4 +1,4 @@
-"""How many threads torch takes for work on single clips."""
+"""How many threads torch uses for work on single clips."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Let torch work in this thread alone: the arrays of one clip are too small to share, and where other processes
-    use the same cores, threads that wait for each other made gazing a clip take three times as long."""
+    """Let torch use this thread alone.
+
+    The arrays of one clip are too small to share out. Where other processes use the same cores, threads that wait for
+    each other made gazing at a clip three times as slow.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 class TrainPolicy(PolicyTrainConfig):
     """Train the policy by next-token prediction."""
 
-    ray: RayConfig = section(RayConfig, may_change=True)
+    ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
 @dataclass
 class TrainReconstructor(ReconstructorTrainConfig):
     """Pre-train the reconstructor."""
 
-    ray: RayConfig = section(RayConfig, may_change=True)
+    ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
 def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:

@@ -1,8 +1,8 @@
-"""Config dataclasses whose fields say everything about themselves: default, help, range, and what a resume may change.
+"""Config dataclasses whose fields say everything about themselves: default, help, range, what a resume may change.
 
     lr: float = setting(5e-4, "learning rate", more_than=0)
     schedule: Literal["constant", "linear"] = setting("linear", "how the rate falls")
-    scale: ScaleConfig = section(ScaleConfig, may_change=True)
+    scale: ScaleConfig = section(ScaleConfig, on_resume="any value")
 
 The command line, the printed YAML, the reference pages, the checks before a job and the comparison when it resumes all
 read these fields. A plain dataclass field works too: it has no help and may have any value.
@@ -13,11 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from pipelines.errors import PipelineError
 
 T = TypeVar("T")
+OnResume: TypeAlias = Literal["same value", "same content", "any value"]
+"""What a setting must be when a job goes on with what it began: the same; another path, say, to the same content (which
+is compared, by fingerprints); or anything."""
 
 
 class Limits(NamedTuple):
@@ -63,7 +66,7 @@ class Setting:
         optional: whether it may be None, written as null or as nothing.
         choices: the words it may be, of a Literal field; () = any.
         required: whether it must be given.
-        may_change: whether a job that resumes may have another value than the one it was begun with.
+        on_resume: what it must be when the job goes on with what it began.
     """
 
     name: str
@@ -74,7 +77,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     limits: Limits = Limits()
     required: bool = False
-    may_change: bool = False
+    on_resume: OnResume = "same value"
 
     @property
     def allowed(self) -> str:
@@ -92,21 +95,21 @@ def setting(
     at_most: float | None = None,
     less_than: float | None = None,
     required: bool = False,
-    may_change: bool = False,
+    on_resume: OnResume | None = None,
 ) -> T:
     """A dataclass field that holds one value; its arguments are those of `Setting` and `Limits`.
 
-    The words that a text may be are in its type: Literal["cpu", "cuda"].
+    The words that a text may be are in its type: Literal["cpu", "cuda"]. on_resume: None = as of the section.
     """
     limits = Limits(at_least, more_than, at_most, less_than)
     return field(
-        default=default, metadata={"help": help, "limits": limits, "required": required, "may_change": may_change}
+        default=default, metadata={"help": help, "limits": limits, "required": required, "on_resume": on_resume}
     )
 
 
-def section(make: Callable[[], T], *, may_change: bool = False) -> T:
-    """A dataclass field that holds a config of its own, whose keys are `field.key`; may_change: all of them."""
-    return field(default_factory=make, metadata={"may_change": may_change})
+def section(make: Callable[[], T], *, on_resume: OnResume | None = None) -> T:
+    """A dataclass field that holds a config of its own, with keys `field.key`. on_resume: of keys that do not say."""
+    return field(default_factory=make, metadata={"on_resume": on_resume})
 
 
 def settings_of(config: Any, prefix: str = "") -> list[Setting]:
@@ -114,15 +117,15 @@ def settings_of(config: Any, prefix: str = "") -> list[Setting]:
 
     prefix: before each name, where `config` is a part of another: "clip.".
     """
-    return list(_settings(config, prefix, False))
+    return list(_settings(config, prefix, "same value"))
 
 
-def _settings(config: Any, prefix: str, may_change: bool) -> Iterator[Setting]:
+def _settings(config: Any, prefix: str, on_resume: OnResume) -> Iterator[Setting]:
     hints = get_type_hints(type(config))
     for each in ordered_fields(config):
-        value, free = getattr(config, each.name), may_change or each.metadata.get("may_change", False)
+        value, resume = getattr(config, each.name), each.metadata.get("on_resume") or on_resume
         if is_dataclass(value):
-            yield from _settings(value, f"{prefix}{each.name}.", free)
+            yield from _settings(value, f"{prefix}{each.name}.", resume)
             continue
         kinds = [kind for kind in get_args(hints[each.name]) if kind is not type(None)]
         optional = len(kinds) < len(get_args(hints[each.name]))
@@ -137,7 +140,7 @@ def _settings(config: Any, prefix: str, may_change: bool) -> Iterator[Setting]:
             choices=choices,
             limits=each.metadata.get("limits", Limits()),
             required=each.metadata.get("required", False),
-            may_change=free,
+            on_resume=resume,
         )
 
 

@@ -1,47 +1,152 @@
-"""Imports run one way: jobs -> cluster, pipelines -> autogaze; autogaze and cluster import nothing of ours."""
+"""The order of packages, rooms and modules that docs/architecture.md draws, read from the sources.
+
+Every import counts: those inside functions and under TYPE_CHECKING too, since they tie modules together all the same.
+"""
 
 from __future__ import annotations
 
 import ast
-from pathlib import Path
+import statistics
+import subprocess
+import sys
 
 import pytest
 
-from tests.support import places
+from tests.support import modules, places
+from tests.support.modules import all_modules, under
 
-ROOT = places.ROOT
-ALLOWED = {
+MAY_IMPORT = {
     "autogaze": {"autogaze"},
     "pipelines": {"pipelines", "autogaze"},
     "cluster": {"cluster"},
     "jobs": {"jobs", "cluster", "pipelines", "autogaze"},
 }
-FORBIDDEN = {"autogaze": {"ray", "fsspec", "s3fs", "rich", "av", "pandas", "pyarrow"}}
+NOT_IN_AUTOGAZE = {"ray", "fsspec", "s3fs", "rich", "omegaconf", "av", "pandas", "pyarrow"}
+
+# Top to bottom. The last ones are single files beside the rooms.
+FLOORS = (
+    *("rl", "train", "inspection", "runs", "preprocess", "loading", "labels"),
+    *("dataset", "corpus", "gazing", "video", "storage"),
+    *("ray_data", "prometheus", "schema", "errors"),
+)
+
+# What a decode actor imports before it decodes: no torch, which takes seconds and hundreds of MB in each, and no Ray of
+# its own.
+LIGHT = ("pipelines.corpus", "pipelines.video", "pipelines.storage")
+# These load a library that a user chooses, and that brings torch; pipelines.video.backends imports them on demand.
+NOT_LIGHT = {"pipelines.video.torchcodec"}
+
+# Functions that modules of a package define under one name because each answers the same call.
+INTERFACES = {
+    "pipelines.video": {"fingerprint", "decode_into", "probe"},  # pipelines.video.backends.Backend; probe is PyAV's
+    "cluster": {"render", "submit", "status", "logs", "cancel"},  # of a launcher
+    "jobs": {"run", "render", "submit", "status", "logs"},  # of a job, and of the verbs of `autogaze cluster`
+}
 
 
-def imports(file: Path) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(name.name.split(".")[0] for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            found.add((node.module or "").split(".")[0])
-    return found
+def room(module: str) -> str:
+    """The room of a module of pipelines, or the file beside the rooms."""
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize("package", ALLOWED)
+@pytest.mark.parametrize("package", modules.PACKAGES)
 def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
-    files = list((ROOT / package).rglob("*.py"))
-    assert files
-    for file in files:
-        names = imports(file)
-        assert names & ALLOWED.keys() <= ALLOWED[package], file
-        assert not names & FORBIDDEN.get(package, set()), file
+    assert under(package)
+    for module in under(package):
+        imported = {name.partition(".")[0] for name in module.imports}
+        assert imported & MAY_IMPORT.keys() <= MAY_IMPORT[package], module.name
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_a_file_holds_one_idea(package: str) -> None:
-    for file in (ROOT / package).rglob("*.py"):
-        assert len(file.read_text().splitlines()) <= 500, file
-        assert ast.get_docstring(ast.parse(file.read_text())), f"{file} does not say what it is"
+def test_autogaze_needs_no_storage_no_cluster_and_no_command_line() -> None:
+    for module in under("autogaze"):
+        assert not {name.partition(".")[0] for name in module.imports} & NOT_IN_AUTOGAZE, module.name
+
+
+def test_every_room_of_pipelines_has_its_floor() -> None:
+    assert {room(module.name) for module in under("pipelines") if module.name != "pipelines"} == set(FLOORS)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_room_imports_only_rooms_below_it(floor: str) -> None:
+    below = FLOORS[FLOORS.index(floor) :]
+    for module in under(f"pipelines.{floor}"):
+        up = {name for name in module.ours if name.startswith("pipelines.") and room(name) not in below}
+        assert not up, f"{module.name} imports {sorted(up)}"
+
+
+def test_gazing_takes_arrays_and_knows_no_videos_and_no_storage() -> None:
+    rooms = {room(name) for module in under("pipelines.gazing") for name in module.ours if "pipelines." in name}
+    assert not rooms & {"corpus", "video", "storage"}
+
+
+def test_policy_and_reconstruction_do_not_know_each_other() -> None:
+    for one, other in (("model", "reconstruction"), ("reconstruction", "model")):
+        for module in under(f"autogaze.{one}"):
+            arrows = {name for name in module.ours if name.startswith(f"autogaze.{other}")}
+            assert not arrows, f"{module.name} imports {sorted(arrows)}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    assert modules.circle({name: module.ours for name, module in all_modules().items()}) == []
+
+
+def test_a_circle_of_imports_would_be_found() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"e"}, "e": {"b"}}
+    assert modules.circle({name: frozenset(to) for name, to in graph.items()}) == ["b", "d", "e", "b"]
+
+
+def test_decode_actors_load_neither_torch_nor_ray() -> None:
+    light = [module.name for prefix in LIGHT for module in under(prefix) if module.name not in NOT_LIGHT]
+    assert len(light) > 20
+    assert loaded_by(*light, "pipelines.preprocess.decode_stage") & {"torch", "ray"} == set()
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    heavy = {"torch", "ray", "pandas", "pyarrow", "fsspec", "av", "transformers"}
+    assert loaded_by("jobs.cli") & heavy == set()
+
+
+def loaded_by(*names: str) -> set[str]:
+    """Every module that a new process has loaded once it has imported these."""
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=places.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(names) <= set(done.stdout.split())
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("package", ["pipelines", "cluster", "jobs"])
+def test_an_init_file_holds_a_docstring_only(package: str) -> None:
+    """Those of autogaze may re-export: a user of the method writes `from autogaze.model import AutoGaze`."""
+    for module in under(package):
+        if module.path.name == "__init__.py":
+            assert len(module.tree.body) == 1 and ast.get_docstring(module.tree), module.name
+
+
+def test_a_file_holds_one_idea_and_says_which() -> None:
+    for module in all_modules().values():
+        assert module.lines <= 500, f"{module.path} has {module.lines} lines"
+        assert ast.get_docstring(module.tree), f"{module.path} does not say what it is"
+    assert statistics.median(module.lines for module in all_modules().values()) < 200
+
+
+def test_a_public_class_or_constant_has_one_meaning() -> None:
+    """A type variable has no meaning of its own, so T may be one in many modules."""
+    assert modules.defined_twice("class", "constant") == {}
+
+
+def test_a_function_defined_twice_is_named_with_its_module() -> None:
+    """`npz.read` and `tables.read` may both exist; `from autogaze.npz import read` would hide which is meant."""
+    ambiguous = {
+        f"{home}.{name}"
+        for name, homes in modules.defined_twice("function").items()
+        for home in homes
+        if not any(f"{home}.".startswith(f"{prefix}.") and name in names for prefix, names in INTERFACES.items())
+    }
+    bare = {name: sorted(module.imports & ambiguous - all_modules().keys()) for name, module in all_modules().items()}
+    assert {name: functions for name, functions in bare.items() if functions} == {}
+
+
+def test_what_imports_are_read_includes_those_inside_functions() -> None:
+    decode = all_modules()["pipelines.video.decode"]
+    assert "pipelines.video.pyav" in decode.ours and "pipelines.video.base" in decode.ours

@@ -21,7 +21,7 @@ def needs_adaptation(own: PatchVocabulary, wanted: PatchVocabulary) -> bool:
     return (own.scales, own.counts) != (wanted.scales, wanted.counts)
 
 
-def check(own: PatchVocabulary, wanted: PatchVocabulary) -> None:
+def require_adaptable(own: PatchVocabulary, wanted: PatchVocabulary) -> None:
     """Raise ValueError if the policy cannot be adapted to a vocabulary."""
     if len(own.scales) != len(wanted.scales):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The AutoGaze network (docs/method.md): gaze at clips, score a gaze, gaze at frames as they come.
+"""The AutoGaze policy (docs/method.md): gaze at clips, score a gaze, gaze at frames as they come.
 
 policy = AutoGaze.from_pretrained("nvidia/AutoGaze")
 gaze = policy.gaze(frames, max_ratio=0.75, loss_threshold=0.7)      # frames: uint8 [B, 16, 224, 224, 3]
@@ -35,11 +35,11 @@ from autogaze.model.sampling import Sampling, mixed
 from autogaze.model.scoring import Scores, score
 from autogaze.patches import PatchVocabulary
 
-_ENCODED_AT_ONCE = 64  # frames; as floats they take 0.6 MB each, and a wide batch of clips need not be there at once
+_ENCODED_AT_ONCE = 64  # frames, of 0.6 MB each as floats, so that a wide batch of clips need not fit in memory
 
 
 class Encoded(NamedTuple):
-    """Clips as the encoder left them, to gaze at or score many times.
+    """Encoded clips, to gaze at or score many times.
 
     tokens: vision tokens [B, T, P, hidden], on the policy's device.
     """
@@ -47,17 +47,17 @@ class Encoded(NamedTuple):
     tokens: Tensor
 
     def repeat(self, times: int) -> Encoded:
-        """Each clip so many times, one after the other: [B * times, T, P, hidden]."""
+        """Each clip `times` times in a row: [B * times, T, P, hidden]."""
         return Encoded(self.tokens.repeat_interleave(times, dim=0))
 
 
 class Rollout(NamedTuple):
-    """A sampled gaze, and how likely each patch of it was. Both tensors in the layout of `gaze.padded()`.
+    """A sampled gaze with its log-probabilities. Both tensors are in the layout of `gaze.padded()`.
 
-    drawn: int64 [B, N], what was drawn for each slot, also where the threshold then left the slot unused; the
-        end-of-frame id where nothing was drawn.
-    log_probs: float32 [B, N], log-probabilities of what was drawn, in the distribution it was drawn from: with
-        temperature, top-k, and without the patches the frame already had.
+    drawn: int64 [B, N], what was drawn for each slot, even if the threshold then left the slot unused; the end-of-frame
+        id where nothing was drawn.
+    log_probs: float32 [B, N], of what was drawn, in the distribution it was drawn from: with temperature and top-k, and
+        without the patches that the frame already had.
     """
 
     gaze: Gaze
@@ -76,12 +76,12 @@ class GazingModel(nn.Module):
 
 
 class AutoGaze(nn.Module):
-    """The policy. Fresh weights are random; `from_pretrained` reads a checkpoint.
+    """The policy, with random weights; `from_pretrained` reads a checkpoint.
 
-    positions: "reference" | "consistent", how decode steps are placed (docs/method.md, section 'Positions'); the
-        config's. Gazing with reference positions gives each row what the reference gives it as a batch of one, whatever
-        its batch mates are.
-    cuda_graphs: whether decode steps run as CUDA graphs. None: where the device is a GPU.
+    positions: "reference" or "consistent", the config's: how decode steps are placed (docs/method.md, section
+        'Positions'). With reference positions each row gets the gaze that the reference gives it as a batch of one,
+        whatever the rest of the batch.
+    cuda_graphs: whether decode steps run as CUDA graphs. None: if the device is a GPU.
     """
 
     def __init__(self, config: AutoGazeConfig, cuda_graphs: bool | None = None) -> None:
@@ -103,11 +103,11 @@ class AutoGaze(nn.Module):
     ) -> AutoGaze:
         """A checkpoint in the reference's format: a folder, or a hub id such as "nvidia/AutoGaze".
 
-        positions: None for what the checkpoint says it was trained for (the reference's says nothing: "reference").
-        dtype: float32 or bfloat16, of weights and arithmetic. device: cpu, cuda or mps; nothing is chosen silently.
+        positions: None: those the checkpoint was trained for, by its config ("reference", if that does not say).
+        dtype: float32 or bfloat16, of weights and arithmetic. device: cpu, cuda or mps; none is chosen silently.
 
-        Raises CheckpointError (a ValueError), one line, if it is not there, damaged, or of another kind of network.
-        Raises ValueError for another dtype, a device that is not there, and CUDA graphs without a GPU.
+        Raises CheckpointError (a ValueError), in one line, if the checkpoint is missing, damaged, or of another kind of
+        network. Raises ValueError for another dtype, a device this machine lacks, and CUDA graphs without a GPU.
         """
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype is {dtype}: wanted torch.float32 or torch.bfloat16")
@@ -130,7 +130,7 @@ class AutoGaze(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the weights and whatever of the config changes results."""
+        """Changes with the weights, and with everything in the config that results depend on."""
         return checkpoint.fingerprint(self.config, self._weights())
 
     @property
@@ -140,14 +140,17 @@ class AutoGaze(nn.Module):
 
     @property
     def positions(self) -> str:
+        """How decode steps are placed; see the class."""
         return self.config.positions
 
     @property
     def device(self) -> torch.device:
+        """Of the weights."""
         return self.gazing_model.connector.pos_embed.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights."""
         return self.gazing_model.connector.pos_embed.dtype
 
     @property
@@ -165,20 +168,20 @@ class AutoGaze(nn.Module):
         sample: Sampling | None = None,
         vocabulary: PatchVocabulary | None = None,
     ) -> Gaze:
-        """Gaze at clips: which patches of each frame, in order, and the loss predicted after each. On the CPU.
+        """Gaze at clips: the patches of each frame, in order, and the loss predicted after each. On the CPU.
 
-        frames: uint8 [B, T, H, W, 3], of any size, preprocessed here as the reference does (shortest edge to 224, then
-            squashed to a square), or floats [B, T, 3, H, W], preprocessed already.
-        max_ratio: most of a frame's patches to gaze at, in (0, 1]: a number, or one for each frame.
-        loss_threshold: a frame is done when its predicted loss is at or under this, in the units the checkpoint was
+        frames: uint8 [B, T, H, W, 3] of any size, preprocessed here as in the reference (shortest edge to 224, then
+            resized to a square), or preprocessed floats [B, T, 3, H, W].
+        max_ratio: the largest share of a frame's patches, in (0, 1]: a number, or one for each frame.
+        loss_threshold: a frame ends when its predicted loss is at or under this, in the units the checkpoint was
             trained with: a number, one for each frame [T], or one for each row (and frame) [B, 1] or [B, T].
-        One of the two alone is the only limit; without both, the checkpoint's own defaults hold (as released: 0.75 and
-        0.7).
-        sample: None takes the best patch every time.
-        vocabulary: of another vision model (docs/method.md, section 'Other sizes'). Frames are then square and of its
-            size (uint8 ones are resized to it), ids ascend, and no losses are given.
+        If only one of the two is given, it is the only limit; if none, the checkpoint's defaults hold (as released,
+        0.75 and 0.7).
+        sample: None: always the best patch.
+        vocabulary: of another vision model (docs/method.md, section 'Other sizes'). Frames must then be square and of
+            its size (uint8 frames are resized to it); ids ascend, and there are no losses.
 
-        A row's gaze does not depend on the other rows. Raises ValueError, one line, for what makes no sense.
+        A row's gaze does not depend on the other rows. Raises ValueError, in one line, for arguments that do not fit.
         """
         if vocabulary is not None and adaptation.needs_adaptation(self.vocabulary, vocabulary):
             return self._adapted(frames, max_ratio, loss_threshold, sample, vocabulary)
@@ -193,7 +196,7 @@ class AutoGaze(nn.Module):
         sample: Sampling | None = None,
         batch: int = 1,
     ) -> Stream:
-        """Gaze at frames as they come; limits as in `gaze`, the same for every frame."""
+        """Gaze at frames as they come, `batch` clips at a time. Limits as in `gaze`, the same for every frame."""
         return Stream(self, max_ratio, loss_threshold, sample, batch)
 
     def rollout(
@@ -204,9 +207,10 @@ class AutoGaze(nn.Module):
         loss_threshold: Any = None,
         slots: Sequence[int] | None = None,
     ) -> Rollout:
-        """Sample a gaze as `gaze` does, and say how likely it was.
+        """Sample a gaze as `gaze` does, with its log-probabilities.
 
-        slots: patches of each frame, instead of max_ratio. Raises ValueError, one line, for what makes no sense.
+        slots: the number of patches of each frame, instead of max_ratio. Raises ValueError, in one line, for arguments
+        that do not fit.
         """
         with self._own_precision():
             encoded = self.encode(frames)
@@ -236,16 +240,15 @@ class AutoGaze(nn.Module):
         sample: Sampling | None = None,
         drawn: Tensor | None = None,
     ) -> Scores:
-        """Log-probabilities and loss predictions of a gaze, with gradients where they are on.
+        """Log-probabilities and loss predictions of a gaze, with gradients if they are enabled.
 
         See docs/method.md, section 'Teacher forcing'.
 
-        sample: how the gaze was sampled; log-probabilities are then of what was drawn, in the distribution that it was
-            drawn from, as a `Rollout` has them (seeds do not matter). None: over all ids at temperature 1, as the
-            reference has them.
-        drawn: of the Rollout; None: what the gaze holds, which is the same unless a threshold left slots unused.
+        sample: how the gaze was sampled (seeds do not matter). Log-probabilities are then those of a `Rollout`. None:
+            those over all ids at temperature 1, as in the reference.
+        drawn: of the Rollout. None: the gaze's own patches, which are the same unless a threshold left slots unused.
 
-        Raises ValueError if the gaze is not one of these frames.
+        Raises ValueError if the gaze is not of these frames.
         """
         encoded = self.encode(frames)
         if tuple(encoded.tokens.shape[:2]) != tuple(gaze.lengths.shape):
@@ -258,7 +261,7 @@ class AutoGaze(nn.Module):
         return score(self.gazing_model.gaze_decoder, encoded.tokens, gaze, sample, drawn)
 
     def encode(self, frames: Tensor | np.ndarray | Encoded) -> Encoded:
-        """Encode clips once, for any number of calls that take `frames`. With gradients where they are on."""
+        """Encode clips once, for any number of calls that take `frames`. With gradients if they are enabled."""
         return frames if isinstance(frames, Encoded) else Encoded(self._encode(check_frames(frames)))
 
     # -- parts ---------------------------------------------------------------------------------------------------
@@ -273,7 +276,7 @@ class AutoGaze(nn.Module):
     ) -> Gaze:
         with torch.inference_mode(), self._own_precision():
             gazed = self._gaze_frames(self.encode(clips), caps, thresholds, sample, batches)
-        # Out here, so that what users get are ordinary tensors.
+        # Outside inference mode, so that users get ordinary tensors.
         return as_gaze(gazed, self.vocabulary)
 
     @torch.inference_mode()
@@ -304,7 +307,7 @@ class AutoGaze(nn.Module):
         wanted: PatchVocabulary,
     ) -> Gaze:
         own = self.vocabulary
-        adaptation.check(own, wanted)
+        adaptation.require_adaptable(own, wanted)
         clips = check_frames(frames)
         images = preprocess(clips, wanted.frame_size, self.device) if clips.dtype == torch.uint8 else clips
         tiles = adaptation.cut(images, own, wanted)
@@ -332,8 +335,8 @@ class AutoGaze(nn.Module):
         """Vision tokens [B, T, P, hidden] of clips as users give them."""
         at_once = max(1, _ENCODED_AT_ONCE // clips.shape[1])
         parts = []
-        for some in clips.split(at_once):
-            images = as_model_input(some, self.config.input_size, self.device, self.dtype)
+        for part in clips.split(at_once):
+            images = as_model_input(part, self.config.input_size, self.device, self.dtype)
             parts.append(self.gazing_model.connector(self.gazing_model.vision_model(images)[0]))
         return torch.cat(parts)
 
@@ -345,7 +348,7 @@ class AutoGaze(nn.Module):
         return Generation(decoder, graphs.cache, self.positions, sample, graphs, batches)
 
     def _own_precision(self) -> torch.autocast:
-        """Off with the caller's autocast: the cache holds what the weights' precision gives."""
+        """Switches off the caller's autocast: the cache is in the precision of the weights."""
         return torch.autocast(self.device.type, enabled=False)
 
     def _cache(self, rows: int, room: int) -> Cache:
@@ -356,7 +359,7 @@ class AutoGaze(nn.Module):
         return {name: tensor.detach().float().cpu() for name, tensor in self.state_dict().items()}
 
     def _initialise(self) -> None:
-        """Fresh weights: of deviation 0.02, as Hugging Face's Llama; convolutions and norms as PyTorch makes them."""
+        """Fresh weights: deviation 0.02, as in Hugging Face's Llama; convolutions and norms as PyTorch makes them."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -365,7 +368,7 @@ class AutoGaze(nn.Module):
 
 
 class Stream:
-    """Frames pushed as they come, each gazed at once. Made by `AutoGaze.stream`."""
+    """Gazes at each frame as it comes. Made by `AutoGaze.stream`."""
 
     def __init__(
         self, policy: AutoGaze, max_ratio: float | None, loss_threshold: Any, sample: Sampling | None, batch: int
@@ -382,19 +385,22 @@ class Stream:
         self._past: list[Tensor] | None = None
 
     def push(self, frame: Tensor | np.ndarray) -> Gaze:
-        """The gaze [B, 1] at the next frame of each clip, equal to what `AutoGaze.gaze` gives it in the whole clip.
+        """The gaze [B, 1] at the next frame of each clip, the same that `AutoGaze.gaze` gives it in the whole clip.
 
-        frame: uint8 [H, W, 3] or floats [3, H, W], for a stream of one; or either with B in front. Raises ValueError.
+        frame: uint8 [B, H, W, 3] or floats [B, 3, H, W]; a stream of one clip also takes them without B. Raises
+        ValueError for another shape or dtype.
         """
-        given = frame[None] if frame.ndim == 3 and self.batch == 1 else frame
-        if given.ndim != 4 or len(given) != self.batch:
+        frames = frame[None] if frame.ndim == 3 and self.batch == 1 else frame
+        if frames.ndim != 4 or len(frames) != self.batch:
             raise ValueError(
                 f"a frame of shape {list(frame.shape)}: this stream has {self.batch} clips and wants uint8"
                 f" [{self.batch}, H, W, 3] or floats [{self.batch}, 3, H, W]"
             )
         policy = self.policy
         with torch.inference_mode(), policy._own_precision():
-            images = as_model_input(check_frames(given[:, None]), policy.config.input_size, policy.device, policy.dtype)
+            images = as_model_input(
+                check_frames(frames[:, None]), policy.config.input_size, policy.device, policy.dtype
+            )
             tokens, past = policy.gazing_model.vision_model(images, self._past)
             vision = policy.gazing_model.connector(tokens)[:, 0]
             threshold = None if self.thresholds is None else self.thresholds[:, 0]
@@ -404,14 +410,14 @@ class Stream:
         return as_gaze([gazed], policy.vocabulary)
 
     def fork(self) -> Stream:
-        """A stream that goes its own way from here. Costs a copy of the cache."""
+        """A copy of the stream at this point, which goes on by itself. Costs a copy of the cache."""
         other = copy.copy(self)
         other._generation = self._generation.fork()
         return other
 
 
 def as_gaze(frames: Sequence[FrameGaze], vocabulary: PatchVocabulary) -> Gaze:
-    """The frames' gazes as one."""
+    """The gazes of consecutive frames as one gaze."""
     rows = len(frames[0].slots)
     slots = torch.tensor([frame.slots for frame in frames]).T.contiguous()
     tokens, places, losses, lengths = [], [], [], []
@@ -436,17 +442,17 @@ def as_gaze(frames: Sequence[FrameGaze], vocabulary: PatchVocabulary) -> Gaze:
 
 
 def usable_device(device: torch.device | str) -> torch.device:
-    """A device that is there. Raises ValueError for one that is not."""
+    """The device, if this machine has it. Raises ValueError if not."""
     try:
         device = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r}: wanted cpu, cuda, cuda:<number> or mps") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
         raise ValueError(
-            f"device {str(device)!r} is not there on this machine: it has {[n for n, ok in there.items() if ok]}"
+            f"device {str(device)!r} is not on this machine, which has {[n for n, ok in available.items() if ok]}"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise ValueError(f"device {str(device)!r} is not there on this machine: it has cuda:0 to cuda:{last}")
+        raise ValueError(f"device {str(device)!r} is not on this machine, which has cuda:0 to cuda:{last}")
     return device

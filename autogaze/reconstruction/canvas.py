@@ -1,16 +1,16 @@
 """Canvas: the reconstructor that needs no training. Each gazed patch paints its region at its scale's resolution.
 
 A clip starts as a mid-grey canvas. A gazed patch paints its region with the current frame as seen at the patch's scale
-(area-resampled down, nearest neighbour back up); the canvas stays as it is from frame to frame. The error of a frame is
-the mean absolute difference between canvas and frame, over height, width and RGB, as a share of 255.
+(area-resampled down, nearest neighbour back up). The canvas is kept from frame to frame. The error of a frame is the
+mean absolute difference between canvas and frame, over height, width and RGB, as a share of 255.
 
-All of it is integer arithmetic on 8-bit pixels: an error is a sum of absolute differences, below 2^53 and so exact in
-float64. The same frames give the same numbers on a CPU or GPU, in any batch and with any number of threads.
+All of it is integer arithmetic on 8-bit pixels. An error is a sum of absolute differences below 2^53, and so exact in
+float64: the same frames give the same numbers on CPU and GPU, in any batch and with any number of threads.
 
-Why search is cheap: the patch boundaries of all scales cut the frame into cells (16 x 16 for the default vocabulary),
-and a patch always paints whole cells. So the pixels are visited once a frame: for each cell, the error of the canvas,
-and the error it would have if painted at each scale. What a token would remove is a sum over its cells, whatever was
-painted before it, so choosing tokens touches a few hundred numbers and no pixels.
+Search is cheap because the patch boundaries of all scales cut the frame into cells (16 x 16 for the default
+vocabulary), and a patch always paints whole cells. Pixels are read once a frame, to sum up each cell's error: that of
+the canvas, and that after painting it at each scale. The error that a token removes is a sum over its cells, whatever
+was painted before it, so choosing tokens reads a few hundred numbers and no pixels.
 """
 
 import hashlib
@@ -27,14 +27,13 @@ from autogaze.precision import exact_products
 from autogaze.reconstruction.base import Reconstruction, as_clips
 
 GREY = 128
-"""The canvas before anything was gazed: 127.5 rounded half up, as every resampled pixel is."""
+"""The canvas before any patch is painted: 127.5 rounded half up, as every resampled pixel is."""
 
-# Clips whose pixels are handled together. On a CPU few, so that temporaries stay in its cache.
-_CPU_CHUNK = 2
+_CPU_CHUNK = 2  # clips whose pixels a CPU handles together: few, so that temporaries stay in its cache
 
 
 class Canvas:
-    """The training-free reconstructor (see the module's text). It has no state; one serves any number of clips."""
+    """The training-free reconstructor (see the module). It has no state: one serves any number of clips."""
 
     name = "canvas"
     units = "mean absolute difference of RGB, as a share of 255"
@@ -47,7 +46,7 @@ class Canvas:
         self._tables: dict[torch.device, _Tables] = {}
 
     def search(self, frames: torch.Tensor | np.ndarray) -> "CanvasSearch":
-        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3], on the device they are on.
+        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3], on their device.
 
         Raises ValueError if frames have another shape or dtype.
         """
@@ -59,10 +58,10 @@ class Canvas:
     def reconstruct(
         self, frames: torch.Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None = None
     ) -> Reconstruction:
-        """Paint uint8 clips [B, T, S, S, 3] by their gaze. at: the F frame numbers wanted, in any order; None: all.
+        """Paint uint8 clips [B, T, S, S, 3] by their gaze. at: the F wanted frame numbers, in any order; None: all.
 
         Returns pixels uint8 [B, F, S, S, 3] and error float32 [B, F] (a share of 255), on the frames' device.
-        Raises ValueError if gaze and frames do not belong together, or a frame number does not exist.
+        Raises ValueError if gaze and frames do not fit each other, or a frame number does not exist.
         """
         search = self.search(frames)
         clips, length = search.frames.shape[:2]
@@ -88,7 +87,7 @@ class Canvas:
 
     def loss(self, errors: torch.Tensor) -> torch.Tensor:
         """Sums of absolute differences as shares of the largest possible: float32, on the CPU."""
-        # On the CPU because it divides as IEEE says; a GPU may multiply by the reciprocal and differ in the last bit.
+        # On the CPU, which divides exactly; a GPU may multiply by the reciprocal, and differ in the last bit.
         return (errors.cpu().to(torch.float64) / self._worst).to(torch.float32)
 
     def limit(self, threshold: float) -> int:
@@ -103,7 +102,7 @@ class Canvas:
 
 
 class CanvasSearch:
-    """Clips being gazed on canvas: `autogaze.reconstruction.base.Search`.
+    """A search on canvases (see autogaze.reconstruction.base.Search).
 
     Errors are sums of absolute differences over a frame: whole numbers in float64.
     """
@@ -128,7 +127,7 @@ class CanvasSearch:
         self._left = self._cells
 
     def open(self, t: int) -> torch.Tensor:
-        """Turn to frame t, the one after the last opened. Returns its error with no token of its own: float64 [B]."""
+        """Open frame t, the next one. Returns its error without a token of its own: float64 [B]."""
         if t != self._t + 1:
             raise ValueError(f"frames are opened one after another: {self._t + 1} comes next, not {t}")
         if self._taken:
@@ -147,14 +146,14 @@ class CanvasSearch:
             self._painted, self._left = self._painted[places], self._left[places]
 
     def errors(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """Error of the open frame for each token as the next: float64 [n, V], infinite where already taken.
+        """Errors of the open frame with each token as its next: float64 [n, V], infinite if taken already.
 
-        tokens: int64 [n, M], to have those of these alone: [n, M].
+        tokens: int64 [n, M], to try only these; the errors are then [n, M].
         """
         if self._painted is None:  # most frames of a video need no token, so this waits until one does
             self._painted = self._painted_errors(self._t, self._clips)
             self._left = self._tables.left_by_token(self._painted)
-        # The cells of a token lose the error they have and get the one its scale leaves.
+        # The cells of a token lose the error they have, and get the error that its scale leaves.
         change = torch.addmm(self._left, self._cells, self._tables.covers.T, alpha=-1)
         errors = change.add_(self._cells.sum(dim=1, keepdim=True))
         return errors if tokens is None else errors.gather(1, tokens)

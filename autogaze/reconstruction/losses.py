@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autogaze import hub
 from autogaze.attention import of_new_shapes
-from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError, resolve
+from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError
 from autogaze.images import MEAN, STD, to_model_size
 from autogaze.precision import exact_convolutions
 
@@ -104,7 +105,7 @@ class Teacher(nn.Module):
         """
         kind = _kind(name)
         try:
-            folder = resolve(path_or_id)
+            folder = hub.resolve(path_or_id)
         except CheckpointError as error:
             raise TeacherError(f"teacher {name}: {error}") from error
         found = _read_json(name, folder / CONFIG).get("model_type")

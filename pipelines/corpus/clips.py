@@ -11,7 +11,7 @@ import pandas as pd
 
 from autogaze.tiling import TileGrid
 from pipelines.corpus.plan import frame_numbers
-from pipelines.corpus.videos import fingerprint
+from pipelines.corpus.videos import video_fingerprint
 from pipelines.video.base import Source, VideoError
 from pipelines.video.isolated import IsolatedDecoder
 
@@ -40,7 +40,7 @@ class PlannedClip(NamedTuple):
 
 def require_unchanged(source: Source, planned: str) -> None:
     """Raise VideoError unless a video still has the fingerprint that was planned."""
-    if fingerprint(source.path, source.offset, source.size) != planned:
+    if video_fingerprint(source.path, source.offset, source.size) != planned:
         raise VideoError("source_changed", "its bytes are not those that were planned")
 
 

@@ -15,13 +15,13 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.corpus.videos import (
-    fingerprint,
     in_utf8,
     is_tar,
     is_video,
     list_videos,
     local_copy,
     tar_members,
+    video_fingerprint,
     video_reader,
 )
 from pipelines.errors import PipelineError
@@ -148,7 +148,7 @@ def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: Isolat
     mark = ""
     try:
         with local_copy(entry.url, offset, size) as source:
-            mark = fingerprint(source.path, source.offset, source.size)
+            mark = video_fingerprint(source.path, source.offset, source.size)
             info = decoder.probe(source)
     except FileNotFoundError:
         return _failed(uri, entry, offset, size, mark, "missing", "removed between listing and opening")

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from autogaze.tiling import TileGrid
 from pipelines.errors import PipelineError
 from pipelines.schema import check, setting
-from pipelines.storage import retry, store, tables
+from pipelines.storage import store, tables
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -234,7 +234,7 @@ class PlanReader:
     """
 
     def __init__(self, url: str) -> None:
-        self._file = pq.ParquetFile(store.open_read(url))
+        self._url, self._file = url, pq.ParquetFile(store.open_read(url))
         statistics = [self._file.metadata.row_group(i).column(1).statistics for i in range(self._file.num_row_groups)]
         self._last_shards = [int(group.max) for group in statistics]  # column 1 of SCHEMA is shard
         self._group, self._rows = -1, pd.DataFrame()
@@ -265,6 +265,6 @@ class PlanReader:
     def _group_of(self, number: int) -> pd.DataFrame:
         group = int(np.searchsorted(self._last_shards, number))
         if group != self._group:
-            self._rows = retry.retrying(lambda: self._file.read_row_group(group).to_pandas(), "plan.parquet")
+            self._rows = store.retrying(lambda: self._file.read_row_group(group).to_pandas(), self._url)
             self._group = group
         return self._rows

@@ -55,7 +55,7 @@ _HEADER = 1 << 20  # bytes of the longest name, or set of extended attributes, o
 T = TypeVar("T")
 
 
-def fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
+def video_fingerprint(path: str, offset: int = 0, length: int | None = None) -> str:
     """Hash of a byte range's size, first and last 64 KiB: cheap, and the same wherever a copy of the bytes lies.
 
     Raises VideoError: missing, unreadable. StoreError: the disk does not answer.
@@ -69,7 +69,7 @@ def video_reader(action: Callable[[], T], url: str) -> T:
     Raises VideoError: missing, or of the local ones unreadable. StoreError: the store itself is in trouble.
     """
     try:
-        return retry.retrying(action, url)
+        return store.retrying(action, url)
     except FileNotFoundError:
         raise VideoError("missing", "no such file") from None
     except retry.StoreError as error:

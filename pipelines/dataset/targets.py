@@ -1,4 +1,4 @@
-"""Targets in shards: teacher features of some original frames of each clip, made by preprocess, read by later jobs."""
+"""Targets in shards: teachers' features of a few frames of each clip, made by preprocess and read by later jobs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from pipelines.errors import PipelineError
 def make_targets(
     clip: str, frames: np.ndarray, members: Sequence[tuple[str, bytes]], count: int, reconstructor: VideoMAE
 ) -> tuple[str, bytes]:
-    """The member with the targets of `count` frames of a clip: uint8 frames [T, S, S, 3] and how they are stored.
+    """The member that holds the targets of `count` frames of a clip.
 
-    They are of the stored frames, so that they equal what a reader of the shard would compute.
+    Targets are of the frames as stored, after JPEG, so that a reader of the shard would compute the same.
+
+    Args:
+        clip: its name, which fixes which frames are taken.
+        frames: uint8 [T, S, S, 3], before they were encoded.
+        members: of the clip, its encoded frames among them.
     Raises PipelineError if a teacher's features cannot be stored.
     """
     at = target_frames(clip, len(frames), count)
@@ -38,8 +43,8 @@ def make_targets(
 def read_targets(dataset: Dataset, row: dict[str, Any], loss: FrameLoss | None = None) -> Targets | None:
     """The targets of a clip, from its index row; None where the dataset stores none.
 
-    loss: what they are for; None: anything. Raises PipelineError, in one line, if they are of other teachers than the
-    loss's, or cannot be read.
+    loss: whose teachers they must be of; None: any.
+    Raises PipelineError, in one line, if they are of other teachers, or cannot be read.
     """
     data = dataset.read_clip(row).get(TARGETS)
     if data is None:

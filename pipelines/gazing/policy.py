@@ -27,9 +27,11 @@ class PolicyConfig:
     positions: Literal["", "reference", "consistent"] = setting(
         "", "reference or consistent decode positions ('' = what the checkpoint says)"
     )
-    dtype: Dtype = setting("float32", "float32 or bfloat16")
-    batch: int = setting(32, "clips gazed at once", at_least=1)
-    cuda_graphs: Literal["auto", "on", "off"] = setting("auto", "auto (on with a GPU), on or off")
+    dtype: Dtype = setting("float32", "float32 or bfloat16", on_resume="same value")
+    batch: int = setting(32, "clips gazed at once", at_least=1, on_resume="same value")
+    cuda_graphs: Literal["auto", "on", "off"] = setting(
+        "auto", "auto (on with a GPU), on or off", on_resume="any value"
+    )
 
 
 def require_policy(config: PolicyConfig) -> None:

@@ -21,7 +21,7 @@ class ReconstructorConfig:
     """The learned reconstructor: what gaze=videomae searches with, and whose teachers targets are of."""
 
     checkpoint: str = setting("", "its folder, or .safetensors or .pt file")
-    dtype: Dtype = setting("float32", "float32 or bfloat16")
+    dtype: Dtype = setting("float32", "float32 or bfloat16", on_resume="same value")
 
 
 @dataclass

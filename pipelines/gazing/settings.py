@@ -25,16 +25,16 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 class GazeSettings:
     """What gazes, where, and when the gaze of a frame ends: the keys that preprocess and gaze share.
 
-    What of the networks changes bytes of a dataset is recorded there under "models", from the networks themselves; so
-    where they lie may change.
+    A dataset records under "models" whatever of the networks changes its bytes, and a resumed job compares that. So the
+    paths of checkpoints may change.
     """
 
     gaze: Literal["canvas", "policy", "videomae"] = setting(
         "canvas", "canvas (greedy, training-free), policy (the network) or videomae (greedy, learned)"
     )
-    policy: PolicyConfig = section(PolicyConfig, may_change=True)
-    reconstructor: ReconstructorConfig = section(ReconstructorConfig, may_change=True)
-    teachers: TeachersConfig = section(TeachersConfig, may_change=True)
+    policy: PolicyConfig = section(PolicyConfig, on_resume="same content")
+    reconstructor: ReconstructorConfig = section(ReconstructorConfig, on_resume="same content")
+    teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
     labels: LabelsConfig = section(LabelsConfig)
     threshold: float | None = setting(
         None, "stop a frame at this error (null = canvas: 0.05; policy: its checkpoint's; videomae: never)", at_least=0
@@ -46,7 +46,7 @@ class GazeSettings:
         at_most=1,
     )
     device: Device = setting(
-        "auto", "gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps", may_change=True
+        "auto", "gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps", on_resume="any value"
     )
 
     @property

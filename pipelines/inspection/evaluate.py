@@ -1,8 +1,9 @@
 """Error against gazing ratio on the clips of a dataset: for the gaze it stores, for greedy, and for simple baselines.
 
-All methods get the same number of patches for a clip at a ratio. Baselines and greedy share them out among its frames
-as the paper's lengths do on average (10 to frame 0 for each 3 to another); the stored gaze keeps its own proportions:
-each of its frames is cut to its first patches. Once more all methods get the very lengths of the stored gaze.
+At a ratio all methods get the same number of patches for a clip. Baselines and greedy spread them over its frames as
+the paper's lengths do on average (10 in frame 0 for every 3 in another frame). The stored gaze keeps its own
+proportions: each of its frames is cut to its first patches. In a last comparison each frame gets as many patches from
+every method as the stored gaze has in it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Point:
     """One method at one ratio.
 
     Attributes:
-        asked: the ratio asked for; None: every frame has as many patches as in the stored gaze.
-        ratio: gazed patches over all patches, mean over clips. Below `asked` where a stored gaze is shorter than that.
+        asked: the ratio asked for; None: each frame has as many patches as in the stored gaze.
+        ratio: gazed patches over all patches, mean over clips. Below `asked` where a stored gaze has fewer patches.
         error: mean over frames and clips.
         standard_error: of that mean, over clips; None for a single clip.
     """
@@ -47,10 +48,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One method: its points by rising ratio, and the one with the stored gaze's lengths.
+    """One method: its points by rising ratio, and `as_stored`, the point with the lengths of the stored gaze.
 
-    That one is the end of the stored gaze's own points, and stands beside those of the others: lengths that suit each
-    clip make another curve than equal ones.
+    For the stored gaze that is its last point. For the other methods it is no point of the curve: with lengths that
+    suit each clip they reach another error than with equal ones.
     """
 
     method: str
@@ -58,9 +59,9 @@ class Curve:
     as_stored: Point
 
     def needed(self, error: float) -> float | None:
-        """The ratio at which the curve comes down to an error, between two points on a line of error over log(ratio).
+        """The ratio at which the curve comes down to an error; between two points error is linear in log(ratio).
 
-        The first point's own ratio if that is already there; None if no point is.
+        The first point's ratio if its error is low enough; None if no point's is.
         """
         for place, point in enumerate(self.points):
             if point.error <= error:
@@ -74,9 +75,9 @@ class Curve:
 
 
 def sample_clips(dataset: Dataset, clips: int, seed: int) -> list[dict[str, Any]]:
-    """Index rows of up to `clips` ok clips, in plan order: shards in random order give one each in turn.
+    """Index rows of up to `clips` ok clips, in plan order. Shards in random order give one clip each in turn.
 
-    Only the indexes of as many shards as there are clips wanted are read, more only where these hold too few.
+    At first only as many indexes are read as clips are wanted; more only if these hold too few.
     Raises PipelineError when no clip is ok.
     """
     random = np.random.default_rng(seed)
@@ -109,19 +110,20 @@ def measure(
     device: str = "cpu",
     on_clips: Callable[[int], None] | None = None,
 ) -> list[Curve]:
-    """The curve of each method over the clips of some index rows, which all have the same number of frames.
+    """The curve of each method over some clips, which all have the same number of frames.
 
     Args:
-        rows: of `sample_clips`.
+        rows: index rows of the clips, as from `sample_clips`.
         ratios: gazing ratios in (0, 1].
         methods: names of METHODS.
         seed: of the random patches.
-        batch: clips handled at once.
-        on_clips: called with a number of clips, when so many more are done.
+        batch: clips measured at once.
+        on_clips: called with the number of clips that were just measured.
     Raises PipelineError: a clip cannot be read, or holds no frames.
     """
     asked: list[tuple[str, float | None]] = list(itertools.product(methods, [*sorted(set(ratios)), None]))
-    found: dict[tuple[str, float | None], list[tuple[float, float]]] = {key: [] for key in asked}
+    # (ratio, error) of each clip, by method and ratio asked for.
+    measured: dict[tuple[str, float | None], list[tuple[float, float]]] = {key: [] for key in asked}
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
         clips = [_read(dataset, row) for row in part]
@@ -132,16 +134,16 @@ def measure(
             lengths = stored.lengths if ratio is None else _lengths(method, ratio, stored)
             gaze = _gaze(method, frames, lengths, stored, keys, reconstructor, seed)
             errors = reconstructor.reconstruct(frames, gaze).error.double().mean(dim=1)
-            found[method, ratio] += zip(gaze.ratio().tolist(), errors.tolist(), strict=True)
+            measured[method, ratio] += zip(gaze.ratio().tolist(), errors.tolist(), strict=True)
         if on_clips is not None:
             on_clips(len(part))
     curves = []
     for name in methods:
-        whole = found[name, None]
-        points = [_point(ratio, found[name, ratio]) for ratio in sorted(set(ratios))]
+        whole = measured[name, None]
+        points = [_point(ratio, measured[name, ratio]) for ratio in sorted(set(ratios))]
         if name == "stored":
-            # A ratio at which no stored gaze was cut says nothing that the gaze as it is does not.
-            points = [point for point in points if found[name, point.asked] != whole] + [_point(None, whole)]
+            # A ratio at which no stored gaze was cut is the point of the whole gaze once more.
+            points = [point for point in points if measured[name, point.asked] != whole] + [_point(None, whole)]
         curves.append(Curve(name, points, _point(None, whole)))
     return curves
 
@@ -181,7 +183,7 @@ def _gaze(
 
 
 def cut_gaze(gaze: Gaze, lengths: torch.Tensor) -> Gaze:
-    """The first tokens of each frame, int64 [B, T] of them, none more than there are; without errors and slots."""
+    """The first tokens of each frame: as many as `lengths`, int64 [B, T], says or the frame has. Tokens only."""
     ends = gaze.lengths.reshape(-1).cumsum(0)
     places = torch.arange(len(gaze.tokens)) - torch.repeat_interleave(
         ends - gaze.lengths.reshape(-1), gaze.lengths.reshape(-1)

@@ -1,6 +1,6 @@
-"""What every node proves before any work: it can write, read and remove in the output, and decode the input's videos.
+"""What each node checks before a job: that it can write, read and remove in the output, and decode the input's videos.
 
-These functions run on the nodes; `autogaze cluster preflight` makes rows of what they raise.
+These functions run on the nodes; `autogaze cluster preflight` shows what they raise as rows of a table.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
-from pipelines.storage.location import TEMPORARY_PREFIX, Location, scheme_of
+from pipelines.storage.location import TEMPORARY_PREFIX, Location
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder
 
-_TRIED = 5
+_TRIED = 5  # videos, before giving up
 
 
 @dataclass(frozen=True)
 class SampleVideo:
-    """A video to decode everywhere: a byte window of an object."""
+    """A video that every node decodes: a byte range of an object."""
 
     uri: str
     object: str
@@ -35,9 +35,8 @@ class SampleVideo:
 
 
 def write_probe(output: str) -> str:
-    """Write an object into `output`, read it back, and leave it for the others; its URL. Raises StoreError."""
-    if scheme_of(output) == "memory":
-        raise retry.StoreError(f"{output}: memory:// lives in one process; use a folder or s3://")
+    """Write an object into `output`, read it back, and leave it for other nodes to read; its URL. Raises StoreError."""
+    store.require_shared(output)
     url = Location(output) / f"{TEMPORARY_PREFIX}preflight-{uuid.uuid4().hex}"
     data = url.encode()
     try:
@@ -46,27 +45,27 @@ def write_probe(output: str) -> str:
     except FileNotFoundError as error:
         raise retry.StoreError(f"{output}: no such place; create the folder or bucket first") from error
     except retry.StoreError as error:
-        raise retry.StoreError(str(error).replace(url, output)) from error  # the probe's name tells nobody anything
+        raise retry.StoreError(str(error).replace(url, output)) from error  # users know `output`, not the probe
     return url
 
 
 def read_probe(url: str) -> None:
-    """Read an object that write_probe left, maybe on another node. Raises FileNotFoundError, StoreError."""
+    """Read an object that write_probe left, perhaps on another node. Raises FileNotFoundError, StoreError."""
     if store.read(url) != url.encode():
-        raise retry.StoreError(f"{url}: other bytes come back than were written; is another program writing there?")
+        raise retry.StoreError(f"{url}: reads back other bytes than were written; is another program writing there?")
 
 
 def remove_probe(url: str) -> None:
-    """Remove it. Raises StoreError when it is there still."""
+    """Remove what write_probe left. Raises StoreError when it is still there afterwards."""
     store.remove(url)
     if store.exists(url):
         raise retry.StoreError(f"{url}: cannot be removed; check the right to delete")
 
 
 def find_sample(input: str, decoder: str) -> SampleVideo:
-    """One of the smallest videos of a store, or of a manifest, that decodes here.
+    """The smallest video of a store, or of a manifest, that decodes here.
 
-    Raises PipelineError: there is none, or none of the first few decodes. StoreError.
+    Raises PipelineError when there is no video, or none of the five smallest decodes; StoreError.
     """
     failed: list[str] = []
     for sample in islice(_smallest(input, failed), _TRIED):
@@ -80,7 +79,7 @@ def find_sample(input: str, decoder: str) -> SampleVideo:
 
 
 def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
-    """Videos to try, small ones first; tars that are none, or hold no video, are noted in `failed`."""
+    """Videos to try, small ones first. Tars that hold no video, or are damaged, are added to `failed`."""
     if input.endswith(".parquet"):
         rows = manifests.read_manifest(Location(input))
         good = rows[rows["status"] == "ok"].nsmallest(_TRIED, "bytes")
@@ -93,13 +92,13 @@ def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
         if not entry.url.lower().endswith(videos.TAR_SUFFIX):
             yield SampleVideo(entry.url, entry.url, 0, entry.bytes)
             continue
-        found = False
-        with suppress(tarfile.TarError, EOFError):  # what comes before the damage may serve
+        has_video = False
+        with suppress(tarfile.TarError, EOFError):  # a video before the damage will do
             for name, offset, size in videos.tar_members(entry.url):
                 if videos.is_video(name) and offset is not None:
-                    found = True
+                    has_video = True
                     yield SampleVideo(f"{entry.url}#{name}", entry.url, offset, size)
-        if not found:
+        if not has_video:
             failed.append(f"{entry.url} is no tar of videos")
 
 

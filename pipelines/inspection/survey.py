@@ -1,7 +1,7 @@
-"""What a dataset says about itself: its indexes added up, a sample of its gazes, the records of its runs.
+"""A dataset in numbers: its indexes added up, and tokens counted over a sample of its gazes.
 
-Indexes are read shard by shard and only numbers are kept (some 60 bytes a clip), so a survey of millions of clips fits
-in memory. Nothing here knows how it is shown.
+Indexes are read shard by shard and only numbers are kept, about 60 bytes a clip, so a survey of millions of clips fits
+in memory. How they are shown is the report's business.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipelines.dataset.shards import Dataset
 from pipelines.video.base import REASONS
 
 SAMPLED_CLIPS = 512  # opened to count tokens by frame position and scale
-LISTED_VIDEOS = 25  # named for each reason
+LISTED_VIDEOS = 25  # for each reason
 _SHARDS_AT_ONCE = 32
 
 
@@ -84,7 +84,7 @@ class Survey:
 
     @property
     def reduction(self) -> float:
-        """Patches there are, over patches gazed; 0 when none was."""
+        """All patches over gazed patches; 0 when none was gazed."""
         return 1 / self.mean_ratio if self.ok and self.mean_ratio else 0.0
 
     def _over_frames(self, values: np.ndarray) -> float:
@@ -92,7 +92,7 @@ class Survey:
 
 
 def take_survey(dataset: Dataset) -> Survey:
-    """Read every committed index, a few at a time, keeping some numbers per ok clip and names of failed videos only."""
+    """Read every committed index, a few at a time. Raises PipelineError for one that is damaged."""
     committed = dataset.committed()
     names = ("ratio", "loss", "met", "tokens", "frames", "padded", "shard", "position")
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -126,14 +126,14 @@ def take_survey(dataset: Dataset) -> Survey:
 
 
 def read_indexes(url: str, numbers: Sequence[int]) -> Iterator[pa.Table]:
-    """The named shards' indexes in order; some are read ahead, since an object store answers slowly but in parallel."""
+    """The indexes of these shards, in order. Some are read ahead: an object store is slow, but answers in parallel."""
     with ThreadPoolExecutor(8) as pool:
         for begin in range(0, len(numbers), _SHARDS_AT_ONCE):
             yield from pool.map(lambda shard: shards.read_index(url, shard), numbers[begin : begin + _SHARDS_AT_ONCE])
 
 
 def representative(ratio: np.ndarray, count: int) -> list[tuple[int, float]]:
-    """(place, quantile) of up to `count` clips spread evenly from the lowest ratio to the highest; ties by place."""
+    """Up to `count` clips spread evenly from the lowest ratio to the highest, as (place, quantile); ties by place."""
     if not len(ratio) or not count:
         return []
     order = np.argsort(ratio, kind="stable")

@@ -26,7 +26,7 @@ _CARRIED = ("clip", "position", "video", "start", "stride", "frames", "padded", 
 
 @dataclass
 class Verdict:
-    """What verify found: `problems` is empty only for a complete and sound dataset."""
+    """What was checked, and what is wrong: `problems` is empty only for a complete and sound dataset."""
 
     shards: int = 0
     clips: int = 0
@@ -63,12 +63,12 @@ def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | No
         if not name.isdigit() or int(name) not in planned:
             verdict.problems.append(f"shards/{name}: not part of this dataset")
     with ThreadPoolExecutor(threads) as pool:
-        todo = sorted(committed & planned.keys())
-        for number, part in enumerate(pool.map(lambda shard: _check_shard(dataset, shard, planned[shard]), todo)):
+        checked = sorted(committed & planned.keys())
+        for number, part in enumerate(pool.map(lambda shard: _check_shard(dataset, shard, planned[shard]), checked)):
             for name in ("shards", "clips", "ok", "filtered", "failed", "bytes", "problems"):
                 setattr(verdict, name, getattr(verdict, name) + getattr(part, name))
             if on_shard is not None:
-                on_shard(number + 1, len(todo))
+                on_shard(number + 1, len(checked))
     return verdict
 
 

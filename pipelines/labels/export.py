@@ -19,7 +19,7 @@ _SHARDS_AT_ONCE = 4
 
 @dataclass
 class Exported:
-    """How many clips are in the file, and why others are not."""
+    """How many clips are in the file, and why the others are not."""
 
     clips: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # by reason
@@ -37,12 +37,12 @@ def export_labels(dataset: Dataset, url: str, on_shard: Callable[[int, int], Non
         before = "{\n"
         for begin in range(0, len(shards), _SHARDS_AT_ONCE):
             part = shards[begin : begin + _SHARDS_AT_ONCE]
-            for number, found in enumerate(pool.map(lambda shard: _labels_of(dataset, shard), part)):
-                for key, label in found:
+            for number, labels in enumerate(pool.map(lambda shard: _labels_of(dataset, shard), part)):
+                for key, label in labels:
                     if isinstance(label, str):
                         done.left_out[label] += 1
                         continue
-                    # Written with escapes, as JSON's own encoder does: valid whatever a file name holds.
+                    # json.dumps escapes all that is not ASCII, so the file is valid whatever a video is called.
                     text = json.dumps(label | ({"units": units} if units else {}))
                     out.write(f"{before}{json.dumps(key)}: {text}".encode())
                     before, done.clips = ",\n", done.clips + 1
@@ -56,7 +56,7 @@ def export_labels(dataset: Dataset, url: str, on_shard: Callable[[int, int], Non
 
 
 def _labels_of(dataset: Dataset, shard: int) -> list[tuple[str, dict[str, Any] | str]]:
-    """(key, label) of the clips of a shard; instead of a label the reason why there is none."""
+    """(key, label) of each clip of a shard; where there is no label, the reason in its place."""
     labels: list[tuple[str, dict[str, Any] | str]] = []
     for row in read_index(dataset.url, shard).to_pylist():
         key = clip_key(row["video"], row["start"], row["tile"])

@@ -157,11 +157,11 @@ def _entries(url: str, on_bytes: Callable[[bytes], object]) -> Iterator[tuple[st
 
 
 def label_files(pattern: str) -> list[str]:
-    """The files that a text names: paths or URLs with commas between, each of which may be a glob.
+    """The label files that `pattern` names: paths or URLs separated by commas, each of which may be a glob.
 
-    Raises PipelineError for one that names no file.
+    Raises PipelineError for a part that names no file.
     """
-    found: list[str] = []
+    files: list[str] = []
     parts = [pattern] if os.path.exists(pattern) else pattern.split(",")
     for part in (Location(part.strip()) for part in parts if part.strip()):
         if part.is_local:
@@ -172,5 +172,5 @@ def label_files(pattern: str) -> list[str]:
             names = [part] if store.exists(part) else []
         if not names:
             raise PipelineError(f"labels={part}: no such file" + (", but a folder" if os.path.isdir(part) else ""))
-        found += [name for name in names if name not in found]
-    return found
+        files += [name for name in names if name not in files]
+    return files

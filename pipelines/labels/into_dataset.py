@@ -1,6 +1,7 @@
-"""A dataset whose gaze comes from labels: the plan and the frames of another, gazed by what label files say.
+"""A dataset whose gaze comes from label files, and whose plan and frames come from another dataset.
 
-Shard by shard, with the guarantees of preprocess: the index last, and what is missing made by the same command again.
+It is made shard by shard as preprocess makes one: the index is written last, and the same command again makes what is
+missing.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ UNKNOWN_UNITS = "as in the labels, which do not say"
 
 
 def describe_import(dataset: Dataset, labels: Labels, threshold: float) -> dict[str, Any]:
-    """dataset.json of the new dataset: that of the one whose frames it has, but for what tells of the gaze.
+    """dataset.json of the new dataset: that of the old one, except for what describes the gaze.
 
-    Stored targets are of the frames, so what they are made with stays true.
+    What describes stored targets stays: they are of the frames.
     """
     models = {name: facts for name, facts in (dataset.about.get("models") or {}).items() if name == "targets"}
     config = dataset.config | {"gaze": "labels", "threshold": threshold, "max_ratio": None}
@@ -40,9 +41,9 @@ def describe_import(dataset: Dataset, labels: Labels, threshold: float) -> dict[
 
 
 def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int]:
-    """Write down what the new dataset is, or find that it is there; the shards that are still to be made.
+    """Write the new dataset's plan and dataset.json unless they are there; the shards that are still to be made.
 
-    Raises PipelineError: the dataset is not complete, or the output is another's or cannot be written.
+    Raises PipelineError: the old dataset is not complete; the output holds another dataset, or cannot be written.
     """
     planned = sorted(set(dataset.plan["shard"].tolist()))
     done = dataset.committed()
@@ -53,8 +54,8 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
     store.require_writable(output)
     place = output / "dataset.json"
     if store.exists(place):
-        there = shards.open_dataset(output).about
-        differing = [name for name in sorted(there.keys() | about.keys()) if there.get(name) != about.get(name)]
+        existing = shards.open_dataset(output).about
+        differing = [name for name in sorted(existing.keys() | about.keys()) if existing.get(name) != about.get(name)]
         if differing:
             raise PipelineError(
                 f"output={output}: holds a dataset that differs in {', '.join(differing)}; choose another output"
@@ -69,8 +70,8 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
         store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", place)
     for folder in (output, output / "shards", output / "index"):
         store.remove_temporaries(folder)
-    there_now = set(shards.committed_shards(output))
-    return [shard for shard in planned if shard not in there_now]
+    made = set(shards.committed_shards(output))
+    return [shard for shard in planned if shard not in made]
 
 
 def make(
@@ -82,7 +83,7 @@ def make(
     threads: int = 4,
     on_shard: Callable[[], None] | None = None,
 ) -> Counter[str]:
-    """Make and commit shards, `threads` at once; how many clips came to each outcome.
+    """Make and commit shards, `threads` at once; how many clips have each outcome.
 
     Raises PipelineError: a clip of the dataset cannot be read, the output is full or denied.
     """
@@ -95,7 +96,7 @@ def make(
                 outcomes.update(future.result())
                 if on_shard is not None:
                     on_shard()
-        except BaseException:  # also when interrupted: what has not begun is left for the next run
+        except BaseException:  # KeyboardInterrupt too: shards that have not begun are left for the next run
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return outcomes
@@ -109,7 +110,7 @@ def _make_shard(dataset: Dataset, output: str, planned: pd.DataFrame, labels: La
             filtered = row["outcome"] == "filtered"
             made.append(Outcome(reason=row["reason"], detail=row["detail"], filtered=filtered))
         elif row["clip"] in labels.gazes:
-            # All that is stored of the clip but its description and its gaze, which are written anew.
+            # Frames and targets are kept as they are; the description and the gaze are written anew.
             members = dataset.read_clip(row)
             kept = [(suffix, data) for suffix, data in members.items() if suffix not in ("json", "gaze.npz")]
             made.append(Outcome(gaze=Gaze.from_npz(labels.gazes[row["clip"]], dataset.vocabulary), members=kept))

@@ -15,12 +15,12 @@ class ReadConfig:
     seed: int = setting(0, "fixes the order of samples and all that is drawn at random", at_least=0)
     window: int = setting(16, "shards whose samples are shuffled together", at_least=1)
     val_fraction: float = setting(0.0, "share of the videos held out for validation", at_least=0, less_than=1)
-    workers: int = setting(2, "reading threads of each rank (0 = none)", at_least=0, may_change=True)
+    workers: int = setting(2, "reading threads of each rank (0 = none)", at_least=0, on_resume="any value")
     cache_mb: int = setting(
-        0, "keep whole shards on local disk, this much (0 = read ranges)", at_least=0, may_change=True
+        0, "keep whole shards on local disk, this much (0 = read ranges)", at_least=0, on_resume="any value"
     )
     bad_samples: Literal["fail", "skip"] = setting(
-        "fail", "fail, or skip and count, what cannot be read", may_change=True
+        "fail", "fail, or skip and count, what cannot be read", on_resume="any value"
     )
 
 

@@ -40,8 +40,8 @@ from pipelines.storage.cache import LocalCache
 __all__ = ["Batch", "LoaderConfig", "ShardLoader", "Skipped"]
 
 SPLITS = ("train", "val", "all")
-_READ_AHEAD = 4  # batches whose bytes are fetched together, for each that is decoded ahead
-_BLOCK_BYTES = 256 << 20  # fewer where they come to this: two such blocks are in memory, or two batches
+_READ_AHEAD = 4  # batches whose bytes are fetched as one block, for each batch that is decoded ahead
+_BLOCK_BYTES = 256 << 20  # a block has fewer batches if it comes to this size; two blocks are in memory at once
 T = TypeVar("T")
 
 
@@ -50,11 +50,11 @@ class ShardLoader(IterableDataset[Batch]):
 
     Attributes:
         datasets: the samples of each dataset, those of other splits included.
-        sources: what pipelines.loading.order makes the order of: usable samples of each shard, and weights.
+        sources: what the order is made of: how many samples of the split each shard has, and weights.
         samples: in one epoch.
-        steps_per_epoch: batches in one epoch; the last is completed from the epoch's beginning.
+        steps_per_epoch: batches in one epoch; the last one is filled up from the epoch's beginning.
         num_frames, vocabulary: of every clip.
-        fingerprint: of all that the order depends on; with another, a position means nothing.
+        fingerprint: of all that the order depends on. A position is good only for the order it was counted in.
     """
 
     def __init__(
@@ -68,10 +68,14 @@ class ShardLoader(IterableDataset[Batch]):
         split: str = "train",
         datasets: list[Samples] | None = None,
     ) -> None:
-        """Read the indexes. `epochs` counts from the run's beginning, not from `consumed`.
+        """Read the indexes.
 
-        datasets: those of config.data, where another loader has read their indexes already.
-
+        Args:
+            rank, world: of this process.
+            consumed: samples that the run has consumed before, over all ranks.
+            epochs: at which the stream ends, counted from the run's beginning and not from `consumed`; None: never.
+            split: train, val or all.
+            datasets: those of config.data, if another loader has read their indexes.
         Raises PipelineError, in one line: a value out of range, no dataset or none that fits the others, no sample.
         """
         _check(config, split)
@@ -104,13 +108,13 @@ class ShardLoader(IterableDataset[Batch]):
         self._reading: Reading | None = None
 
     def ids(self) -> np.ndarray:
-        """Numbers of the samples of the split, ascending: int64 [n]. Each epoch at weight 1 uses each of them once."""
+        """Ids of the split's samples, ascending: int64 [n]. At weight 1 an epoch uses each of them once."""
         return np.concatenate([usable + first for usable, first in zip(self._usable, self._first_ids, strict=False)])
 
     def read(self, ids: Sequence[int], epoch: int = 0) -> Batch:
-        """The samples of these numbers, whatever the order has; step -1. Its reader stays open until `close`.
+        """A batch of the samples with these ids, apart from the order; its step is -1.
 
-        Raises PipelineError, naming the sample, for one that cannot be read.
+        The reader it uses stays open until `close`. Raises PipelineError, naming the sample, if one cannot be read.
         """
         if self._reading is None:
             self._reading = Reading(self.config, self.datasets, self._first_ids)
@@ -119,14 +123,16 @@ class ShardLoader(IterableDataset[Batch]):
         return self._reading.finish(self._reading.decode(fetched))
 
     def close(self) -> None:
-        """End what `read` left open."""
+        """Close the reader that `read` uses."""
         if self._reading is not None:
             self._reading.__exit__()
             self._reading = None
 
     def steps(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """What each batch is going to hold, without reading it: its step, its epoch, and ids int64 [b] of the rank's
-        samples. Samples that stand in for bad ones are not foreseen."""
+        """Step, epoch and ids int64 [b] of each batch to come, without reading it.
+
+        Which samples will stand in for bad ones is not known before they are read.
+        """
         for step in self._steps():
             yield step.step, step.epoch, step.order[step.places]
 
@@ -169,7 +175,7 @@ class ShardLoader(IterableDataset[Batch]):
             yield block
 
     def _bytes(self, step: BatchRequest) -> int:
-        """What the samples of a batch take in their shards."""
+        """Bytes of a batch's samples in their shards."""
         ids = step.order[step.places]
         of, total = np.searchsorted(self._first_ids, ids, "right") - 1, 0
         for number, dataset in enumerate(self.datasets):
@@ -187,8 +193,8 @@ class ShardLoader(IterableDataset[Batch]):
 
     def _fingerprint(self, split: str) -> str:
         config = self.config
-        told = [config.seed, config.window, config.global_batch, split, config.val_fraction, config.weights]
-        digest = hashlib.sha256(json.dumps(told).encode())
+        settings = [config.seed, config.window, config.global_batch, split, config.val_fraction, config.weights]
+        digest = hashlib.sha256(json.dumps(settings).encode())
         for dataset in self.datasets:
             for name in ("shard", "sha256"):
                 digest.update(hashlib.sha256(dataset.table.column(name).chunk(0).buffers()[1]).digest())
@@ -215,7 +221,7 @@ def _require_alike(datasets: Sequence[Samples]) -> None:
 
 
 def _ahead(items: Iterator[T], n: int) -> Iterator[T]:
-    """The same items, each given out only when the n after it were begun."""
+    """The same items, `n` behind: each is given out when the n after it have been taken."""
     begun: deque[T] = deque()
     for item in items:
         begun.append(item)

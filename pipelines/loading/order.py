@@ -4,15 +4,16 @@
     rows = batches(order, global_batch=256)                             # the same cut into global batches
     mine = rank_part(rows.places, rank=1, world=4)                      # what one rank takes of each
 
-What an epoch is. A source is an endless stream of passes; each pass holds every sample once, shuffled anew: its shards,
-then the samples within each window of shards. Epoch e takes the next `round(weight * samples)` of that stream. So with
-weight 1 an epoch is every sample exactly once; with 0.5 one epoch is half of them and the next the other half; with 2
-an epoch is everything twice. Whatever the weight, no sample is used an (n+1)-th time before all were used n times.
+What an epoch is. A source is an endless stream of passes. Each pass holds every sample once, shuffled anew: first the
+shards, then the samples within each window of shards. Epoch e takes the next `round(weight * samples)` samples of that
+stream. So with weight 1 an epoch is every sample exactly once; with 0.5 one epoch is half of them and the next is the
+other half; with 2 an epoch is everything twice. Whatever the weight, no sample is used an (n+1)-th time before all
+samples were used n times.
 
 Several sources are interleaved evenly: the k-th of a source's n samples stands at (k + 1/2) / n of the epoch, so that
 any stretch of the epoch holds the sources in the proportions of the whole.
 
-Randomness is the raw output of Philox, which numpy keeps the same for ever; its shuffles it may change.
+Randomness is the raw output of Philox, which numpy promises never to change; its shuffles may change.
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ def epoch_order(sources: Sequence[DatasetCounts], *, seed: int, epoch: int, wind
 
 
 def batches(order: Order, *, global_batch: int) -> Batches:
-    """Cut an epoch into global batches of `global_batch` samples. The last is completed from the epoch's beginning.
+    """Cut an epoch into global batches of `global_batch` samples. The last one is filled up from the epoch's beginning.
 
-    What completes it is marked as repeats. Raises PipelineError for a global_batch under 1.
+    What fills it up is marked as repeats. Raises PipelineError for a global_batch under 1.
     """
     if global_batch < 1:
         raise PipelineError(f"global_batch={global_batch}: must be at least 1")
@@ -125,7 +126,7 @@ def _taken(source: DatasetCounts) -> int:
 
 
 def _stretch(source: DatasetCounts, number: int, seed: int, epoch: int, window: int) -> Order:
-    """What one source gives to an epoch: a stretch of its endless stream of passes."""
+    """One source's part of an epoch: a stretch of its endless stream of passes."""
     samples, taken = int(source.counts.sum()), _taken(source)
     shards, places = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     begin = epoch * taken
@@ -137,7 +138,7 @@ def _stretch(source: DatasetCounts, number: int, seed: int, epoch: int, window: 
         places.append(sample[part])
     shard, sample = np.concatenate(shards), np.concatenate(places)
     repeat = np.zeros(taken, bool)
-    if len(shards) > 2:  # only another pass brings a sample again
+    if len(shards) > 2:  # within one pass no sample comes twice
         number_of = (np.cumsum(source.counts) - source.counts)[shard] + sample
         repeat[:] = True
         repeat[np.unique(number_of, return_index=True)[1]] = False
@@ -153,7 +154,7 @@ def _one_pass(counts: np.ndarray, source: int, seed: int, turn: int, window: int
     total = int(held.sum())
     shard = np.repeat(shards, held).astype(np.int32)
     sample = np.arange(total, dtype=np.int64) - np.repeat(np.cumsum(held) - held, held)
-    # One key to sort by, which is much faster than two: the window in its high bits, chance in the rest.
+    # Sorting by one key is much faster than by two: its high bits are the window, the rest is random.
     high = np.arange(len(counts), dtype=np.uint64) // np.uint64(window)
     width = np.uint64(max(int(high[-1]).bit_length(), 1))
     keys = (bits.random_raw(total) >> width) | np.repeat(high << (np.uint64(64) - width), held)

@@ -28,12 +28,12 @@ class WorkersConfig:
 
 @dataclass
 class PreprocessConfig(GazeSettings):
-    """A preprocess job. Whatever may not change when the job goes on is a part of dataset.json."""
+    """A preprocess job. Settings that must have the same value on resume are a part of dataset.json."""
 
     usage: ClassVar[str] = "autogaze preprocess input=/data/videos output=/data/gaze"
 
     input: str = setting("", "folder, file, s3:// prefix, tar of videos, or a manifest.parquet", required=True)
-    output: str = setting("", "folder or s3:// prefix of the dataset", required=True, may_change=True)
+    output: str = setting("", "folder or s3:// prefix of the dataset", required=True, on_resume="any value")
     targets: TargetsConfig = section(TargetsConfig)
     clip: ClipConfig = section(ClipConfig)
     shard: ShardConfig = section(ShardConfig)
@@ -45,32 +45,33 @@ class PreprocessConfig(GazeSettings):
         "a video that takes longer to open, or over a clip, fails as decoder_timeout",
         more_than=0,
         at_most=LONGEST_TIMEOUT_S,
-        may_change=True,
+        on_resume="any value",
     )
-    workers: WorkersConfig = section(WorkersConfig, may_change=True)
+    workers: WorkersConfig = section(WorkersConfig, on_resume="any value")
     cache_mb: int = setting(
         4096,
         "disk of a node for remote videos that several of its shards need (0 = fetched for each shard)",
         at_least=0,
-        may_change=True,
+        on_resume="any value",
     )
     max_failed_fraction: float = setting(
-        1.0, "stop when more than this share of all clips failed", at_least=0, at_most=1, may_change=True
+        1.0, "stop when more than this share of all clips failed", at_least=0, at_most=1, on_resume="any value"
     )
     retry: Literal["", "failed"] = setting(
-        "", "'failed' makes again the shards that hold failed clips", may_change=True
+        "", "'failed' makes again the shards that hold failed clips", on_resume="any value"
     )
     part: str = setting(
         "",
         "K/N makes the K-th of N equal runs of shards (K from 0); plan only plans ('' = all)",
-        may_change=True,
+        on_resume="any value",
     )
 
 
 def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
     """The part of the config that the dataset's bytes are a function of."""
     values = asdict(config)
-    kept = {field.name: values[field.name] for field in fields(config) if not field.metadata.get("may_change")}
+    compared = [field.name for field in fields(config) if field.metadata["on_resume"] in (None, "same value")]
+    kept = {name: values[name] for name in compared}
     # Left out where they change nothing, so that datasets that were made before these keys existed still match.
     if config.gaze != "videomae" and config.labels == LabelsConfig():
         del kept["labels"]

@@ -10,8 +10,9 @@ from pipelines.dataset import shards
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import DecodeStage
+from pipelines.preprocess.description import decode_config
 from pipelines.preprocess.gaze_stage import GazeStage
-from pipelines.preprocess.job import Job, decode_config
+from pipelines.preprocess.job import Job
 from pipelines.preprocess.rows import CommittedShard
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers

@@ -1,4 +1,4 @@
-"""How many actors each stage gets, and what each asks of the cluster."""
+"""How many actors each stage has, and how much CPU and GPU each asks Ray for."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import PreprocessConfig
 
-# What a worker asks of Ray. Decoding keeps a core busy; canvas gaze works a tenth of the time, and decoding actors fill
-# what it leaves. A network works ten times as long on a clip as the decoder, and more, so on CPUs it is the other way
-# round: a gaze actor on every CPU, and few decoding actors between them. All ask for less than a core: they fit.
+# CPUs that an actor asks for. Decoding keeps a core busy. Canvas gaze works a tenth of the time, and decoding actors
+# use the rest. Both ask for less than a core, so that both fit.
 _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
-
-
+# On CPUs a network works at least ten times as long on a clip as the decoder. So there it is the other way round: a
+# gaze actor on every CPU, and few decoding actors beside them.
 _NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Actors per stage, where gaze runs (cpu, cuda or mps), and the CPUs that an actor asks for."""
+    """Actors of each stage, the device that gaze runs on (cpu, cuda or mps), and the CPUs that each actor asks for."""
 
     decode: int
     gaze: int
@@ -29,9 +28,10 @@ class Workers:
 
 
 def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1) -> Workers:
-    """Share a cluster out among the stages.
+    """Share a cluster among the stages.
 
-    Raises PipelineError when the cluster is too small for what was asked (Ray would wait for ever) or lacks the device.
+    Raises PipelineError when the cluster lacks the device, or is too small for the workers asked for: Ray would wait
+    for them for ever.
     """
     device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
     on_gpu, on_cpus = device == "cuda", device == "cpu" and (config.gaze != "canvas" or config.targets.frames > 0)

@@ -49,15 +49,17 @@ class ObjectiveConfig:
 class RolloutsConfig:
     """Who samples, and how far ahead."""
 
-    actors: int = setting(0, "Ray actors of each learner rank (0 = the learner itself)", at_least=0, may_change=True)
+    actors: int = setting(
+        0, "Ray actors of each learner rank (0 = the learner itself)", at_least=0, on_resume="any value"
+    )
     lag: int = setting(0, "versions that a group's policy is behind the learner, exactly", at_least=0)
     gpus: float = setting(
-        0.0, "GPUs of each actor; 0.25 = four share one; 0 = they use CPUs", at_least=0, may_change=True
+        0.0, "GPUs of each actor; 0.25 = four share one; 0 = they use CPUs", at_least=0, on_resume="any value"
     )
     timeout_s: float = setting(
-        600.0, "an actor that takes longer over a group is replaced", more_than=0, may_change=True
+        600.0, "an actor that takes longer over a group is replaced", more_than=0, on_resume="any value"
     )
-    dump: str = setting("", "folder or s3:// prefix to record all trajectories in", may_change=True)
+    dump: str = setting("", "folder or s3:// prefix to record all trajectories in", on_resume="any value")
     replay: str = setting("", "learn from recorded trajectories; nothing is sampled")
 
 
@@ -69,14 +71,14 @@ class RLConfig(PolicyTrainConfig):
 
     epochs: float = setting(3.0, "passes over the data (the paper's 3)", more_than=0)
     micro_batch: int = setting(
-        1, "groups a rank learns from at once; the rest accumulates", at_least=1, may_change=True
+        1, "groups a rank learns from at once; the rest accumulates", at_least=1, on_resume="any value"
     )
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(schedule="linear_w_warmup"))
-    every: EveryConfig = section(lambda: EveryConfig(checkpoint=50, validate=50), may_change=True)
+    every: EveryConfig = section(lambda: EveryConfig(checkpoint=50, validate=50), on_resume="any value")
     sample: SampleConfig = section(SampleConfig)
     objective: ObjectiveConfig = section(ObjectiveConfig)
     rollouts: RolloutsConfig = section(RolloutsConfig)
-    teachers: TeachersConfig = section(TeachersConfig, may_change=True)
+    teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
 
     @property
     def needs_ray(self) -> bool:

@@ -1,4 +1,4 @@
-"""Local folders as a store: listing, and writes that are synced and renamed."""
+"""Folders of this machine, or of a network file system: listing, and writes that are synced and renamed."""
 
 from __future__ import annotations
 
@@ -10,28 +10,81 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import IO
 
+from pipelines.storage.filesystem import FileSystem, explain_os_error
 from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location
-from pipelines.storage.retry import retrying
+
+# Errors of a local or network file system that the next attempt may not meet.
+_TRANSIENT = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EIO, errno.ECONNRESET}
 
 
-def list_folder(url: str) -> Iterator[Entry]:
-    found: list[Entry] = []
-    seen: set[tuple[int, int]] = set()
-    waiting = [url]
-    while waiting:
-        path = waiting.pop()
-        about = retrying(partial(_stat, path), path)
-        if about is None:
-            continue
-        if stat.S_ISREG(about.st_mode):
-            found.append(Entry(Location.as_is(path), about.st_size, str(about.st_mtime_ns)))
-        elif stat.S_ISDIR(about.st_mode) and (about.st_dev, about.st_ino) not in seen:
-            seen.add((about.st_dev, about.st_ino))
-            with suppress(FileNotFoundError):
-                names = retrying(partial(os.listdir, path), path)
-                waiting += [os.path.join(path, name) for name in sorted(names, reverse=True) if name[0] != "."]
-    yield from sorted(found, key=lambda entry: entry.url)
+class LocalFiles(FileSystem):
+    """Paths. A file is written under a temporary name beside its own, synced, renamed, and its folder synced."""
+
+    def entries(self, url: str) -> Iterator[Entry]:
+        """Symbolic links are followed, loops are not."""
+        entries: list[Entry] = []
+        seen: set[tuple[int, int]] = set()
+        waiting = [url]
+        while waiting:
+            path = waiting.pop()
+            status = self.retrying(partial(_stat, path), path)
+            if status is None:
+                continue
+            if stat.S_ISREG(status.st_mode):
+                version, modified = str(status.st_mtime_ns), status.st_mtime_ns / 1e9
+                entries.append(Entry(Location.as_is(path), status.st_size, version, modified))
+            elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                with suppress(FileNotFoundError):
+                    names = self.retrying(partial(os.listdir, path), path)
+                    waiting += [os.path.join(path, name) for name in sorted(names, reverse=True) if name[0] != "."]
+        yield from sorted(entries, key=lambda entry: entry.url)
+
+    def exists(self, url: str) -> bool:
+        return os.path.exists(url)
+
+    def size(self, url: str) -> int:
+        return self.retrying(lambda: os.stat(url), url).st_size
+
+    def read(self, url: str, offset: int, length: int | None) -> bytes:
+        def once() -> bytes:
+            with open(url, "rb") as file:
+                file.seek(offset)
+                return file.read(-1 if length is None else length)
+
+        return self.retrying(once, url)
+
+    def open_read(self, url: str, block_bytes: int) -> IO[bytes]:
+        return self.retrying(lambda: open(url, "rb"), url)
+
+    def publish(self, data: bytes, url: str) -> None:
+        self.retrying(lambda: _write(data, Path(url)), url)
+
+    def publish_file(self, path: Path, url: str) -> None:
+        path.replace(url)
+        _sync(path.parent)
+
+    def staging(self, url: str) -> Path:
+        return Path(url).parent
+
+    def remove(self, url: str) -> None:
+        self.retrying(lambda: Path(url).unlink(missing_ok=True), url)
+
+    def remove_temporaries(self, url: str) -> int:
+        if not os.path.isdir(url):
+            return 0
+        stale = [path for path in Path(url).iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    def is_transient(self, error: Exception) -> bool:
+        return isinstance(error, OSError) and error.errno in _TRANSIENT
+
+    def explain(self, error: Exception, url: str) -> str | None:
+        return explain_os_error(error, url) if isinstance(error, OSError) else None
 
 
 def _stat(path: str) -> os.stat_result | None:
@@ -44,8 +97,8 @@ def _stat(path: str) -> os.stat_result | None:
         raise
 
 
-def publish_file(data: bytes, path: Path) -> None:
-    # A run that starts beside this one clears temporaries it finds, ours included: then write it once more.
+def _write(data: bytes, path: Path) -> None:
+    # A job that starts beside this one removes the temporaries it sees, ours included: then write it once more.
     for attempt in range(3):
         temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
@@ -55,7 +108,7 @@ def publish_file(data: bytes, path: Path) -> None:
                 out.flush()
                 os.fsync(out.fileno())
             temporary.replace(path)
-            sync_folder(path.parent)
+            _sync(path.parent)
             return
         except FileNotFoundError:
             if attempt == 2:
@@ -64,7 +117,7 @@ def publish_file(data: bytes, path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -77,11 +77,13 @@ class Entry:
     url: where it is.
     bytes: its size.
     version: changes when its bytes do: its ETag, or the time of its last change. "" where the store has neither.
+    modified: when its bytes last changed, in seconds since 1970. None where the store does not say.
     """
 
     url: Location
     bytes: int
     version: str
+    modified: float | None = None
 
 
 def scheme_of(text: str) -> str:
@@ -92,7 +94,3 @@ def scheme_of(text: str) -> str:
 
 def is_local(text: str) -> bool:
     return scheme_of(text) == "file"
-
-
-def is_s3(text: str) -> bool:
-    return scheme_of(text) in ("s3", "s3a")

@@ -1,7 +1,7 @@
 """S3, and whatever else speaks its protocol, through botocore: each call is one request, and errors come as they are.
 
-pipelines.storage.retry adds the patience, and says in one line what `explain` makes of an error. botocore's own retries
-are off: two of them would multiply. Endpoint, region and credentials come from botocore's standard chain.
+pipelines.storage.s3_files tries again what fails. botocore's own retries are off: the two would multiply. Endpoint,
+region and credentials come from botocore's standard chain.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class _Unusable(OSError):
     """A configuration that no client can be made of."""
 
 
-class Found(NamedTuple):
-    """A listed object: key, bytes, and what changes with its bytes."""
+class Object(NamedTuple):
+    """What S3 says of an object: key, size, what changes with its bytes, and when they did (seconds since 1970)."""
 
     key: str
     bytes: int
     version: str
+    modified: float | None
 
 
 def split(url: str) -> tuple[str, str]:
@@ -97,54 +98,59 @@ os.register_at_fork(after_in_child=_after_fork)
 # -- requests --------------------------------------------------------------------------------------------------------
 
 
-def page(url: str, token: str = "") -> tuple[list[Found], str]:
+def page(url: str, token: str = "") -> tuple[list[Object], str]:
     """Up to 1000 objects under a URL in order of their keys, and the token of the next page ('' = there is none)."""
     bucket, key = split(url)
     more = {"ContinuationToken": token} if token else {}
     answer = client().list_objects_v2(Bucket=bucket, Prefix=key and f"{key}/", **more)
-    found = [
-        Found(one["Key"], int(one["Size"]), str(one.get("ETag") or one.get("LastModified") or "").strip('"'))
-        for one in answer.get("Contents", [])
-        if not one["Key"].endswith("/")  # what stands for an empty folder
+    objects = [
+        _object(each["Key"], each["Size"], each)
+        for each in answer.get("Contents", [])
+        if not each["Key"].endswith("/")  # what stands for an empty folder
     ]
-    return found, answer["NextContinuationToken"] if answer.get("IsTruncated") else ""
+    return objects, answer["NextContinuationToken"] if answer.get("IsTruncated") else ""
 
 
-def head(url: str) -> Found | None:
-    """The object of this very URL; None when there is none. A URL without a key is not an object, but may be there."""
+def _object(key: str, size: int, about: dict[str, Any]) -> Object:
+    changed = about.get("LastModified")
+    version = str(about.get("ETag") or changed or "").strip('"')
+    return Object(key, int(size), version, None if changed is None else changed.timestamp())
+
+
+def head(url: str) -> Object | None:
+    """The object at this very URL, or None. A URL without a key is a bucket: an Object without a key if it exists."""
     bucket, key = split(url)
     try:
         if not key:
             client().head_bucket(Bucket=bucket)
-            return Found("", 0, "")
+            return Object("", 0, "", None)
         answer = client().head_object(Bucket=bucket, Key=key)
     except Exception as error:
         if _code(error) in _MISSING:
             return None
         raise
-    version = str(answer.get("ETag") or answer.get("LastModified") or "").strip('"')
-    return Found(key, int(answer["ContentLength"]), version)
+    return _object(key, answer["ContentLength"], answer)
 
 
 def get(url: str, offset: int = 0, length: int | None = None) -> bytes:
     """The bytes of an object, or of a part of it; fewer than `length` only at its end. Raises ShortRead."""
     sink = io.BytesIO()
-    Download(url, sink, offset, length).go_on()
+    Download(url, sink, offset, length).resume()
     return sink.getvalue()
 
 
 class Download:
-    """The bytes of an object, or of a part of it, on their way into a file; `written` of them are there."""
+    """A copy of an object, or of a part of it, into a file, which has `written` bytes of it so far."""
 
     def __init__(self, url: str, sink: IO[bytes], offset: int = 0, length: int | None = None) -> None:
         self.url, self.sink, self.offset, self.length = url, sink, offset, length
         self.written, self._version = 0, ""
 
-    def go_on(self) -> None:
-        """Write what is missing, in one request; to be called again after a transient error.
+    def resume(self) -> None:
+        """Copy what is missing, in one request. After a transient error, call it again.
 
-        Raises ShortRead when fewer bytes came than the server itself says there are, or the object was replaced since
-        the last call, and all of it is to be copied again.
+        Raises ShortRead when fewer bytes come than the server says there are, or the object was replaced since the
+        last call: then the next call begins at the beginning.
         """
         offset, rest = self.offset + self.written, None if self.length is None else self.length - self.written
         if rest == 0:

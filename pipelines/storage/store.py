@@ -1,205 +1,89 @@
-"""Where bytes live: local folders, s3:// (pipelines/storage/s3.py) and any other fsspec URL behind a handful of calls.
+"""Objects in folders, S3 buckets and whatever fsspec opens, by URL: the calls that all other code makes.
 
-Reads are whole objects or byte ranges; writes are atomic: a reader sees the old bytes, the new bytes or nothing.
-Local files are written under a temporary name, synced and renamed; an object store's put is atomic by itself.
-Whatever goes over a network is tried again for two minutes, so that a job outlives the restart of its storage.
+Reads are whole objects or byte ranges. Writes are atomic: a reader sees the old bytes, the new bytes or nothing.
+What fails over a network is tried again for two minutes, so that a job outlives the restart of its storage.
 Credentials and endpoints come from the standard chain only (environment, profile, instance role).
+
+Every call may raise StoreError, and TransientStoreError when those minutes did not help. URLs are taken as they are:
+a user's text goes through `Location` first.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import glob_translate
+from pipelines.storage.filesystem import FileSystem, explain_os_error
+from pipelines.storage.local import LocalFiles
+from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location, is_local, scheme_of
+from pipelines.storage.retry import StoreError
+from pipelines.storage.s3_files import S3Files
 
-from pipelines.storage import s3
-from pipelines.storage.local import list_folder, publish_file, sync_folder
-from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location, is_local, is_s3, scheme_of
-from pipelines.storage.retry import StoreError, T, explain, retrying
-
-_CHUNK = 8 << 20
-# What fsspec's stores call that which changes with an object's bytes, best first.
-_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modificationTime", "created")
+T = TypeVar("T")
+_LOCAL, _S3 = LocalFiles(), S3Files()
 
 
-def filesystem(url: str) -> Any:
-    """The fsspec file system of a URL. Listings are never cached: other processes write to the same stores."""
-    kind = scheme_of(url)
-    if kind == "file":
-        # Not through URL parsing: fsspec reads '::' in a local file name as a chain of file systems.
-        return LocalFileSystem()
-    try:
-        return fsspec.filesystem(kind, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
-        raise StoreError(f"{url}: cannot open {kind}:// URLs: {error}") from error
+def filesystem_of(url: str) -> FileSystem:
+    """The kind of storage that a URL is of."""
+    scheme = scheme_of(url)
+    if scheme == "file":
+        return _LOCAL
+    if scheme in ("s3", "s3a"):
+        return _S3
+    from pipelines.storage.fsspec_files import FsspecFiles  # here, not above: most processes never need fsspec
+
+    return FsspecFiles()
 
 
 def list_objects(url: str) -> Iterator[Entry]:
     """Every object under a URL (or the one object it names), sorted by URL; nothing when it does not exist.
 
     A bucket that does not exist is a StoreError, though: it is a mistake, wherever it comes up.
-    Our own temporaries and hidden files are left out. Local symbolic links are followed, loops are not.
+    Our own temporaries and hidden files are left out.
     """
-    if is_local(url):
-        yield from list_folder(url)
-        return
-    if is_s3(url):
-        yield from _list_s3(url)
-        return
-    fs = filesystem(url)
-
-    def find() -> dict[str, dict[str, Any]]:
-        return dict(fs.find(fs._strip_protocol(url), detail=True))
-
-    try:
-        found = retrying(find, url)
-    except FileNotFoundError:
-        return
-    for name, info in sorted(found.items()):
-        base = name.rsplit("/", 1)[-1]
-        if info.get("type") != "file" or base.startswith("."):
-            continue
-        version = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
-        yield Entry(Location.as_is(fs.unstrip_protocol(name)), int(info["size"] or 0), version)
-
-
-def _list_s3(url: str) -> Iterator[Entry]:
-    found: list[s3.Found] = []
-    token = ""
-    while True:
-        some, token = retrying(partial(s3.page, url, token), url)
-        found += some
-        if not token:
-            break
-    if not found and (one := retrying(lambda: s3.head(url), url)) is not None and one.key:
-        found = [one]
-    bucket = Location.as_is(f"{scheme_of(url)}://{s3.split(url)[0]}")
-    for key, size, version in sorted(found):
-        if not key.rsplit("/", 1)[-1].startswith("."):
-            yield Entry(bucket / key, size, version)
+    return filesystem_of(url).entries(url)
 
 
 def glob(pattern: str) -> list[Location]:
     """URLs of the objects of a remote store that a pattern with *, ?, [...] or ** names, sorted."""
+    from fsspec.utils import glob_translate  # here, not above: most processes never need fsspec
+
     folder = re.split(r"[*?[]", pattern, maxsplit=1)[0].rpartition("/")[0]
-    fits = re.compile(glob_translate(pattern))
-    return [entry.url for entry in list_objects(folder) if fits.match(entry.url)]
+    matches = re.compile(glob_translate(pattern)).match
+    return [entry.url for entry in list_objects(folder) if matches(entry.url)]
 
 
 def exists(url: str) -> bool:
-    if is_local(url):
-        return os.path.exists(url)
-    if is_s3(url):
-        return retrying(lambda: s3.head(url), url) is not None
-    fs = filesystem(url)
-    return bool(retrying(lambda: fs.exists(fs._strip_protocol(url)), url))
+    """Whether an object, a local folder or a bucket is there."""
+    return filesystem_of(url).exists(url)
+
+
+def size(url: str) -> int:
+    """Bytes of an object. Raises FileNotFoundError."""
+    return filesystem_of(url).size(url)
 
 
 def read(url: str, offset: int = 0, length: int | None = None) -> bytes:
-    """The bytes of an object, or `length` of them from `offset` (fewer only at its end).
-
-    Raises FileNotFoundError, StoreError, TransientStoreError.
-    """
-    if is_s3(url):
-        return b"" if length == 0 else retrying(lambda: s3.get(url, offset, length), url)
-    fs = filesystem(url)
-    path = fs._strip_protocol(url) if not is_local(url) else url
-    end = None if length is None else offset + length
-    if length == 0:
-        return b""
-    return retrying(lambda: bytes(fs.cat_file(path, start=offset or None, end=end)), url)
+    """The bytes of an object, or `length` of them from `offset` (fewer only at its end). Raises FileNotFoundError."""
+    return b"" if length == 0 else filesystem_of(url).read(url, offset, length)
 
 
 def open_read(url: str, block_bytes: int = 1 << 20) -> IO[bytes]:
-    """A seekable binary reader over an object; remote ones are read in blocks, each as by `read`.
-
-    Raises FileNotFoundError, StoreError.
-    """
-    if is_local(url):
-        return retrying(lambda: open(url, "rb"), url)
-    return io.BufferedReader(_Reader(url), block_bytes)
-
-
-class _Reader(io.RawIOBase):
-    """A remote object as a file. Its size is that of when it was opened."""
-
-    def __init__(self, url: str) -> None:
-        self._url, self._size, self._at = url, size(url), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence], 0)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        data = read(self._url, self._at, max(min(len(buffer), self._size - self._at), 0))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def readall(self) -> bytes:
-        data = read(self._url, self._at, max(self._size - self._at, 0))
-        self._at += len(data)
-        return data
+    """A seekable binary reader of an object; remote ones are read in blocks. Raises FileNotFoundError."""
+    return filesystem_of(url).open_read(url, block_bytes)
 
 
 def fetch(url: str, path: str, offset: int = 0, length: int | None = None) -> int:
     """Copy an object, or a byte range of it, to a local file; the bytes written, fewer than `length` only at its end.
 
-    Memory is bounded whatever the object's size. What breaks off goes on where it was; an object that is replaced
-    meanwhile is begun again.
+    Memory is bounded whatever the object's size. A copy that breaks off is resumed; if the object was replaced
+    meanwhile, it begins again. Raises FileNotFoundError.
     """
-    with open(path, "wb") as out:
-        if is_s3(url):
-            download = s3.Download(url, out, offset, length)
-            retrying(lambda: _into(path, download.go_on), url, progress=lambda: download.written)
-            return download.written
-        total, written = length if length is not None else size(url) - offset, 0
-        while written < total and (data := read(url, offset + written, min(_CHUNK, total - written))):
-            written += _into(path, partial(out.write, data))
-        return written
-
-
-def _into(path: str, act: Callable[[], T]) -> T:
-    try:
-        return act()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(explain(error, path)) from error
-        raise
-
-
-def size(url: str) -> int:
-    """Bytes of an object. Raises FileNotFoundError, StoreError."""
-    if is_local(url):
-        return retrying(lambda: os.stat(url), url).st_size
-    if is_s3(url):
-        found = retrying(lambda: s3.head(url), url)
-        if found is None or not found.key:
-            raise FileNotFoundError(errno.ENOENT, "no such object", url)
-        return found.bytes
-    fs = filesystem(url)
-    return int(retrying(lambda: fs.info(fs._strip_protocol(url))["size"], url))
+    return filesystem_of(url).fetch(url, path, offset, length)
 
 
 def publish(data: bytes, url: str) -> None:
@@ -207,23 +91,17 @@ def publish(data: bytes, url: str) -> None:
 
     Raises StoreError when the place is full, read-only or denied; then nothing is left behind.
     """
-    if is_local(url):
-        retrying(lambda: publish_file(data, Path(url)), url)
-        return
-    if is_s3(url):
-        retrying(lambda: s3.put(data, url), url)
-        return
-    fs = filesystem(url)
-    retrying(lambda: fs.pipe_file(fs._strip_protocol(url), data), url)
+    filesystem_of(url).publish(data, url)
 
 
 @contextmanager
 def publishing(url: str) -> Iterator[IO[bytes]]:
-    """A file to write, however large, that appears at `url` as publish() has it; after an error nothing of it is left.
+    """A file to write, however large, that appears at `url` as with publish(); after an error nothing of it is left.
 
     What goes to an object store lies in the temporary folder ($TMPDIR) until it is complete.
     """
-    folder = Path(url).parent if is_local(url) else Path(tempfile.gettempdir())
+    files = filesystem_of(url)
+    folder = files.staging(url)
     temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -231,51 +109,37 @@ def publishing(url: str) -> Iterator[IO[bytes]]:
             yield out
             out.flush()
             os.fsync(out.fileno())
-        if is_local(url):
-            temporary.replace(url)
-            sync_folder(folder)
-        elif is_s3(url):
-            s3.put_file(str(temporary), url, lambda action: retrying(action, url))
-        else:
-            fs = filesystem(url)
-            retrying(lambda: fs.put_file(str(temporary), fs._strip_protocol(url)), url)
+        files.publish_file(temporary, url)
     except OSError as error:
-        raise StoreError(explain(error, url)) from error
+        raise StoreError(explain_os_error(error, url if is_local(url) else str(folder))) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove(url: str) -> None:
     """Remove an object if it exists."""
-    if is_local(url):
-        retrying(lambda: Path(url).unlink(missing_ok=True), url)
-        return
-    if is_s3(url):
-        retrying(lambda: s3.delete(url), url)
-        return
-    fs = filesystem(url)
-
-    def act() -> None:
-        if fs.exists(fs._strip_protocol(url)):
-            fs.rm_file(fs._strip_protocol(url))
-
-    retrying(act, url)
+    filesystem_of(url).remove(url)
 
 
 def remove_temporaries(url: str) -> int:
-    """Remove what killed writers left in a folder; how many there were. Object stores leave none: a put is atomic."""
-    if not is_local(url) or not os.path.isdir(url):
-        return 0
-    stale = [path for path in Path(url).iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
-    for path in stale:
-        path.unlink(missing_ok=True)
-    return len(stale)
+    """Remove what killed writers left in a folder; how many there were. Object stores have none: a put is atomic."""
+    return filesystem_of(url).remove_temporaries(url)
+
+
+def retrying(action: Callable[[], T], url: str) -> T:
+    """Run an action of the caller's own on the store of `url`, and again as these calls do, with the same errors."""
+    return filesystem_of(url).retrying(action, url)
+
+
+def require_shared(url: str) -> None:
+    """Raise StoreError for a place that other processes do not see."""
+    if scheme_of(url) == "memory":
+        raise StoreError(f"{url}: memory:// lives in one process and a job runs in many; use a folder or s3://")
 
 
 def require_writable(url: str) -> None:
     """Prove that objects can be written under `url`, by writing and removing one. Raises StoreError in one line."""
-    if scheme_of(url) == "memory":
-        raise StoreError(f"{url}: memory:// lives in one process and a job runs in many; use a folder or s3://")
+    require_shared(url)
     probe = Location(url) / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     try:
         publish(b"", probe)

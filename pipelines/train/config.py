@@ -71,24 +71,28 @@ class PolicySizeConfig:
 class TrainConfig:
     """What every training job has.
 
-    A run may go on elsewhere and with its data in another place: its fingerprint is compared, not where it lies.
+    A run may go on elsewhere, and with its data at another path: fingerprints are compared.
     """
 
     usage: ClassVar[str] = "autogaze train policy data=/data/gaze run=/data/runs/1"
 
-    data: str = setting("", "dataset made by preprocess; several separated by commas", required=True, may_change=True)
+    data: str = setting(
+        "", "dataset made by preprocess; several separated by commas", required=True, on_resume="same content"
+    )
     run: str = setting(
-        "", "folder or s3:// prefix of the run; the same again resumes it", required=True, may_change=True
+        "", "folder or s3:// prefix of the run; the same again resumes it", required=True, on_resume="any value"
     )
     init: str = setting("", "checkpoint to begin from ('' = random weights)")
     epochs: float = setting(150.0, "passes over the data (the paper's 150)", more_than=0)
     global_batch: int = setting(256, "samples of one optimizer step, over all ranks", at_least=1)
-    micro_batch: int = setting(8, "samples a rank holds at once; the rest accumulates", at_least=1, may_change=True)
+    micro_batch: int = setting(
+        8, "samples a rank holds at once; the rest accumulates", at_least=1, on_resume="any value"
+    )
     optimizer: OptimizerConfig = section(OptimizerConfig)
     loader: ReadConfig = section(lambda: ReadConfig(val_fraction=0.05))
-    scale: ScaleConfig = section(ScaleConfig, may_change=True)
-    every: EveryConfig = section(EveryConfig, may_change=True)
-    val_clips: int = setting(64, "held-out clips of one validation", at_least=0, may_change=True)
+    scale: ScaleConfig = section(ScaleConfig, on_resume="any value")
+    every: EveryConfig = section(EveryConfig, on_resume="any value")
+    val_clips: int = setting(64, "held-out clips of one validation", at_least=0, on_resume="any value")
 
     @property
     def datasets(self) -> list[str]:
@@ -152,7 +156,7 @@ class ReconstructorTrainConfig(TrainConfig):
     min_ratio: float = setting(0.01, "least share of patches in random gaze", more_than=0, at_most=1)
     max_ratio: float = setting(0.5, "largest share of patches in random gaze", more_than=0, at_most=1)
     stored_gaze: float = setting(0.25, "share of clips that show their stored gaze instead", at_least=0, at_most=1)
-    teachers: TeachersConfig = section(TeachersConfig, may_change=True)
+    teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
 
 
 def check_train_config(config: TrainConfig) -> None:

@@ -19,8 +19,8 @@ from pipelines.train.task import Task
 def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     """Write the run's config.yaml, or check that it still fits. Raises PipelineError naming the first difference.
 
-    Settings declared with may_change are not compared: where a run works, and how often it validates and saves. Paths
-    of data and teachers may change too; their fingerprints may not.
+    Compared are the settings that must have the same value on resume (pipelines.schema), and the fingerprints of data
+    and teachers, whose paths may change.
 
     fingerprint: of the samples, since data at the same path may have been made anew.
     """
@@ -35,7 +35,7 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
         raise PipelineError(f"{url}: damaged; choose another run") from error
     if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
         raise PipelineError(f"{url}: is not that of a training run; choose another run")
-    free = {key.name for key in settings_of(config) if key.may_change}
+    free = {key.name for key in settings_of(config) if key.on_resume != "same value"}
     before = _flat(begun)
     for name, value in _flat(about).items():
         if name not in free and before.get(name) != value:

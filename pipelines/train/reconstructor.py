@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autogaze.baselines import first_patches
 from autogaze.draws import draw_frames, frame_shares, log_uniform, numbered_generator, patch_orders
 from autogaze.gaze import Gaze
+from autogaze.reconstruction.canvas import Canvas
 from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
@@ -54,10 +55,8 @@ class ReconstructorTask(Task):
     @torch.no_grad()
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
         """Sums over held-out clips: errors of frames rebuilt from the stored gaze, and of the canvas beside them."""
-        from autogaze.reconstruction import load
-
         rebuilt = self.model.reconstruct(frames, gaze)
-        canvas = load("canvas").reconstruct(frames, gaze)
+        canvas = Canvas().reconstruct(frames, gaze)
         target = frames.cpu().float()
         sums = {"clips": float(gaze.clips), "error": float(rebuilt.error.mean(dim=1).sum())}
         for name, pixels in (("pixel_error", rebuilt.pixels), ("canvas_pixel_error", canvas.pixels)):

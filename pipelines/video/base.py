@@ -1,4 +1,4 @@
-"""What every decoder shares: the words of a decode (source, failure, facts of a video, settings) and its checks.
+"""What every decoder shares: source, settings, failures and their reasons, facts of a video, and checks.
 
 Only numpy and the standard library are imported here: a decoder child must start in a fraction of a second.
 """
@@ -38,14 +38,14 @@ DecoderName: TypeAlias = Literal["pyav", "decord", "torchcodec"]
 DECODERS: tuple[str, ...] = get_args(DecoderName)
 
 Buffer: TypeAlias = Callable[[int], np.ndarray]
-"""Where a back end puts the frames of clip i: uint8 [len(clips[i]), *frame_shape(config, native)], writable."""
+"""buffer(i) is where a back end writes the frames of clip i: uint8 [len(clips[i]), *frame_shape(config, native)]."""
 
 Native: TypeAlias = tuple[int, int]
-"""Height and width, turned as for display, of frames that are wanted as they are; others fail as size_changed."""
+"""Height and width, as displayed, of frames that are wanted unscaled. A frame of another size fails as size_changed."""
 
 
 class VideoError(Exception):
-    """A video, or one clip of it, cannot be decoded: a fact about the bytes, recorded and never retried.
+    """A video, or one clip of it, cannot be decoded. That is a fact about the bytes: recorded, never retried.
 
     reason: a key of REASONS. detail: one line for a person; the same bytes give the same line, on any machine (no
     paths, process ids or addresses), because it becomes part of the output.
@@ -120,7 +120,7 @@ class DecodeConfig:
     decoder: str = "pyav"  # pyav | decord | torchcodec
     size: int = 224  # pixels, height and width of the frames
     threads: int = 1  # decoding threads; more than 1 only helps a machine that decodes few videos at once
-    timeout_s: float = 60.0  # IsolatedDecoder: the longest silence, without a finished clip
+    timeout_s: float = 60.0  # IsolatedDecoder: the longest time without a finished clip
     memory_mb: int = 2048  # IsolatedDecoder: what the child may allocate, in MiB, beyond what it needs to start
 
     def __post_init__(self) -> None:
@@ -132,7 +132,10 @@ class DecodeConfig:
 
 
 def schedule(clips: Sequence[Sequence[int]]) -> list[int]:
-    """The order clips are decoded and delivered in: by first frame, then by place. Raises ValueError on a bad clip."""
+    """The order in which clips are decoded and delivered: by first frame, then by place.
+
+    Raises ValueError for a clip without frames or with a negative one.
+    """
     for i, clip in enumerate(clips):
         if len(clip) == 0:
             raise ValueError(f"clip {i} asks for no frame")
@@ -147,7 +150,7 @@ def frame_shape(config: DecodeConfig, native: Native | None) -> tuple[int, int, 
 
 
 def require_size(frame: int, height: int, width: int, native: Native) -> None:
-    """Raise VideoError for a frame that is not of the size it was planned for."""
+    """Raise VideoError for a frame of another size than was planned."""
     if (height, width) != native:
         raise VideoError("size_changed", f"frame {frame} is {width}x{height}, planned as {native[1]}x{native[0]}")
 

@@ -1,4 +1,4 @@
-"""The child process of IsolatedDecoder: reads requests, decodes, writes frames into the parent's memory.
+"""The child process of IsolatedDecoder: it reads requests, decodes, and writes frames into shared memory.
 
 Started by pipelines.video.isolated as `python -m pipelines.video.child CONFIG LIFELINE`, with a socket to the
 parent as its standard input. One JSON object per line each way; the memory for frames arrives beside a request, as a
@@ -7,7 +7,7 @@ file descriptor. Nothing is pickled.
     request  {"probe": SOURCE}                                   answer   {"info": VIDEOINFO} or FAILURE, {"end": true}
     request  {"source": SOURCE, "native": [HEIGHT, WIDTH] or null, "clips": [[at, FRAMES], ...]}
              at: where clip i starts in the memory, in frames;   answers  {"clip": i} or {"clip": i, **FAILURE} for each
-             null: decode it, but nobody needs its frames                 clip, by ascending first frame; {"end": true}
+             null: decode it, its frames are not needed                   clip, by ascending first frame; {"end": true}
     FAILURE = {"reason": ..., "detail": ...}; a bug of ours comes back as {"bug": TRACEBACK}
 """
 
@@ -40,11 +40,11 @@ def main() -> None:
     wire = socket.socket(fileno=0)
     try:
         decoder = backend(config.decoder)
-        _give_way(config.memory_mb)
+        _limit_memory(config.memory_mb)
     except ImportError as error:
         _send(wire, {"refused": str(error)})
         return
-    # From here on nothing of ours writes to stderr, and libraries that log there must not fill up the parent's disk.
+    # From here on only libraries write to stderr, and their logs must not fill the parent's disk.
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     _send(wire, {"ready": True})
@@ -98,8 +98,8 @@ def _requests(wire: socket.socket) -> Iterator[tuple[dict[str, Any], mmap.mmap |
         received += data
         while b"\n" in received:
             line, received = received.split(b"\n", 1)
-            given, memory = memory, None
-            yield json.loads(line), given
+            sent, memory = memory, None
+            yield json.loads(line), sent
 
 
 def _send(wire: socket.socket, message: dict[str, Any]) -> None:
@@ -121,11 +121,11 @@ def _die_with_parent(lifeline: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _give_way(memory_mb: int) -> None:
-    """Limit what may be allocated from now on, and be the first to go if the machine itself runs out of memory."""
+def _limit_memory(memory_mb: int) -> None:
+    """Limit what may be allocated from now on, and be the first to be killed if the machine runs out of memory."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Data, not address space: libraries and the shared frames are mapped too, and cost nothing of their own.
+        # RLIMIT_DATA and not RLIMIT_AS: libraries and the shared frames are mapped too, and need no limit.
         used = next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line[:7] == "VmData:")
         limit = used + (memory_mb << 20)
         _, most = resource.getrlimit(resource.RLIMIT_DATA)

@@ -4,19 +4,19 @@
     for i, frames in decode_clips(source, [[0, 1], [8, 9]], config):    # opens the video once
         ...                                                             # frames: uint8 [2, 224, 224, 3], or VideoError
 
-    with IsolatedDecoder(config) as decoder:                            # the same two calls, in a child process that
-        decoder.probe(source)                                           # may crash, hang or run out of memory
-        ...
+    with IsolatedDecoder(config) as decoder:                            # pipelines.video.isolated: the same two calls
+        decoder.probe(source)                                           # in a child process, which may crash, hang or
+        ...                                                             # run out of memory
 
 What holds for every decoder:
 - Frame n is the n-th frame, from 0, that a decode of the whole video delivers, in the order they are shown.
 - A clip is frames or a VideoError. Nothing is substituted: a clip that depends on damaged data fails, others do not.
-- The outcomes of a call depend on the video's bytes and the clips asked for; not on other videos, nor on timing (but
-  for IsolatedDecoder's time limit, and that only twice in a row). With pyav a clip's outcome does not depend on the
-  other clips either, as long as the decoder notices the damage there is.
-- Damage that the decoder overlooks cannot fail: a wrong bit inside a picture often just decodes to a wrong picture.
-- Only what is wrong with the video becomes a VideoError. Any other exception is a bug, or trouble of the machine.
-- Sources are local files: fetching is the caller's business.
+- The outcomes of a call depend on the video's bytes and the clips asked for; not on other videos, nor on timing, except
+  for IsolatedDecoder's time limit, which must pass twice in a row. With pyav a clip's outcome does not depend on the
+  other clips either, as long as the decoder notices the damage.
+- Damage that the decoder does not notice cannot fail: one wrong bit often just decodes to a wrong picture.
+- Only a fault of the video becomes a VideoError. Any other exception is a bug, or a fault of the machine.
+- Sources are local files; the caller fetches them.
 
 decord and torchcodec are optional (`pip install autogaze-pipelines[decord]`); probing is always done by PyAV. Each
 comes with its own ffmpeg: decord and torchcodec in one process crash it. IsolatedDecoder keeps them apart.
@@ -62,8 +62,8 @@ LONGEST_TIMEOUT_S = 86400
 def probe(source: Source) -> VideoInfo:
     """The facts of a video, from its header, its index and its first frame. Raises VideoError.
 
-    The whole stream is read (not decoded) only where the header does not tell the number of frames exactly, and
-    decoded only where time stamps cannot tell it either (some AVI files).
+    The whole stream is read (not decoded) only where the header does not give the exact number of frames, and decoded
+    only where time stamps do not give it either (some AVI files).
     """
     from pipelines.video import pyav  # a process that decodes in a child has no use for libav
 
@@ -75,9 +75,9 @@ def decode_clips(
 ) -> Iterator[tuple[int, np.ndarray | VideoError]]:
     """Decode clips, each a sequence of frame numbers, in this process; the video is opened once.
 
-    Yields (i, frames of clips[i]) as uint8 [len(clips[i]), size, size, 3] RGB, turned as for display, or
-    (i, VideoError), once per clip, by ascending first frame. A frame may be asked for in any order, and more than once.
-    With native=(height, width) frames come as they are, not scaled: uint8 [len(clips[i]), height, width, 3], and a clip
+    Yields (i, frames of clips[i]) as uint8 [len(clips[i]), size, size, 3] RGB, upright as displayed, or
+    (i, VideoError), once per clip, by ascending first frame. A clip may name frames in any order, and more than once.
+    With native=(height, width) frames come unscaled: uint8 [len(clips[i]), height, width, 3], and a clip
     with a frame of another size fails as size_changed.
     Raises ValueError for a clip without frames or with a negative one.
     """

@@ -1,8 +1,8 @@
 """decord, through its maintained fork decord2 (`pip install autogaze-pipelines[decord]`).
 
 Differs from pyav: damaged data decodes in silence (concealed frames are delivered as good ones), a file cut short
-simply has fewer frames, and random reads of some HEVC and edit-list files are off by some frames. For data that has to
-match other data made with decord.
+simply has fewer frames, and random reads of some HEVC and edit-list files are off by some frames. Use it for data that
+must match other data made with decord.
 """
 
 from __future__ import annotations

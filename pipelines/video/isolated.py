@@ -1,15 +1,15 @@
-"""IsolatedDecoder: decoding in a warm child process, so that no input can hurt the process that asked.
+"""IsolatedDecoder: decoding in a warm child process, so that no input can hurt the process that uses it.
 
-A child that dies, falls silent or runs out of memory is replaced, and what it had not delivered is asked for once more.
-Two such losses with no clip between them are the video's fault: its undelivered clips fail, and decoding goes on with
-the next video.
+A child that dies, falls silent or runs out of memory is replaced, and the clips it had not delivered are requested once
+more. Two such losses with no clip between them are the video's fault: its undelivered clips fail, and decoding goes on
+with the next video.
 
-- Why once more: whatever kills a child for reasons of its own (an operator, the kernel short of memory, a stall of the
-  machine) leaves no trace in the output, which stays a function of the input's bytes.
-- Why the delivered clips stand: clips are delivered in a fixed order, each the moment it is complete, and none depends
-  on the others. So the clip at which a decoder dies again and again is a fact about the bytes too.
-- Why the clips after it fail unseen: each would cost two more children, or twice the time limit, for a file that kills
-  decoders.
+- Why a second try: a child may be lost for reasons outside the video (an operator, the kernel short of memory, a stall
+  of the machine). These leave no trace in the output, which stays a function of the input's bytes.
+- Why delivered clips count: clips are delivered in a fixed order, each as soon as it is complete, and none depends on
+  the others. So the clip at which a decoder dies again and again is a fact about the bytes too.
+- Why the clips after it fail untried: each would cost two more children, or twice the time limit, for a file that
+  kills decoders.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ROOT = Path(__file__).resolve().parents[2]  # the folder `pipelines` is importe
 
 
 class _Lost(Exception):
-    """The child is of no use any more; the reason and detail it would be recorded with."""
+    """The child can no longer be used. `failure` is what its clips fail with, if they do."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
@@ -49,13 +49,13 @@ class _Lost(Exception):
 class IsolatedDecoder:
     """pipelines.video.decode's `probe` and `decode_clips` in a child process. Use as a context manager, or close() it.
 
-    For one thread at a time, one call at a time: a `decode_clips` iterator must be finished or closed before the next
-    call. The child starts with the first call and never outlives this process.
+    One thread and one call at a time: finish or close a `decode_clips` iterator before the next call. The child starts
+    with the first call and never outlives this process.
     """
 
     def __init__(self, config: DecodeConfig | None = None):
         self.config = config or DecodeConfig()
-        self.restarts = 0  # children replaced because they died, fell silent or ran out of memory
+        self.restarts = 0  # children replaced since they died, fell silent or ran out of memory
         self._child: _Child | None = None
         self._busy = False
 
@@ -72,9 +72,9 @@ class IsolatedDecoder:
             self._child = None
 
     def probe(self, source: Source) -> VideoInfo:
-        """As pipelines.video.decode.probe. Raises VideoError, also where a decoder crashes, hangs or eats memory."""
+        """As pipelines.video.decode.probe. VideoError also if a decoder crashes, hangs or runs out of memory."""
         try:
-            answers = list(self._converse(lambda: {"probe": _named(source)}))
+            answers = list(self._converse(lambda: {"probe": _request_source(source)}))
         except _Lost as lost:
             raise lost.failure from None
         if len(answers) != 1:
@@ -109,11 +109,11 @@ class IsolatedDecoder:
         waiting = dict.fromkeys(order)
 
         def request() -> dict[str, Any]:
-            # All clips, also after a loss: what damaged data decodes to may depend on what was decoded before it. What
-            # was delivered is the caller's, so it is not written to again.
+            # All clips, also after a loss: what damaged data decodes to may depend on what was decoded before it. The
+            # frames of delivered clips belong to the caller, so they are not written again.
             places = [starts[i] if i in waiting else None for i in range(len(clips))]
             wanted = [[at, [int(n) for n in clip]] for at, clip in zip(places, clips, strict=True)]
-            return {"source": _named(source), "native": native, "clips": wanted}
+            return {"source": _request_source(source), "native": native, "clips": wanted}
 
         descriptor = _anonymous_file(starts[-1] * math.prod(shape))
         try:
@@ -135,7 +135,7 @@ class IsolatedDecoder:
             os.close(descriptor)
 
     def _converse(self, request: Callable[[], dict[str, Any]], memory: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yield each answer once; after a loss, ask a new child. Raises _Lost at the second with no answer between."""
+        """Yield each answer once; after a loss, from a new child. Raises _Lost for two with no answer between."""
         if self._busy:
             raise RuntimeError("IsolatedDecoder: finish or close the last decode_clips iterator before the next call")
         self._busy = True
@@ -150,7 +150,7 @@ class IsolatedDecoder:
                         if "bug" in answer:
                             raise RuntimeError(f"the decoder child failed:\n{answer['bug']}")
                         if answer.get("reason") == "decoder_out_of_memory":
-                            raise _Lost(answer["reason"], answer["detail"])  # perhaps earlier videos left too little
+                            raise _Lost(answer["reason"], answer["detail"])  # earlier videos may have used it up
                         if answer.get("clip") not in answered:
                             losses = 0
                             answered.add(answer.get("clip"))
@@ -163,7 +163,7 @@ class IsolatedDecoder:
                     if losses == 2:
                         raise
         except BaseException:
-            self.close()  # in the middle of an answer nobody will read
+            self.close()  # the rest of its answer would be taken for the next one
             raise
         finally:
             self._busy = False
@@ -179,7 +179,7 @@ class IsolatedDecoder:
                 self._child = _Child(self.config)
             except RuntimeError:
                 if attempt == _STARTS:
-                    raise  # not bad luck: this machine cannot start one
+                    raise  # no accident: this machine cannot start one
                 self.restarts += 1
         assert self._child is not None
         return self._child
@@ -217,8 +217,8 @@ class _Child:
             except _Lost as lost:
                 self.kill()
                 errors.seek(0)
-                said = errors.read()[-2000:].decode(errors="replace").strip()
-                raise RuntimeError(f"the decoder child did not start ({lost.failure.detail}): {said}") from None
+                message = errors.read()[-2000:].decode(errors="replace").strip()
+                raise RuntimeError(f"the decoder child did not start ({lost.failure.detail}): {message}") from None
         if "refused" in hello:
             self.kill()
             raise ImportError(hello["refused"])
@@ -279,13 +279,13 @@ class _Child:
         return _Lost("decoder_crashed", f"exit status {code}")
 
 
-def _named(source: Source) -> dict[str, Any]:
-    """For the child, which runs in another folder."""
+def _request_source(source: Source) -> dict[str, Any]:
+    """A source as the child takes it: with an absolute path, since the child runs in another folder."""
     return {**asdict(source), "path": os.path.abspath(source.path)}
 
 
 def _anonymous_file(size: int) -> int:
-    """A descriptor of memory both processes can map; gone with its last user. Untouched parts take no memory."""
+    """A descriptor of memory that both processes can map, freed with its last user. Untouched pages take no memory."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("decoded-frames", os.MFD_CLOEXEC)
     else:

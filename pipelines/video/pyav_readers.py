@@ -1,8 +1,8 @@
-"""Frames of a video by number: through the index of its time stamps, or by counting where they tell nothing.
+"""Frames of a video by number: through the index of its time stamps, or by counting where these are of no use.
 
-What libav does with damaged data, and what is made of it (measured with libavcodec 62 on damaged files):
+What libav does with damaged data, and what the readers make of it (measured with libavcodec 62 on damaged files):
 - A damaged packet raises, or its frame comes out concealed and flagged corrupt, once. Frames that refer to it come out
-  smeared and unflagged. So damage counts against everything from the damaged packet up to the next keyframe.
+  smeared and unflagged. So everything from the damaged packet up to the next keyframe counts as damaged.
 - A container cut short ends without an error (mov: after a half packet flagged corrupt). What is missing is only known
   from the header's sample table: those frames are `truncated`. Containers without such a table are simply shorter.
 """
@@ -44,7 +44,7 @@ class IndexedReader:
     def __init__(self, video: Video, index: FrameIndex):
         self._video = video
         self._index = index
-        self._fit: bool | None = None  # what _fits found
+        self._fit: bool | None = None  # result of _fits
         self._from_start = False  # a keyframe turned out not to be one: seek no more
         self._ready: deque[tuple[int, av.VideoFrame]] = deque()  # (number, frame), decoded and not yet read
         self._damage: dict[int, str] = {}  # place -> what is wrong with the packet
@@ -63,7 +63,7 @@ class IndexedReader:
             self._go(anchor)
         frame, damage = self._decode_to(n)
         if (damage is not None or self._suspect) and self._start > 0:
-            # Was it the data, or was the keyframe none? Only what a decode from further ahead confirms is a verdict.
+            # Is the data damaged, or was the keyframe none? A decode from further ahead decides.
             self._from_start = self._suspect
             before = 0 if self._suspect else np.searchsorted(index.keys, self._start) - 1
             self._go(int(index.keys[before]))
@@ -135,7 +135,7 @@ class IndexedReader:
             self._ready.append((n, frame))
 
     def _amiss(self, at: int, text: str) -> None:
-        """Something is wrong that no error announced: an unfit index, a keyframe that is none, or damage after all."""
+        """Note what no error announced: an index that does not fit, a keyframe that is none, or damage."""
         if self._damage_within(self._start, self._next) is None:
             if self._start == 0 and self._next <= _TRIAL and not self._fits():
                 raise NotAsIndexed
@@ -163,13 +163,13 @@ class IndexedReader:
         self._drained = self._suspect = False
         before = max(0, int(np.searchsorted(index.keys, place)) - 1)
         times = index.packet_pts[place], index.packet_dts[place], index.packet_dts[before]
-        # Containers seek by pts, by dts, or not at all: each is tried, and what came of it is checked.
-        if not any(time is not None and self._video.seek(time) and self._found(place) for time in times):
+        # Containers seek by pts, by dts, or not at all: each is tried, and where it landed is checked.
+        if not any(time is not None and self._video.seek(time) and self._skip_to(place) for time in times):
             self._video.rewind()
-            if not self._found(place):
+            if not self._skip_to(place):
                 raise NotAsIndexed
 
-    def _found(self, place: int) -> bool:
+    def _skip_to(self, place: int) -> bool:
         """Skip, undecoded, to the packet at `place`; False if the seek landed after it or nowhere known."""
         packets = self._video.packets()
         for packet in packets:

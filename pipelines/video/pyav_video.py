@@ -1,4 +1,4 @@
-"""A container open in libav, and its video stream: open, demux, index, decode. libav's errors get reasons here."""
+"""An open container and its video stream: demux, index, decode. Here libav's errors become VideoErrors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from av.stream import Disposition
 from pipelines.video.base import Source, VideoError
 from pipelines.video.frame_index import FrameIndex, Packet
 
-# Only formats that hold their own frames: playlist formats (hls, concat, ...) would open files and addresses named by
-# the untrusted bytes. So do network protocols, which are switched off for the same reason.
+# Only formats that hold their own frames: a playlist (hls, concat, ...) would open files and addresses that untrusted
+# bytes name. Network protocols are switched off for the same reason.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,asf,ogg,mxf,nut,rm,gif,apng,ivf,obu,"
     "h264,hevc,vvc,av1,m4v,vc1,h263,h261,dv,wtv,yuv4mpegpipe,swf,dirac,mjpeg"
@@ -24,15 +24,14 @@ _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file,subfile"
 # An MPEG-4 packet this small says "show the last picture again" and delivers no frame.
 _MPEG4_EMPTY = 8
 
-
-# These decoders neither report nor conceal a damaged slice unless told to fail on it: the rest of the picture is then
-# whatever its buffer held before.
+# By default these decoders neither report nor conceal a damaged slice: the rest of the picture is then whatever its
+# buffer held before. With err_detect=explode they fail on it.
 _SILENT = ("hevc", "vvc")
 
 
 @dataclass(frozen=True)
 class DecodedPacket:
-    """What the decoder made of one packet (None: of the end of the stream)."""
+    """The frames, or the error, that one packet gave. packet=None: those at the end of the stream."""
 
     packet: av.Packet[av.VideoStream] | None
     frames: Sequence[av.VideoFrame]
@@ -40,7 +39,7 @@ class DecodedPacket:
 
 
 class Video:
-    """An open container and its video stream; every libav error gets its reason here."""
+    """An open container and its video stream. Raises VideoError for what libav cannot open."""
 
     def __init__(self, source: Source, threads: int = 1):
         path, start, end, whole = source.window()
@@ -91,7 +90,7 @@ class Video:
         self._open()
 
     def seek(self, time: int) -> bool:
-        """Ask for the keyframe at or before `time`; where the container really landed shows in the next packet."""
+        """Seek to the keyframe at or before `time`. Where the container really is shows in the next packet."""
         try:
             self.container.seek(time, stream=self.stream, backward=True, any_frame=False)
         except FFmpegError as error:
@@ -142,7 +141,7 @@ class Video:
         """Demux the whole stream, from a fresh start. None where its time stamps do not tell the frames apart."""
         if self.container.format.name == "avi" and self.stream.codec_context.has_b_frames:
             return None  # AVI has no presentation times, and libav's guess at them is wrong as often as not
-        found: list[Packet] = []
+        packets: list[Packet] = []
         whole = 0  # packets up to the last undamaged one
         for packet in self.packets():
             shown = not packet.is_discard
@@ -152,35 +151,35 @@ class Video:
                 return None
             if packet.pts is None:
                 return None
-            found.append(Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
+            packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
             if not packet.is_corrupt:
-                whole = len(found)
-        found = found[:whole]  # half packets at the end are where the data was cut
-        if found:
-            found = self._without_lost_head(found)
+                whole = len(packets)
+        packets = packets[:whole]  # half packets at the end are where the data was cut
+        if packets:
+            packets = self._without_lost_head(packets)
         promised = self.frames_promised()
         lost_from = None
-        if promised is not None and len(self.stream.index_entries) > len(found):
-            lost_from = self.stream.index_entries[len(found)].timestamp
-        return FrameIndex.build(found, promised, lost_from)
+        if promised is not None and len(self.stream.index_entries) > len(packets):
+            lost_from = self.stream.index_entries[len(packets)].timestamp
+        return FrameIndex.build(packets, promised, lost_from)
 
-    def _without_lost_head(self, found: list[Packet]) -> list[Packet]:
-        """Mark as not shown what a stream cut out of a longer one cannot show: pictures that miss what came before.
+    def _without_lost_head(self, packets: list[Packet]) -> list[Packet]:
+        """Mark as not shown the first pictures of a stream cut out of a longer one that refer to what is missing.
 
-        Decoders differ in what they make of them, so the decoder is asked.
+        Decoders differ in what they do with such pictures, so the stream's start is decoded to see.
         """
-        first = next((i for i, packet in enumerate(found) if packet.key), len(found) - 1)
-        head = [packet.pts for packet in found if packet.shown and packet.pts < found[first].pts]
+        first = next((i for i, packet in enumerate(packets) if packet.key), len(packets) - 1)
+        head = [packet.pts for packet in packets if packet.shown and packet.pts < packets[first].pts]
         if not head:
-            return found
+            return packets
         self.rewind()
         delivered: set[int | None] = set()
         for step in self.play():
             delivered.update(frame.pts for frame in step.frames)
-            if any(pts is not None and pts >= found[first].pts for pts in delivered):
+            if any(pts is not None and pts >= packets[first].pts for pts in delivered):
                 break
         lost = set(head) - delivered
-        return [replace(packet, shown=packet.shown and packet.pts not in lost) for packet in found]
+        return [replace(packet, shown=packet.shown and packet.pts not in lost) for packet in packets]
 
     def duration(self, frames: int) -> float:
         """Seconds, from the stream, else from the container, else from the frames."""
@@ -200,7 +199,7 @@ class Video:
 
 
 def _text(error: FFmpegError) -> str:
-    """libav's words for an error, without the file's name. To be out of memory is no fact of the video: raises it."""
+    """libav's message for an error, without the file's name. Raises MemoryError, which is no fact of the video."""
     if isinstance(error, MemoryError):
         raise error
     return error.strerror or type(error).__name__

@@ -2,7 +2,7 @@
 
 Differs from pyav: damaged data decodes in silence (concealed frames are delivered as good ones), a file cut short
 simply has fewer frames, random reads of some edit-list files are off by some frames, and a child takes seconds to
-start, because torch does. For data that has to match other data made with torchcodec.
+start, because torch does. Use it for data that must match other data made with torchcodec.
 """
 
 from __future__ import annotations

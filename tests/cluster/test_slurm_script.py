@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterError
-from cluster.slurm import render, render_array, submit, submit_array
-from cluster.slurm_node import private_folder
+from cluster.node import private_folder
+from cluster.slurm import submit, submit_array
+from cluster.slurm_script import render, render_array
 from cluster.spec import (
     ClusterSpec,
     EnvironmentConfig,

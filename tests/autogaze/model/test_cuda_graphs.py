@@ -93,5 +93,5 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert usable_device("cuda:1") == torch.device("cuda:1") and usable_device("cuda") == torch.device("cuda")
-    with pytest.raises(ValueError, match=r"'cuda:7' is not there on this machine: it has cuda:0 to cuda:1"):
+    with pytest.raises(ValueError, match=r"'cuda:7' is not on this machine, which has cuda:0 to cuda:1"):
         usable_device("cuda:7")

@@ -18,7 +18,7 @@ import ray.data
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
 from pipelines.corpus.manifest import probe_object, scan
-from pipelines.corpus.videos import fingerprint, tar_members
+from pipelines.corpus.videos import tar_members, video_fingerprint
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
 from pipelines.storage.location import Entry
@@ -166,12 +166,12 @@ def test_a_disk_that_does_not_answer_is_asked_again_and_then_told_in_a_line(
 
     path = tmp_path / "a"
     path.write_bytes(b"some bytes")
-    expected = fingerprint(str(path))
+    expected = video_fingerprint(str(path))
     monkeypatch.setattr(videos, "open", troubled, raising=False)
-    assert fingerprint(str(path)) == expected and troubles == []
+    assert video_fingerprint(str(path)) == expected and troubles == []
     troubles = [errno.EIO] * 1000
     with pytest.raises(retry.TransientStoreError, match=f"{path}: no answer for 120 s"):
-        fingerprint(str(path))
+        video_fingerprint(str(path))
 
 
 def test_a_rescan_opens_again_what_could_not_be_read(store_of_videos: Path, tmp_path: Path) -> None:
@@ -255,12 +255,12 @@ def test_a_fingerprint_is_of_the_bytes_not_of_the_place(tmp_path: Path) -> None:
     data = os.urandom(300_000)
     (tmp_path / "a").write_bytes(data)
     (tmp_path / "b").write_bytes(b"header" + data + b"trailer")
-    assert fingerprint(str(tmp_path / "a")) == fingerprint(str(tmp_path / "b"), 6, len(data))
+    assert video_fingerprint(str(tmp_path / "a")) == video_fingerprint(str(tmp_path / "b"), 6, len(data))
     for change in (data[1:], data[:-1], b"x" + data[1:], data[:-1] + b"x", data + b"x"):
         (tmp_path / "c").write_bytes(change)
-        assert fingerprint(str(tmp_path / "c")) != fingerprint(str(tmp_path / "a"))
+        assert video_fingerprint(str(tmp_path / "c")) != video_fingerprint(str(tmp_path / "a"))
     (tmp_path / "empty").write_bytes(b"")
-    assert fingerprint(str(tmp_path / "empty"))
+    assert video_fingerprint(str(tmp_path / "empty"))
 
 
 def test_a_single_file_is_a_store_whatever_it_is_called(store_of_videos: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from cluster.preflight import Node, check_groups, same_kind, skew
+from cluster.preflight import check_groups, same_kind, skew
+from cluster.probes import Node
 from cluster.spec import ClusterSpec, NodeGroup
 from pipelines.errors import PipelineError
 from pipelines.inspection import preflight
@@ -173,7 +174,7 @@ def test_a_probe_that_comes_back_changed_is_refused(tmp_path: Path) -> None:
     url = preflight.write_probe(str(tmp_path / "out"))
     preflight.read_probe(url)
     Path(url).write_bytes(b"another program's")
-    with pytest.raises(preflight.PipelineError, match="other bytes come back"):
+    with pytest.raises(preflight.PipelineError, match="reads back other bytes"):
         preflight.read_probe(url)
     preflight.remove_probe(url)
     assert os.listdir(tmp_path / "out") == []

@@ -12,7 +12,10 @@ from pipelines.dataset import shards
 from pipelines.dataset.run_records import StageTime, time_stamp
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.errors import PipelineError
-from pipelines.inspection.status import DatasetStatus, RunStatus, StatusCache, clock, read_status
+from pipelines.inspection.dataset_status import DatasetStatus, StatusCache
+from pipelines.inspection.liveness import clock
+from pipelines.inspection.run_status import RunStatus
+from pipelines.inspection.status import read_status
 from pipelines.runs.events import Events, read_events
 from pipelines.storage import store
 from tests.support import runs, training

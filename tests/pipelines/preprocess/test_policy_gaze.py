@@ -26,8 +26,9 @@ from pipelines.inspection.verify import verify
 from pipelines.preprocess import gaze_stage
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import DecodeStage
+from pipelines.preprocess.description import describe
 from pipelines.preprocess.gaze_stage import GazeStage
-from pipelines.preprocess.job import describe, resolve_gaze, resume
+from pipelines.preprocess.job import resolve_gaze, resume
 from pipelines.video.base import DecodeConfig
 from tests.support import places, runs
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
-from pipelines.corpus.videos import fingerprint
+from pipelines.corpus.videos import video_fingerprint
 from pipelines.dataset.shards import open_dataset
 from pipelines.inspection.verify import verify
 from pipelines.preprocess.decode_stage import DecodeStage
@@ -108,7 +108,7 @@ def test_a_picture_whose_tiles_exceed_one_row_fails_alone() -> None:
 def stage_over(folder: Path, video: Path, clip: ClipConfig, room: int = 8, decoder: str = "pyav") -> DecodeStage:
     info = probe(Source(str(video)))
     row = row_of(str(video), info.width, info.height, info.frames, info.rotation)
-    row |= {"bytes": video.stat().st_size, "fingerprint": fingerprint(str(video))}
+    row |= {"bytes": video.stat().st_size, "fingerprint": video_fingerprint(str(video))}
     plan = make_plan(manifest([row]), str(video.parent), clip, room)
     folder.mkdir(exist_ok=True)
     (folder / "plan.parquet").write_bytes(plan_bytes(plan))

@@ -320,7 +320,7 @@ def test_wrong_credentials_and_a_wrong_endpoint_are_told_as_what_they_are(
     monkeypatch.setattr(retry, "_RETRY_SECONDS", 1.0)
     s3_servers.use(monkeypatch, f"http://127.0.0.1:{s3_servers.free_port()}")
     with pytest.raises(TransientStoreError, match="cannot connect to http"):
-        retry.retrying(lambda: s3.get(f"{PLACE}/x"), f"{PLACE}/x", 1.0)
+        retry.retrying(lambda: s3.get(f"{PLACE}/x"), f"{PLACE}/x", store.filesystem_of(PLACE), 1.0)
 
 
 def test_credentials_that_ran_out_are_looked_up_again_once(

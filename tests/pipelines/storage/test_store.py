@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from pipelines.storage import retry, store
 from pipelines.storage.location import Entry, Location
 from pipelines.storage.retry import StoreError, TransientStoreError
+from pipelines.storage.s3_files import S3Files
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -49,6 +52,25 @@ def test_a_version_is_whatever_the_file_system_calls_it(monkeypatch: pytest.Monk
     assert list(store.list_objects("memory://store")) == [
         Entry(Location("memory:///store/x"), 4, "changes with the bytes")
     ]
+
+
+def test_a_listing_says_when_each_object_was_written(place: Location) -> None:
+    begun = time.time()
+    store.publish(b"1", place / "x")
+    [entry] = store.list_objects(place)
+    if place.scheme == "memory":
+        assert entry.modified is None, "fsspec's memory does not say"
+    else:
+        assert entry.modified is not None and begun - 2 < entry.modified < time.time() + 2  # S3 counts whole seconds
+
+
+@pytest.mark.parametrize(
+    "at", [1_700_000_000, "2023-11-14T22:13:20Z", datetime(2023, 11, 14, 22, 13, 20, tzinfo=timezone.utc)]
+)
+def test_times_of_other_file_systems_are_seconds(monkeypatch: pytest.MonkeyPatch, at: Any) -> None:
+    listed = {"/store/x": {"type": "file", "size": 4, "updated": at}}
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "find", lambda *_, **__: listed)
+    assert [entry.modified for entry in store.list_objects("memory://store")] == [1_700_000_000.0]
 
 
 def test_fetch_copies_a_range(place: Location, tmp_path: Path) -> None:
@@ -225,16 +247,16 @@ def test_transient_trouble_is_tried_again_and_the_rest_is_not(monkeypatch: pytes
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
     for url in ("s3://bucket/x", "memory://x"):
         flaky = Flaky([ConnectionError("reset"), TimeoutError("slow"), ConnectionResetError("again")])
-        assert retry.retrying(flaky, url) == "done" and flaky.calls == 4
+        assert store.retrying(flaky, url) == "done" and flaky.calls == 4
     local = Flaky([OSError(errno.ESTALE, "stale NFS handle")])
-    assert retry.retrying(local, "/nfs/x") == "done" and local.calls == 2
+    assert store.retrying(local, "/nfs/x") == "done" and local.calls == 2
     for final in (PermissionError(errno.EACCES, "denied"), OSError(errno.ENOSPC, "full")):
         refused = Flaky([final])
         with pytest.raises(StoreError) as told:
-            retry.retrying(refused, "/disk/x")
+            store.retrying(refused, "/disk/x")
         assert refused.calls == 1 and "\n" not in str(told.value) and "/disk/x" in str(told.value)
     with pytest.raises(FileNotFoundError):
-        retry.retrying(Flaky([FileNotFoundError()]), "s3://bucket/x")
+        store.retrying(Flaky([FileNotFoundError()]), "s3://bucket/x")
 
 
 def test_patience_ends_with_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +264,7 @@ def test_patience_ends_with_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(retry.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
     with pytest.raises(TransientStoreError, match="no answer for 60 s"):
-        retry.retrying(Flaky([ConnectionError("refused")] * 1000), "s3://bucket/x", seconds=60)
+        retry.retrying(Flaky([ConnectionError("refused")] * 1000), "s3://bucket/x", S3Files(), seconds=60)
     assert 40 <= clock[0] <= 60
 
 
@@ -258,7 +280,8 @@ def test_patience_begins_anew_when_there_was_progress(monkeypatch: pytest.Monkey
             raise ConnectionError("cut off")
         return "done"
 
-    assert retry.retrying(slow_but_sure, "s3://bucket/x", seconds=60, progress=lambda: done[0]) == "done"
+    ended = retry.retrying(slow_but_sure, "s3://bucket/x", S3Files(), seconds=60, progress=lambda: done[0])
+    assert ended == "done"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,93 @@
+"""Every other URL that fsspec opens (gs://, az://, hdfs://, memory:// ...), through its file systems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+
+from pipelines.storage.filesystem import FileSystem, explain_os_error
+from pipelines.storage.location import Entry, Location, scheme_of
+from pipelines.storage.retry import StoreError
+
+# What fsspec's file systems call that which changes with an object's bytes, best first; and the time of that change.
+_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modificationTime", "created")
+_MODIFIED = ("LastModified", "mtime", "updated", "last_modified")
+# Errors of theirs that trying again does not mend. They map others that they know to OSError, too.
+_LASTING = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+
+
+class FsspecFiles(FileSystem):
+    """URLs of fsspec. Its writes are atomic where the store's own put is."""
+
+    def entries(self, url: str) -> Iterator[Entry]:
+        files, path = _open(url)
+        try:
+            listed = self.retrying(lambda: dict(files.find(path, detail=True)), url)
+        except FileNotFoundError:
+            return
+        for name, info in sorted(listed.items()):
+            if info.get("type") == "file" and not name.rpartition("/")[2].startswith("."):
+                version = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
+                place = Location.as_is(files.unstrip_protocol(name))
+                yield Entry(place, int(info["size"] or 0), version, _modified(info))
+
+    def exists(self, url: str) -> bool:
+        files, path = _open(url)
+        return bool(self.retrying(lambda: files.exists(path), url))
+
+    def size(self, url: str) -> int:
+        files, path = _open(url)
+        return int(self.retrying(lambda: files.info(path)["size"], url))
+
+    def read(self, url: str, offset: int, length: int | None) -> bytes:
+        files, path = _open(url)
+        end = None if length is None else offset + length
+        return self.retrying(lambda: bytes(files.cat_file(path, start=offset or None, end=end)), url)
+
+    def publish(self, data: bytes, url: str) -> None:
+        files, path = _open(url)
+        self.retrying(lambda: files.pipe_file(path, data), url)
+
+    def publish_file(self, path: Path, url: str) -> None:
+        files, place = _open(url)
+        self.retrying(lambda: files.put_file(str(path), place), url)
+
+    def remove(self, url: str) -> None:
+        files, path = _open(url)
+
+        def once() -> None:
+            if files.exists(path):
+                files.rm_file(path)
+
+        self.retrying(once, url)
+
+    def is_transient(self, error: Exception) -> bool:
+        if isinstance(error, _LASTING):
+            return False
+        return isinstance(error, OSError | TimeoutError) or type(error).__module__.startswith(("aiohttp", "asyncio"))
+
+    def explain(self, error: Exception, url: str) -> str | None:
+        return explain_os_error(error, url) if isinstance(error, OSError) else None
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Listings are not cached: other processes write there."""
+    scheme = scheme_of(url)
+    try:
+        files = fsspec.filesystem(scheme, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise StoreError(f"{url}: cannot open {scheme}:// URLs: {error}") from error
+    return files, str(files._strip_protocol(url))
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    """Seconds since 1970, from a number of seconds, a datetime or its text; None for anything else."""
+    at = next((info[key] for key in _MODIFIED if info.get(key)), None)
+    try:
+        return at if at is None or isinstance(at, int | float) else float(pd.Timestamp(at).timestamp())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,92 @@
+"""S3 buckets: the requests of pipelines.storage.s3, each tried again until it is answered."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines.storage import s3
+from pipelines.storage.filesystem import FileSystem, explain_os_error, is_full, writing_to
+from pipelines.storage.location import Entry, Location, scheme_of
+
+T = TypeVar("T")
+
+
+class S3Files(FileSystem):
+    """s3:// and s3a:// URLs."""
+
+    def entries(self, url: str) -> Iterator[Entry]:
+        objects: list[s3.Object] = []
+        token = ""
+        while True:
+            page, token = self.retrying(partial(s3.page, url, token), url)
+            objects += page
+            if not token:
+                break
+        if not objects and (one := self.retrying(lambda: s3.head(url), url)) is not None and one.key:
+            objects = [one]
+        bucket = Location.as_is(f"{scheme_of(url)}://{s3.split(url)[0]}")
+        for key, size, version, modified in sorted(objects):
+            if not key.rpartition("/")[2].startswith("."):
+                yield Entry(bucket / key, size, version, modified)
+
+    def exists(self, url: str) -> bool:
+        return self.retrying(lambda: s3.head(url), url) is not None
+
+    def size(self, url: str) -> int:
+        head = self.retrying(lambda: s3.head(url), url)
+        if head is None or not head.key:
+            raise FileNotFoundError(errno.ENOENT, "no such object", url)
+        return head.bytes
+
+    def read(self, url: str, offset: int, length: int | None) -> bytes:
+        return self.retrying(lambda: s3.get(url, offset, length), url)
+
+    def fetch(self, url: str, path: str, offset: int, length: int | None) -> int:
+        """In one request; one that breaks off is resumed where it was."""
+        with open(path, "wb") as out:
+            download = s3.Download(url, out, offset, length)
+            self.retrying(lambda: writing_to(path, download.resume), url, progress=lambda: download.written)
+            return download.written
+
+    def publish(self, data: bytes, url: str) -> None:
+        self.retrying(lambda: s3.put(data, url), url)
+
+    def publish_file(self, path: Path, url: str) -> None:
+        s3.put_file(str(path), url, lambda request: self.retrying(request, url))
+
+    def remove(self, url: str) -> None:
+        self.retrying(lambda: s3.delete(url), url)
+
+    def retrying(self, action: Callable[[], T], url: str, progress: Callable[[], int] = lambda: 0) -> T:
+        def once() -> T:
+            try:
+                return action()
+            except Exception as error:
+                if s3.is_missing(error):
+                    raise FileNotFoundError(errno.ENOENT, "no such object", url) from error
+                raise
+
+        return super().retrying(once, url, progress)
+
+    def is_transient(self, error: Exception) -> bool:
+        return s3.is_transient(error)
+
+    def explain(self, error: Exception, url: str) -> str | None:
+        if isinstance(error, OSError) and is_full(error):
+            return explain_os_error(error, url)
+        # RecursionError: botocore follows a redirect that names no region for ever.
+        known = isinstance(error, OSError | RecursionError) or type(error).__module__.startswith("botocore")
+        return s3.explain(error, url) if known else None
+
+    def reason(self, error: Exception) -> str:
+        return s3.reason(error)
+
+    def renew(self, error: Exception) -> bool:
+        if not s3.is_stale(error):
+            return False
+        s3.forget_client()  # a profile may hold new credentials by now
+        return True
