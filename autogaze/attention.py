@@ -1,6 +1,9 @@
-"""Attention of many batches of queries to a past they share and to keys of their own, without copying the past."""
+"""Attention to a past that many queries share, without copying it; and attention of ever new shapes on a GPU."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,22 @@ from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, [B, H, n, D] each."""
+
+
+@contextmanager
+def of_new_shapes() -> Iterator[None]:
+    """Leave cuDNN's attention out, for what has other shapes in every call. Process-wide while it lasts.
+
+    PyTorch prefers cuDNN on an H100 and later, in bfloat16 and float16. For each new shape cuDNN first makes a plan: on
+    an H200 that made a training step of the reconstructor, one clip, 3.8 s instead of 0.23 s. The other kernels take
+    any shape at once. Backward takes the kernel that ran forward. Also a decorator.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def past_and_own(queries: Tensor, past: KeysValues, own: KeysValues, *, causal: bool = False) -> Tensor:

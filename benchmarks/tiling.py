@@ -20,9 +20,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
+from results import Results
 
 from autogaze.model import AutoGaze
 from autogaze.model.config import AutoGazeConfig
@@ -64,6 +64,8 @@ def spans(frames: int) -> list[tuple[int, int]]:
 
 def encode(scene: Scene, frames: int, path: Path) -> None:
     """The video as an H.264 file."""
+    import av
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
@@ -76,6 +78,8 @@ def encode(scene: Scene, frames: int, path: Path) -> None:
 
 def decoded(path: Path, scene: Scene, frames: int) -> Iterator[np.ndarray]:
     """The chunks of a file, decoded one after another."""
+    import av
+
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
         pictures = container.decode(video=0)
@@ -106,6 +110,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--decode", action="store_true", help="encode the video once, then decode it")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    Results.add_option(parser)
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
@@ -113,7 +119,7 @@ def main() -> None:
     if options.checkpoint:
         model = AutoGaze.from_pretrained(options.checkpoint, device=options.device)
     else:
-        model = AutoGaze(AutoGazeConfig()).to(options.device)
+        model = AutoGaze(AutoGazeConfig()).to(options.device, getattr(torch, options.dtype))
     scene, grid = Scene(options.height, options.width), TileGrid(options.height, options.width)
     chunks = spans(options.frames)
     print(
@@ -143,6 +149,10 @@ def main() -> None:
                     f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6:,.0f} MB",
                     flush=True,
                 )
+        seconds = time.perf_counter() - began
+        facts = {"batch": options.batch, "dtype": options.dtype, "frames_a_second": options.frames / seconds}
+        picture = f"{options.width}x{options.height}"
+        Results(options.json).add(f"tiling {picture}", "clips/s", len(chunks) * grid.count / seconds, **facts)
 
 
 if __name__ == "__main__":

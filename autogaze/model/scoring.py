@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.attention import of_new_shapes
 from autogaze.gaze import Gaze
 from autogaze.model.decoder import Decoder
 from autogaze.model.sampling import Sampling, of_block, tempered
@@ -36,6 +37,7 @@ class Scores(NamedTuple):
     entropies: Tensor | None = None
 
 
+@of_new_shapes()
 def score(
     decoder: Decoder, vision: Tensor, gaze: Gaze, sample: Sampling | None = None, drawn: Tensor | None = None
 ) -> Scores:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from autogaze import hub
+from autogaze.attention import of_new_shapes
 from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError
 from autogaze.images import MEAN, STD, to_model_size
 from autogaze.precision import exact_convolutions
@@ -139,7 +140,7 @@ class Teacher(nn.Module):
         images = to_model_size(frames.float(), self.size)
         scale, shift = torch.tensor([self._scale, self._shift], device=images.device)[..., None, None]
         # Stored targets must be of the same precision.
-        with torch.autocast(images.device.type, enabled=False), exact_convolutions():
+        with torch.autocast(images.device.type, enabled=False), exact_convolutions(), of_new_shapes():
             images = (images * scale + shift).to(self.dtype)
             states = self.model(pixel_values=images, output_hidden_states=True).hidden_states
         return torch.cat(states[-LAYERS:], dim=-1)[:, self._dropped :]

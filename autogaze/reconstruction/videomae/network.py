@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autogaze.attention import of_new_shapes
 from autogaze.gaze import Gaze
 from autogaze.images import MEAN, STD, preprocess
 from autogaze.reconstruction.losses import FrameLoss
@@ -141,6 +142,7 @@ class MAEDecoder(nn.Module):
         self.decoder_pred = nn.Linear(hidden, config.patch_size**2 * 3)
 
 
+@of_new_shapes()
 def transformer_layers(layers: nn.ModuleList, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
     """Tokens [B, 1 + N, hidden] after the layers: the class token, then `counts` tokens of each frame.
 

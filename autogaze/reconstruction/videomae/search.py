@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autogaze.attention import KeysValues, past_and_own
+from autogaze.attention import KeysValues, of_new_shapes, past_and_own
 
 if TYPE_CHECKING:
     from autogaze.reconstruction.videomae.network import VideoMAENetwork
@@ -156,6 +156,7 @@ class _ClipSearch:
         return [features.expand(count, -1, -1) for features in self.targets]
 
 
+@of_new_shapes()
 def _read(layers: nn.ModuleList, x: Tensor, past: _Past | None) -> tuple[Tensor, list[KeysValues]]:
     """Tokens x [1, n, hidden] after the layers, where they see the past and each other; and their keys and values."""
     read: list[KeysValues] = []
@@ -173,6 +174,7 @@ def _read(layers: nn.ModuleList, x: Tensor, past: _Past | None) -> tuple[Tensor,
     return x, read
 
 
+@of_new_shapes()
 def _through(layers: nn.ModuleList, x: Tensor, past: _Past, wanted: slice | None = None) -> Tensor:
     """Tokens x [C, n, hidden] of C candidates after the layers; after the last one, only the wanted tokens."""
     layer: Any
