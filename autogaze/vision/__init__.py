@@ -1,0 +1,9 @@
+"""Hugging Face vision transformers on gazed patches only: packed tokens, streams, and gaze and features in one pass."""
+
+from autogaze.vision.convert import by_coverage
+from autogaze.vision.encoded import Encoded, Pooled
+from autogaze.vision.encoder import Encoder, load
+from autogaze.vision.plan import Plan
+from autogaze.vision.stream import Stream
+
+__all__ = ["Encoded", "Encoder", "Plan", "Pooled", "Stream", "by_coverage", "load"]
