@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
-CORPUS ?= ../shared/corpus/train
+CORPUS ?=
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: help demo test test-slow lint format bench chaos clean
@@ -38,7 +38,7 @@ format: $(STAMP) ## rewrite the code in the house format
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of videos to measure with
-	@test -d "$(CORPUS)" || { echo "no videos in $(CORPUS): make bench CORPUS=FOLDER, any folder of videos" >&2; exit 2; }
+	@test -d "$(CORPUS)" || { echo "CORPUS=$(CORPUS) is no folder: make bench CORPUS=FOLDER, any folder of videos" >&2; exit 2; }
 	$(BIN)/python benchmarks/canvas_greedy.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/decode.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/pipeline.py --corpus "$(CORPUS)"
@@ -49,14 +49,14 @@ bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of vid
 	$(BIN)/python benchmarks/rl.py --scaling
 	$(BIN)/python benchmarks/sizing.py
 	$(BIN)/python benchmarks/loader.py --corpus "$(CORPUS)"
-	$(BIN)/python benchmarks/loader.py --million
+	$(BIN)/python benchmarks/loader.py --corpus "$(CORPUS)" --million
 	$(BIN)/python benchmarks/s3.py --corpus "$(CORPUS)"
 	$(BIN)/python -m jobs.cli preprocess input="$(CORPUS)" output=build/bench clip.frames=8 clip.stride=2 clip.per_video=2
 	$(BIN)/python benchmarks/train.py --data build/bench
 	$(BIN)/python benchmarks/rl.py --data build/bench
 
 chaos: $(STAMP) ## random kills, outages and full disks under preprocess, train and rl; CHAOS_ARGS="--seed 1 --faults 20"
-	$(BIN)/python tests/chaos/chaos.py $(CHAOS_ARGS)
+	$(BIN)/python -m tests.chaos.chaos $(CHAOS_ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
 """The AutoGaze method on plain PyTorch: patches, gaze, reconstruction and greedy labels.
 
-Nothing here knows of storage, clusters or command lines (see docs/design.md).
+Nothing here knows of storage, clusters or command lines (docs/architecture.md).
 """

@@ -13,7 +13,7 @@ import torch
 from autogaze.gaze import Gaze
 from autogaze.lengths import clip_generator
 from autogaze.patches import VOCABULARY, PatchVocabulary
-from autogaze.reconstruction import as_clips
+from autogaze.reconstruction.base import as_clips
 
 
 def random_patches(

@@ -25,8 +25,9 @@ class Gaze:
     losses: float32 [N], error of the frame after each token, in the units of whatever reconstructor made them, or
         predicted by the policy that chose the tokens; or None.
     initial: float32 [B, T], error of the frame before its first token; or None.
-    places, slots: int64 [N] and [B, T], where a policy left slots unused (spec 6.3): the slot of each token within its
-        frame, rising, and how many slots the frame took in all; or None, where token i of a frame is in slot i.
+    places, slots: int64 [N] and [B, T], where a policy left slots unused (docs/method.md, section 'Generation'): the
+        slot of each token within its frame, rising, and how many slots the frame took in all; or None, where token i of
+        a frame is in slot i.
 
     Raises ValueError if shapes, dtypes or ids do not fit together.
     """
@@ -213,7 +214,9 @@ class Gaze:
     # -- the reference's padded tensors --------------------------------------------------------------------------
 
     def padded(self, slots: int | Sequence[int] | None = None) -> dict[str, torch.Tensor]:
-        """As the reference lays gaze out (spec 5): every clip has the same slots, frame after frame.
+        """As the reference lays gaze out: every clip has the same slots, frame after frame.
+
+        See docs/method.md, section 'Gaze layouts'.
 
         slots: of each frame (one number, or T); None: the most that a clip of the batch takes. With N the sum over
         frames, returns `gazing_pos` int64 [B, N] of absolute ids (frame t adds t * size; an unused slot holds
@@ -279,7 +282,9 @@ class Gaze:
     # -- the reference's label JSON ------------------------------------------------------------------------------
 
     def to_label(self, b: int) -> dict[str, list[list[Any]]]:
-        """Clip b as an entry of the reference's label file (spec 10): absolute ids, and the loss after each.
+        """Clip b as an entry of the reference's label file: absolute ids, and the loss after each.
+
+        See docs/method.md, section 'Gaze layouts'.
 
         Raises ValueError if the gaze carries no losses.
         """

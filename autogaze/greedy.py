@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from autogaze.gaze import Gaze
-from autogaze.reconstruction import Reconstructor, as_clips
+from autogaze.reconstruction.base import Reconstructor, as_clips
 from autogaze.reconstruction.canvas import Canvas
 
 

@@ -1,4 +1,6 @@
-"""What training minimises, as pure functions of what the policy says of a gaze (spec 11).
+"""What training minimises, as pure functions of what the policy says of a gaze.
+
+See docs/method.md, sections 'Next-token prediction' and 'Reinforcement learning'.
 
 Everything is in the padded layout of `Gaze.padded()` and `AutoGaze.score`: [B, N], with `valid` true at used slots.
 Losses come per sample, and their mean over a batch is the batch's loss. They are normalised by the mean number of valid

@@ -122,7 +122,10 @@ class PatchVocabulary:
         return edges[row], edges[col], edges[row + 1], edges[col + 1]
 
     def cap(self, ratio: float) -> int:
-        """Most tokens of a frame at a gazing ratio in (0, 1]: trunc(ratio * size) in float32, at least 1 (spec 5)."""
+        """Most tokens of a frame at a gazing ratio in (0, 1]: trunc(ratio * size) in float32, at least 1.
+
+        See docs/method.md, section 'Limits of a frame'.
+        """
         if not 0 < ratio <= 1:
             raise ValueError(f"a gazing ratio lies in (0, 1], not {ratio}")
         return max(1, int(np.float32(ratio) * np.float32(self.size)))

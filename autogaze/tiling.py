@@ -1,7 +1,7 @@
 """Any resolution, any duration: a video is cut into square tiles and chunks of frames, and the gaze put back together.
 
 The policy sees clips of at most 16 frames of 224x224 pixels. A larger picture is cut into tiles of that size at its own
-resolution, each gazed alone (the reference's any-resolution recipe, `b (nt 16) c (nh 224) (nw 224)`, spec 8); here a
+resolution, each gazed alone, as in the reference's recipe for any resolution (docs/method.md, section 'Tiling'). Here a
 side need not be a multiple of the tile: what a tile lacks at the right or bottom repeats the picture's last pixels.
 
 Numpy only until there is a gaze: a process that decodes and cuts needs no torch.

@@ -9,7 +9,7 @@ the footage is: tokens per frame and the share of frames without any are printed
 """
 
 import argparse
-import importlib.util
+import sys
 import time
 from pathlib import Path
 
@@ -56,17 +56,16 @@ def label_all(clips: np.ndarray, batch: int, threshold: float) -> Gaze:
 
 
 def plain_greedy_of_the_tests():
-    """The function in tests/autogaze/plain_greedy.py, which is no package."""
-    path = Path(__file__).parents[1] / "tests" / "autogaze" / "plain_greedy.py"
-    spec = importlib.util.spec_from_file_location("plain_greedy", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.plain_greedy
+    """The function in tests/autogaze/plain_greedy.py."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.autogaze.plain_greedy import plain_greedy
+
+    return plain_greedy
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"), help="folder of videos")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
     parser.add_argument("--clips", type=int, default=64, help="videos to take a clip of (default 64)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], help="clips labelled together")
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.05, 0.02], help="error to reach, 0 to 1")

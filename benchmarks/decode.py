@@ -1,8 +1,8 @@
-"""Decoding rate of pipelines.decode beside PyAV's own bare loop, on the same clips, in the same run.
+"""Decoding rate of pipelines.video.decode beside PyAV's own bare loop, on the same clips, in the same run.
 
-    python benchmarks/decode.py                         # 16 files of ../shared/corpus/train, every clip of each
-    python benchmarks/decode.py --per-video 4           # 4 random clips a video instead
-    python benchmarks/decode.py --videos DIR --files 40 --decoders pyav decord torchcodec
+    python benchmarks/decode.py --corpus VIDEOS                     # 16 of its files, every clip of each
+    python benchmarks/decode.py --corpus VIDEOS --per-video 4       # 4 random clips a video instead
+    python benchmarks/decode.py --corpus VIDEOS --files 40 --decoders pyav decord torchcodec
 
 `bare` is the least a program can do with PyAV: decode from the start until the last frame any clip needs, and for the
 frames that are needed reformat(224, 224, "rgb24").to_ndarray(). `in process` is decode_clips, `isolated` is
@@ -26,9 +26,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipelines.decode import DecodeConfig, IsolatedDecoder, Source, VideoError, decode_clips, decoder_fingerprint, probe
+from pipelines.video.base import DecodeConfig, Source, VideoError
+from pipelines.video.decode import decode_clips, decoder_fingerprint, probe
+from pipelines.video.isolated import IsolatedDecoder
 
-CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus" / "train"
 CLIP = 16
 DISTRIBUTIONS = {"decord": "decord2", "torchcodec": "torchcodec"}
 Clips = Sequence[Sequence[int]]
@@ -88,7 +89,7 @@ def clips_of(frames: int, per_video: int, rng: random.Random) -> list[list[int]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=CORPUS, help="folder of videos")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
     parser.add_argument("--files", type=int, default=16, help="how many of them, spread over the sorted names")
     parser.add_argument("--per-video", type=int, default=0, help="random clips a video; 0: all, one after the other")
     parser.add_argument("--rounds", type=int, default=5, help="times each file is decoded by each")

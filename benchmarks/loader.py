@@ -1,7 +1,7 @@
 """How fast samples come off the shards, beside other ways to read the same clips; and what a million of them cost.
 
-    python benchmarks/loader.py --corpus ../shared/corpus/train --videos 16 --per-video 12 --rounds 3
-    python benchmarks/loader.py --million                       # start, memory and first batch, nothing else
+    python benchmarks/loader.py --corpus VIDEOS/train --videos 16 --per-video 12 --rounds 3
+    python benchmarks/loader.py --corpus VIDEOS/train --million # start, memory and first batch, nothing else
     python benchmarks/loader.py --litdata VENV/bin/python       # also LitData, from an environment that has it
 
 Each way runs in a process of its own, on one thread, once to warm up and --rounds times on the clock, and makes
@@ -36,7 +36,7 @@ BATCH = 16
 
 
 def settings(data: str, workers: int) -> object:
-    from pipelines.loader import LoaderConfig
+    from pipelines.loading.reading import LoaderConfig
 
     return LoaderConfig(data=[data], global_batch=BATCH, workers=workers, window=4)
 
@@ -44,7 +44,7 @@ def settings(data: str, workers: int) -> object:
 def ours(data: str, workers: int = 0, processes: int = 0) -> Callable[[], int]:
     import torch
 
-    from pipelines.loader import ShardLoader
+    from pipelines.loading.loader import ShardLoader
 
     loader = ShardLoader(settings(data, workers), epochs=1)  # type: ignore[arg-type]
 
@@ -191,7 +191,7 @@ def million(data: str, work: Path, clips: int, cache_mb: int) -> dict[str, float
             os.symlink(tar, url / "shards" / f"{shard:06d}.tar")
         about = json.loads(Path(data, "dataset.json").read_text()) | {"shards": shards}
         (url / "dataset.json").write_text(json.dumps(about))
-    from pipelines.loader import ShardLoader
+    from pipelines.loading.loader import ShardLoader
 
     config = settings(str(url), 2)
     config.cache_mb, config.cache_dir = cache_mb, str(work / "cache")  # type: ignore[attr-defined]
@@ -244,7 +244,7 @@ def part(python: str, *arguments: object) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--corpus", type=Path, help="folder of videos")
     parser.add_argument("--videos", type=int, default=16)
     parser.add_argument("--per-video", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
@@ -262,6 +262,8 @@ def main() -> None:
     if options.part:
         print(json.dumps(measure(options.part, options.data, options.rounds)))
         return
+    if not options.data and options.corpus is None:
+        parser.error("give --corpus FOLDER, any folder of videos, or --data DATASET")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         work = Path(folder)
         data = options.data or make_data(options.corpus, work, options.videos, options.per_video)

@@ -1,6 +1,6 @@
 """Is peak memory flat whatever the corpus size? `autogaze preprocess` of 100 and of 1,000 clips, seen from outside.
 
-    python benchmarks/memory.py --corpus ../shared/corpus/train
+    python benchmarks/memory.py --corpus VIDEOS/train
 
 Memory is the proportional set size (PSS, shared pages counted once) of the command and every process under it, sampled
 four times a second; its peak is printed for each size, and their ratio.
@@ -71,7 +71,7 @@ def peak(corpus: Path, clips: int) -> tuple[int, int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
     options = parser.parse_args()
     found = []

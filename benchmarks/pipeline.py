@@ -1,6 +1,6 @@
 """How fast is the whole of `autogaze preprocess`, beside its own stages alone and beside what one would write by hand.
 
-    python benchmarks/pipeline.py --corpus ../shared/corpus/train --videos 40 --per-video 24 --rounds 2
+    python benchmarks/pipeline.py --corpus VIDEOS/train --videos 40 --per-video 24 --rounds 2
 
 One decode and one gaze worker on two cores. In each round, one after another and each in processes of its own:
   ours        autogaze preprocess (Ray, isolated decoder, JPEG, WebDataset shards, commit)
@@ -46,17 +46,18 @@ def ours(source: Path, work: Path, per_video: int) -> dict[str, float]:
 
 def stages(work: Path) -> dict[str, float]:
     """Both stages alone over the dataset that `ours` made, in a process of their own, called as Ray calls them."""
-    from pipelines.decode import DecodeConfig
-    from pipelines.decode_stage import DecodeStage
-    from pipelines.gaze_stage import GazeStage, settle
-    from pipelines.preprocess_config import PreprocessConfig
+    from pipelines.preprocess.config import PreprocessConfig
+    from pipelines.preprocess.decode_stage import DecodeStage
+    from pipelines.preprocess.gaze_stage import GazeStage
+    from pipelines.preprocess.job import resolve_gaze
+    from pipelines.video.base import DecodeConfig
 
     source, output = work / "ours", work / "alone"
     output.mkdir()
     shutil.copy(source / "plan.parquet", output)
     shards = sorted(int(path.stem) for path in (source / "index").iterdir())
     decode = DecodeStage(str(output), DecodeConfig(), "jpeg", QUALITY)
-    gazer = settle(PreprocessConfig(threshold=THRESHOLD, max_ratio=RATIO))
+    gazer = resolve_gaze(PreprocessConfig(threshold=THRESHOLD, max_ratio=RATIO))
     gaze = GazeStage(str(output), gazer, "jpeg", "cpu")
     gaze(decode({"shard": shards[0]}))  # warm
     clips, spent = 0, 0.0
@@ -165,7 +166,7 @@ def ray_data(work: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--corpus", type=Path, help="folder of videos")
     parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--per-video", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=1)
@@ -176,6 +177,8 @@ def main() -> None:
     if options.part:
         print(json.dumps(globals()[options.part](options.work)))
         return
+    if options.corpus is None:
+        parser.error("give --corpus FOLDER, any folder of videos")
     videos = sorted(path for path in options.corpus.iterdir() if path.is_file())
     step = max(1, len(videos) // options.videos)
     for number in range(options.rounds):

@@ -16,7 +16,9 @@ import torch
 from autogaze import reconstruction
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
-from pipelines.loader import LoaderConfig, ShardLoader
+from autogaze.reconstruction import base
+from pipelines.loading.loader import ShardLoader
+from pipelines.loading.reading import LoaderConfig
 
 RATIOS = (0.01, 0.03, 0.1, 0.3)
 
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=32)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    models: dict[str, reconstruction.Reconstructor] = {"canvas": reconstruction.load("canvas")}
+    models: dict[str, base.Reconstructor] = {"canvas": reconstruction.load("canvas")}
     models |= {
         name: reconstruction.load(folder) for name, folder in (t.split("=", 1) for t in arguments.reconstructors)
     }

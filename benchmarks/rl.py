@@ -34,20 +34,22 @@ import numpy as np
 import torch
 
 from autogaze import reconstruction
+from autogaze.images import preprocess
 from autogaze.model import AutoGaze, Sampling
-from autogaze.model.images import preprocess
 from autogaze.objectives import group_advantages, grpo_loss, loss_prediction_loss, slot_advantages
 from autogaze.patches import VOCABULARY
 from cluster.local import RayConfig, running
-from pipelines.loader import LoaderConfig, ShardLoader
-from pipelines.metrics import read_events
-from pipelines.rl import measured_errors
-from pipelines.rl_config import ObjectiveConfig, RLConfig, RolloutsConfig, SampleConfig
-from pipelines.rollout_pool import ActorRollouts
-from pipelines.rollouts import Ask
-from pipelines.train import make_task, train
-from pipelines.train_config import DataConfig, EveryConfig, OptimizerConfig, ScaleConfig
-from pipelines.train_workers import train_on_ray
+from pipelines.loading.loader import ShardLoader
+from pipelines.loading.reading import LoaderConfig
+from pipelines.rl.actors import ActorRollouts
+from pipelines.rl.config import ObjectiveConfig, RLConfig, RolloutsConfig, SampleConfig
+from pipelines.rl.losses import measured_errors
+from pipelines.rl.rollouts import RolloutRequest
+from pipelines.rl.task import RLTask
+from pipelines.runs.events import read_events
+from pipelines.train.config import DataConfig, EveryConfig, OptimizerConfig, ScaleConfig
+from pipelines.train.loop import train
+from pipelines.train.on_ray import train_on_ray
 
 GROUP, SERVICE_S = 12, 0.25
 
@@ -82,7 +84,7 @@ def clips_of(config: RLConfig, count: int) -> list[torch.Tensor]:
 def their_code(config: RLConfig, arguments: argparse.Namespace, threads: int) -> float:
     """Seconds that the reference's own code takes for the clips, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        task = make_task(config, torch.device("cpu"))
+        task = RLTask(config, torch.device("cpu"))
         policy: AutoGaze = task.policy  # type: ignore[attr-defined]
         policy.save_pretrained(f"{folder}/weights")
         clips = torch.cat(clips_of(config, arguments.steps))
@@ -101,7 +103,7 @@ def their_code(config: RLConfig, arguments: argparse.Namespace, threads: int) ->
 
 def their_way(config: RLConfig, steps: int, threads: int) -> float:
     """Seconds of so many steps the reference's way, with our network."""
-    task = make_task(config, torch.device("cpu"))
+    task = RLTask(config, torch.device("cpu"))
     policy: AutoGaze = task.policy  # type: ignore[attr-defined]
     canvas = reconstruction.load("canvas")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-4)
@@ -134,9 +136,9 @@ def their_way(config: RLConfig, steps: int, threads: int) -> float:
 def our_steps(config: RLConfig) -> tuple[float, float]:
     """Seconds of a run's steps but the first, and the share of it that publishing weights took."""
     if config.scale.max_workers > 1:
-        assert train_on_ray(config, lambda: False) == "done"
+        assert train_on_ray(config, RLTask, lambda: False) == "done"
     else:
-        assert train(config) == "done"
+        assert train(config, RLTask) == "done"
     events = read_events(config.run)
     steps = events[events["kind"] == "step"].iloc[1:]
     return float(steps["seconds"].sum()), float(steps["publish_s"].sum() / steps["seconds"].sum())
@@ -180,7 +182,7 @@ class Sleeper:
     def load(self, version: int, weights: object) -> None:
         pass
 
-    def make(self, ask: Ask) -> int:
+    def make(self, ask: RolloutRequest) -> int:
         time.sleep(SERVICE_S)
         return ask.id
 
@@ -197,10 +199,10 @@ def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int =
         for count in counts:
             pool = ActorRollouts(Sleeper, count, 0, 0, 60)  # type: ignore[arg-type]
             pool.publish(0, b"weights")
-            pool.ask([Ask(-1, 0, number, 0) for number in range(4 * count)])  # so that all are up
+            pool.ask([RolloutRequest(-1, 0, number, 0) for number in range(4 * count)])  # so that all are up
             pool.take(-1)
             for step in (0, 1):
-                pool.ask([Ask(step, 0, number, 0) for number in range(groups)])
+                pool.ask([RolloutRequest(step, 0, number, 0) for number in range(groups)])
             began, waited = time.perf_counter(), 0.0
             for step in range(steps):
                 asked = time.perf_counter()
@@ -208,7 +210,7 @@ def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int =
                 waited += time.perf_counter() - asked
                 time.sleep(learn)
                 if step + 2 < steps:
-                    pool.ask([Ask(step + 2, 0, number, 0) for number in range(groups)])
+                    pool.ask([RolloutRequest(step + 2, 0, number, 0) for number in range(groups)])
             spent = time.perf_counter() - began
             ideal = groups * steps * SERVICE_S / count
             print(

@@ -16,7 +16,8 @@ import torch
 
 from autogaze import reconstruction
 from autogaze.model import AutoGaze
-from pipelines.loader import LoaderConfig, ShardLoader
+from pipelines.loading.loader import ShardLoader
+from pipelines.loading.reading import LoaderConfig
 
 COUNTS = (1, 2, 3, 5, 8, 12, 18, 26, 40)  # patches of each frame
 

@@ -1,6 +1,6 @@
 """What does object storage cost `autogaze preprocess`? From and to s3:// on this machine, beside the local disk.
 
-    python benchmarks/s3.py --corpus ../shared/corpus/train --videos 16 --per-video 24 --rounds 3
+    python benchmarks/s3.py --corpus VIDEOS/train --videos 16 --per-video 24 --rounds 3
 
 A real S3 server (`rclone serve s3`, which must be on the PATH) holds the videos and takes the shards; a proxy before it
 counts the requests of one further round, whose times are not used. In each round both ways run, each in processes of
@@ -23,10 +23,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tests.support
 
-import s3_servers
+from tests.support import s3_servers
 
 SHARD = 16
 
@@ -55,7 +54,7 @@ def preprocess(source: str, output: str, files: Path, endpoint: str, per_video: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus/train"))
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
     parser.add_argument("--videos", type=int, default=16)
     parser.add_argument("--per-video", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)

@@ -30,16 +30,18 @@ import torch
 from generation import calibrated_policy, packaged_videos
 
 from autogaze import greedy, reconstruction
-from autogaze.model.images import preprocess
-from pipelines.decode import DecodeConfig, Source, VideoError, decode_clips
-from pipelines.frames import encode_frames
-from pipelines.gaze_stage import settle
-from pipelines.metrics import read_events
-from pipelines.plan import ClipConfig, make_plan, plan_bytes
-from pipelines.preprocess import PreprocessConfig, describe
-from pipelines.shards import Outcome, build_shard, commit_shard
-from pipelines.train import train
-from pipelines.train_config import DataConfig, EveryConfig, PolicyTrainConfig
+from autogaze.images import preprocess
+from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.dataset.frames import encode_frames
+from pipelines.dataset.shards import Outcome, build_shard, commit_shard
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.job import describe, resolve_gaze
+from pipelines.runs.events import read_events
+from pipelines.train.config import DataConfig, EveryConfig, PolicyTrainConfig
+from pipelines.train.loop import train
+from pipelines.train.policy import PolicyTask
+from pipelines.video.base import DecodeConfig, Source, VideoError
+from pipelines.video.decode import decode_clips
 
 FRAMES, STRIDES = 16, (1, 3)
 SIZES = ((640, 360), (1280, 720), (1920, 1080))
@@ -92,7 +94,7 @@ def dataset(folder: Path, clips: np.ndarray, storage: str, canvas) -> float:
     data = plan_bytes(plan)
     (folder / "plan.parquet").write_bytes(data)
     config = PreprocessConfig(input="/videos", output=str(folder), frames=storage)
-    about = describe(config, settle(config)) | {"videos": len(clips), "clips": len(clips), "shards": 1}
+    about = describe(config, resolve_gaze(config)) | {"videos": len(clips), "clips": len(clips), "shards": 1}
     about |= {"plan": hashlib.sha256(data).hexdigest()}
     (folder / "dataset.json").write_text(json.dumps(about))
     return (len(tar) + len(index)) / len(clips)
@@ -120,7 +122,7 @@ def training(data: Path, run: Path, steps: int) -> float:
         val_clips=0,
     )
     asked = iter(range(steps))
-    train(config, stopping=lambda: next(asked, None) is None)
+    train(config, PolicyTask, stopping=lambda: next(asked, None) is None)
     events = read_events(str(run))
     times = events[(events["kind"] == "step") & (events["step"] > 1)]["seconds"]
     return 4 / float(times.min())

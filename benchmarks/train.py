@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.metrics import read_events
-from pipelines.train import train
-from pipelines.train_config import DataConfig, EveryConfig, OptimizerConfig, PolicySizeConfig, PolicyTrainConfig
+from pipelines.runs.events import read_events
+from pipelines.train.config import DataConfig, EveryConfig, OptimizerConfig, PolicySizeConfig, PolicyTrainConfig
+from pipelines.train.loop import train
+from pipelines.train.policy import PolicyTask
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def steps_of(arguments: argparse.Namespace, run: str, every: int):
         policy=PolicySizeConfig(),
     )
     asked = iter(range(arguments.steps))
-    train(config, stopping=lambda: next(asked, None) is None)
+    train(config, PolicyTask, stopping=lambda: next(asked, None) is None)
     events = read_events(run)
     return events[(events["kind"] == "step") & (events["step"] > 1)].reset_index(drop=True)
 

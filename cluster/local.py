@@ -82,7 +82,7 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
                 "start one with `ray start --head`, or leave ray.address empty to run on this machine"
             ) from error
     else:
-        _start(
+        start_ray(
             # Two stages hold a CPU each: a machine of one core runs them in turns.
             num_cpus=config.cpus or max(2, len(os.sched_getaffinity(0))),
             object_store_memory=config.object_store_mb << 20 or None,
@@ -101,7 +101,7 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
         _handle_sigterm(sigterm)
 
 
-def _start(**options: Any) -> None:
+def start_ray(**options: Any) -> None:
     """Start a Ray on this machine. Ray gives its node 30 s to come up, which a busy machine may not keep at once."""
     import ray
 

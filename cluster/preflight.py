@@ -55,7 +55,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedNode:
     """Why a node gave no answer, in one line."""
 
     why: str
@@ -99,12 +99,12 @@ class Probes:
         told: dict[str, Any] = {}
         for node, answer in answers.items():
             if answer not in ready:
-                told[node] = Failure(f"no answer in {seconds:.0f} s")
+                told[node] = FailedNode(f"no answer in {seconds:.0f} s")
                 continue
             try:
                 told[node] = ray.get(answer)
             except Exception as error:  # noqa: BLE001 (whatever a node's code raised is what we want to know)
-                told[node] = Failure(_reason(error))
+                told[node] = FailedNode(_reason(error))
         return told
 
 
@@ -148,8 +148,8 @@ def check_cluster(spec: ClusterSpec, probes: Probes) -> list[Check]:
     """Everything that needs no storage: nodes, devices, disks, clocks, code."""
     checks = check_groups(spec, probes.nodes)
     told = probes.ask(facts, spec.environment.tmp)
-    known = {node: fact for node, fact in told.items() if not isinstance(fact, Failure)}
-    silent = {node: fact.why for node, fact in told.items() if isinstance(fact, Failure)}
+    known = {node: fact for node, fact in told.items() if not isinstance(fact, FailedNode)}
+    silent = {node: fact.why for node, fact in told.items() if isinstance(fact, FailedNode)}
     checks.append(
         Check(
             "answers",
@@ -239,7 +239,7 @@ def _check_gpus(spec: ClusterSpec, nodes: list[Node], known: dict[str, Any]) -> 
     kinds = {node.name: known.get(node.name, {}).get("gpus") or [node.gpu_kind] for node in nodes if node.gpus}
     wanted = [group.gpu_kind for group in spec.groups().values() if group.gpu_kind]
     seen = sorted({kind for names in kinds.values() for kind in names if kind})
-    missing = [kind for kind in wanted if not any(_same_kind(kind, name) for name in seen)]
+    missing = [kind for kind in wanted if not any(same_kind(kind, name) for name in seen)]
     found = each(wrong) or f"{sum(node.gpus for node in nodes)}" + (f": {', '.join(seen)}" if seen else "")
     if missing:
         return Check("GPUs", False, f"{found}; no {missing[0]}", "correct gpu_kind, or ask for nodes that have it")
@@ -247,7 +247,7 @@ def _check_gpus(spec: ClusterSpec, nodes: list[Node], known: dict[str, Any]) -> 
     return Check("GPUs", not wrong, found, fix)
 
 
-def _same_kind(wanted: str, name: str) -> bool:
+def same_kind(wanted: str, name: str) -> bool:
     """Whether a launcher's word for a GPU (h100, nvidia-h100-80gb, label=NVIDIA-H100-80GB-HBM3) can mean this one."""
     words = set(name.lower().replace("-", " ").split())
     asked = set(wanted.rpartition("=")[2].lower().replace("-", " ").replace("_", " ").split())
@@ -286,7 +286,7 @@ def _check_clocks(probes: Probes, nodes: list[str]) -> Check:
     for node in nodes:
         before = time.time()
         told = probes.ask_each(time.time, {node: ()}, 10.0)[node]
-        if not isinstance(told, Failure):
+        if not isinstance(told, FailedNode):
             off[node] = skew(before, told, time.time())
     wrong = {node: f"{seconds:+.1f} s" for node, seconds in off.items() if abs(seconds) > _CLOCK_S}
     most = max((abs(seconds) for seconds in off.values()), default=0.0)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
-from pipelines import store
 from pipelines.errors import PipelineError
-from pipelines.ledger import audit
+from pipelines.runs.audit import audit
+from pipelines.storage import urls
 
 _SHOWN = 12
 
@@ -26,7 +26,7 @@ def run(config: AuditConfig, console: Console) -> int:
     if not config.run:
         raise PipelineError("which run? autogaze audit /data/runs/1")
     with console.status("reading the ledger"):
-        found = audit(store.normalise(config.run))
+        found = audit(urls.normalise(config.run))
     table = Table("epoch", "steps", "samples", "repeats", "skipped", title=f"{len(found.attempts)} attempts")
     for column in table.columns:
         column.justify = "right"

@@ -38,8 +38,8 @@ class _Job:
     """Whether a first bare argument is the config's file."""
 
 
-_TRAIN = "pipelines.train_config:check_train_config"
-_JOBS = {
+_TRAIN = "pipelines.train.config:check_train_config"
+JOBS = {
     "scan": _Job("jobs.scan", "ScanConfig", "input", "list and probe a video store into a manifest"),
     "preprocess": _Job(
         "jobs.preprocess",
@@ -47,7 +47,7 @@ _JOBS = {
         "",
         "a corpus of videos -> gaze shards",
         dry_run=True,
-        check="pipelines.preprocess_config:check_config",
+        check="pipelines.preprocess.config:check_config",
     ),
     "verify": _Job("jobs.verify", "VerifyConfig", "dataset", "re-read a dataset and say what is wrong with it"),
     "gaze": _Job("jobs.gaze", "GazeConfig", "video", "gaze one video: overlay, contact sheet, JSON"),
@@ -72,7 +72,7 @@ _JOBS = {
         "RL",
         "",
         "reinforcement learning of the policy by reconstruction error",
-        check="pipelines.rl_config:check_rl_config",
+        check="pipelines.rl.config:check_rl_config",
     ),
     "status": _Job("jobs.status", "StatusConfig", "place", "how far a job is, from its output alone"),
     "audit": _Job("jobs.audit", "AuditConfig", "run", "prove that a run used every sample once in each epoch"),
@@ -106,14 +106,14 @@ class Parsed:
 
 def _parser(name: str | None, schema: type | None, submitting: bool = False) -> argparse.ArgumentParser:
     words = ["autogaze", *(["submit"] if submitting else []), *([name] if name else [])]
-    known = _JOBS | _VERBS
+    known = JOBS | _VERBS
     parser = argparse.ArgumentParser(
         prog=" ".join(words),
         description=known[name].help if name else "Turn videos into gaze data.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if name is None or schema is None:
-        rows = "\n".join(f"  {job:<21}{about.help}" for job, about in _JOBS.items())
+        rows = "\n".join(f"  {job:<21}{about.help}" for job, about in JOBS.items())
         verbs = "\n".join(f"  {verb:<21}{about.help}" for verb, about in _VERBS.items())
         parser.epilog = (
             f"jobs:\n{rows}\n\nelsewhere:\n"
@@ -143,7 +143,7 @@ def parse_job(arguments: list[str], submitting: bool = False) -> Parsed:
 
     Raises PipelineError for a key or value that is wrong; exits, as argparse does, where there is no such job.
     """
-    known = _JOBS | _VERBS
+    known = JOBS | _VERBS
     for word in arguments:  # before anything can repeat one
         configs.refuse_secrets(word)
     if not {arguments[0] if arguments else "", " ".join(arguments[:2])} & known.keys():

@@ -17,11 +17,11 @@ from rich.table import Table
 
 from cluster import ClusterError, kuberay, slurm
 from cluster.local import RayConfig, require_listening, running
-from cluster.preflight import Check, Failure, Probes, alive_nodes, check_cluster, each, probing
+from cluster.preflight import Check, FailedNode, Probes, alive_nodes, check_cluster, each, probing
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import submit
-from pipelines import preflight as storage
 from pipelines.errors import PipelineError
+from pipelines.inspection import preflight as storage
 
 
 @dataclass
@@ -97,16 +97,16 @@ def preflight(config: PreflightConfig, console: Console) -> int:
 def _check_output(output: str, probes: Probes) -> Check:
     """Every node writes, reads and removes an object of its own, and reads one that another wrote."""
     written = probes.ask(storage.write_probe, output)
-    wrong = {node: told.why for node, told in written.items() if isinstance(told, Failure)}
+    wrong = {node: told.why for node, told in written.items() if isinstance(told, FailedNode)}
     urls = {node: url for node, url in written.items() if node not in wrong}
     if len(urls) > 1:
         # In a ring, so that each reads what it did not write.
         others = dict(zip(urls, [*list(urls.values())[1:], next(iter(urls.values()))], strict=True))
         for node, told in probes.ask_each(storage.read_probe, {n: (url,) for n, url in others.items()}).items():
-            if isinstance(told, Failure):
+            if isinstance(told, FailedNode):
                 wrong[node] = f"does not see what another node wrote there ({told.why})"
     for node, told in probes.ask_each(storage.remove_probe, {n: (url,) for n, url in urls.items()}).items():
-        if isinstance(told, Failure):
+        if isinstance(told, FailedNode):
             wrong.setdefault(node, told.why)
     fix = "output must be one place that all nodes may write: s3://, or a folder that all of them mount"
     return Check("output", not wrong, each(wrong) or f"{len(urls)} node(s) wrote, read, removed", fix if wrong else "")
@@ -116,11 +116,11 @@ def _check_input(config: PreflightConfig, probes: Probes) -> list[Check]:
     """One node finds a video that decodes; then all decode it, to the same frame."""
     first = probes.nodes[0].name
     sample = probes.ask_each(storage.find_sample, {first: (config.input, config.decoder)})[first]
-    if isinstance(sample, Failure):
+    if isinstance(sample, FailedNode):
         fix = "check input=, and that this node may read it; a long listing may take longer: name a folder of it"
         return [Check("input", False, f"{first}: {sample.why}", fix)]
     told = probes.ask(storage.decode_sample, sample, config.decoder)
-    wrong = {node: answer.why for node, answer in told.items() if isinstance(answer, Failure)}
+    wrong = {node: answer.why for node, answer in told.items() if isinstance(answer, FailedNode)}
     frames = {node: answer for node, answer in told.items() if node not in wrong}
     for node, frame in frames.items():
         if frame != frames.get(first, frame):

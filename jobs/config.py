@@ -16,14 +16,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipelines.credentials import refuse_credentials
 from pipelines.errors import PipelineError
+from pipelines.storage.credentials import refuse_credentials
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class Setting:
     """One settable key: dotted name, type, default, help."""
 
     name: str
@@ -34,12 +34,12 @@ class Key:
     """Whether it may be left open: None, written as null or as nothing."""
 
 
-def keys(schema: type) -> Iterator[Key]:
+def keys(schema: type) -> Iterator[Setting]:
     """Every leaf of a config dataclass, in order."""
     yield from _keys(schema(), "")
 
 
-def _keys(node: Any, prefix: str) -> Iterator[Key]:
+def _keys(node: Any, prefix: str) -> Iterator[Setting]:
     hints = get_type_hints(type(node))
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
@@ -48,7 +48,7 @@ def _keys(node: Any, prefix: str) -> Iterator[Key]:
         else:
             kinds = [kind for kind in get_args(hints[field.name]) if kind is not type(None)] or [hints[field.name]]
             open_ = type(None) in get_args(hints[field.name])
-            yield Key(prefix + field.name, kinds[0], value, field.metadata.get("help", ""), open_)
+            yield Setting(prefix + field.name, kinds[0], value, field.metadata.get("help", ""), open_)
 
 
 def load(schema: type[T], arguments: Sequence[str], file: str | None = None, positional: str = "") -> T:
@@ -97,7 +97,7 @@ def refuse_secrets(word: str) -> None:
         refuse_credentials(word)
 
 
-def _parse(key: Key, text: str) -> Any:
+def _parse(key: Setting, text: str) -> Any:
     if key.type is str:
         return text
     lowered = text.strip().lower()
@@ -112,7 +112,7 @@ def _parse(key: Key, text: str) -> Any:
         raise PipelineError(f"{key.name}={text}: {_type_name(key.type)} expected{example}") from error
 
 
-def _from_file(file: str, known: dict[str, Key]) -> dict[str, Any]:
+def _from_file(file: str, known: dict[str, Setting]) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
             tree = yaml.safe_load(stream) or {}
@@ -131,7 +131,7 @@ def _from_file(file: str, known: dict[str, Key]) -> dict[str, Any]:
     return values
 
 
-def _leaves(tree: dict[Any, Any], known: dict[str, Key], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: dict[Any, Any], known: dict[str, Setting], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in tree.items():
         full = f"{prefix}{name}"
         if isinstance(value, dict) and full not in known:
@@ -140,7 +140,7 @@ def _leaves(tree: dict[Any, Any], known: dict[str, Key], prefix: str = "") -> It
             yield full, value
 
 
-def _nearest(name: str, known: dict[str, Key]) -> str:
+def _nearest(name: str, known: dict[str, Setting]) -> str:
     """'; did you mean X?' by whole name, else by its last part; else the list of keys."""
     matches = difflib.get_close_matches(name, known, 1, 0.6)
     if not matches:

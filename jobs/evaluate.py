@@ -18,16 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from autogaze import reconstruction
-from autogaze.reconstruction import Reconstructor
-from jobs.curves import Series, draw_curves
-from jobs.report import redact, vocabulary_of
+from autogaze.reconstruction.base import Reconstructor
+from jobs.pictures.curves import PlottedSeries, draw_curves
 from jobs.threads import one_torch_thread
-from pipelines import shards, store
+from pipelines.dataset import shards
+from pipelines.dataset.shards import Dataset, vocabulary_of
 from pipelines.errors import PipelineError
-from pipelines.evaluate import METHODS, Curve, Point, measure, sample_clips
-from pipelines.gazers import DEVICES, device_of
-from pipelines.reconstructor import TeachersConfig
-from pipelines.shards import Dataset
+from pipelines.gazing.gazers import device_of
+from pipelines.gazing.reconstructor import TeachersConfig
+from pipelines.gazing.settings import DEVICES
+from pipelines.inspection.evaluate import METHODS, Curve, Point, measure, sample_clips
+from pipelines.storage import store, urls
+from pipelines.storage.credentials import redact
 
 
 @dataclass
@@ -61,7 +63,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
         raise PipelineError(f"{dataset.url}: stores no frames to measure an error on; preprocess with frames=jpeg")
     device = device_of(config.device)
     reconstructor = _load(config, dataset, device)
-    output = store.normalise(config.output or dataset.url.rsplit("/", 1)[-1] + "-evaluate")
+    output = urls.normalise(config.output or dataset.url.rsplit("/", 1)[-1] + "-evaluate")
     rows = sample_clips(dataset, config.clips, config.seed)
     patches = rows[0]["frames"] * reconstructor.vocabulary.size
     if not round(ratios[0] * patches):
@@ -90,7 +92,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
     threshold = _threshold(config, dataset, reconstructor)
     names = {method: _name(method, settings) for method in methods}
     for name, data in _files(config, dataset, reconstructor, rows, curves, threshold, names).items():
-        store.publish(data, store.join(output, name))
+        store.publish(data, urls.join(output, name))
     _show(console, dataset, reconstructor, len(rows), curves, ratios, threshold, names)
     console.print(f"results: {output}", highlight=False, markup=False, soft_wrap=True)
     return 0
@@ -247,7 +249,7 @@ def _files(
         for point in [*(point for point in curve.points if point.asked is not None), curve.as_stored]:
             writer.writerow([curve.method, point.asked, point.ratio, point.error, point.standard_error, len(rows)])
     drawing = draw_curves(
-        [Series(names[c.method], list(map(_place, c.points)), _place(c.as_stored)) for c in curves],
+        [PlottedSeries(names[c.method], list(map(_place, c.points)), _place(c.as_stored)) for c in curves],
         sorted({point.asked for curve in curves for point in curve.points if point.asked is not None}),
         f"{dataset.url.rsplit('/', 1)[-1]}: error at each gazing ratio, mean of {len(rows)} clips",
         "gazing ratio: gazed patches of all (logarithmic); marks off the lines: as many as the stored gaze has",

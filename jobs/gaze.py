@@ -22,17 +22,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from autogaze.tiling import TileGrid
-from jobs import render
-from jobs.gaze_files import LABELS, OVERLAY, SHEET, Labels, Overlay, finished, save_png
-from jobs.gaze_views import Seen, TiledView, View, WholeView
+from jobs.pictures import render
+from jobs.pictures.gaze_files import LABELS, OVERLAY, SHEET, LabelWriter, Overlay, finished, save_png
+from jobs.pictures.gaze_views import GazedFrame, TiledView, View, WholeView
 from jobs.threads import one_torch_thread
-from pipelines import gazers, store
-from pipelines.decode import DECODERS, REASONS, DecodeConfig, IsolatedDecoder, Source, VideoError, VideoInfo
+from pipelines.corpus.plan import ClipConfig, check_clip_config, clip_starts
 from pipelines.errors import PipelineError
-from pipelines.gazers import Gazer, GazeSettings
-from pipelines.plan import ClipConfig, check_clip_config, clip_starts
-from pipelines.policy import PolicyConfig
-from pipelines.reconstructor import LabelsConfig, ReconstructorConfig, TeachersConfig
+from pipelines.gazing import gazers, settings
+from pipelines.gazing.gazers import Gazer
+from pipelines.gazing.policy import PolicyConfig
+from pipelines.gazing.reconstructor import LabelsConfig, ReconstructorConfig, TeachersConfig
+from pipelines.gazing.settings import GazeSettings
+from pipelines.storage import store, urls
+from pipelines.video.base import DECODERS, REASONS, DecodeConfig, Source, VideoError, VideoInfo
+from pipelines.video.isolated import IsolatedDecoder
 
 FRAMES_AT_ONCE = 512  # decoded frames held in memory, 150 KB each; fewer where they are larger
 
@@ -85,7 +88,7 @@ class Tally:
     def ratio(self) -> float:
         return self.tokens / self.possible if self.possible else 0.0
 
-    def add(self, frame: Seen[Any]) -> None:
+    def add(self, frame: GazedFrame[Any]) -> None:
         self.frames += 1
         self.possible += frame.possible
         self.tokens += frame.tokens
@@ -106,17 +109,17 @@ def check_config(config: GazeConfig) -> None:
     for name in ("video", "output"):
         if not getattr(config, name):
             raise PipelineError(f"{name}= is missing: autogaze gaze VIDEO output=FOLDER")
-    for name, known in (("device", gazers.DEVICES), ("decoder", DECODERS)):
+    for name, known in (("device", settings.DEVICES), ("decoder", DECODERS)):
         if getattr(config, name) not in known:
             raise PipelineError(f"{name}={getattr(config, name)}: must be one of {', '.join(known)}")
-    gazers.check(_settings(config), config.device)
+    settings.check(_settings(config), config.device)
     if config.labels.lengths != "threshold":
         raise PipelineError(
             f"labels.lengths={config.labels.lengths}: is for autogaze preprocess, whose clips have names; "
             "give threshold= or max_ratio="
         )
     check_clip_config(config.clip, 1)
-    if not store.is_local(config.output):
+    if not urls.is_local(config.output):
         raise PipelineError(f"output={config.output}: the pictures are written to a local folder; give one")
     if "libx264" not in av.codecs_available:
         raise PipelineError("this PyAV has no H.264 encoder (libx264); install the av wheel: pip install --force av")
@@ -140,7 +143,7 @@ def run(config: GazeConfig, console: Console) -> Path:
     Raises PipelineError: no such video, not a video, no frame of it can be decoded, output not writable.
     """
     check_config(config)
-    output = Path(store.normalise(config.output))
+    output = Path(urls.normalise(config.output))
     with _local(config.video) as source, one_torch_thread():
         gazer = gazers.load(_settings(config), gazers.device_of(config.device))
         gazer.require(config.clip.frames)
@@ -160,15 +163,15 @@ def run(config: GazeConfig, console: Console) -> Path:
 
 @contextmanager
 def _local(video: str) -> Iterator[Source]:
-    url = store.normalise(video)
-    if store.is_local(url):
+    url = urls.normalise(video)
+    if urls.is_local(url):
         if Path(url).is_dir():
             raise PipelineError(f"{video}: is a folder; for many videos use: autogaze preprocess input={video}")
         if not Path(url).exists():
             raise PipelineError(f"{video}: no such file")
         yield Source(url)
         return
-    from pipelines.manifest import local_copy  # brings Ray, which a local file does without
+    from pipelines.corpus.videos import local_copy  # brings Ray, which a local file does without
 
     try:
         with local_copy(url, 0, store.size(url)) as source:
@@ -214,7 +217,7 @@ def _gaze_video(
             (scratch / LABELS).open("w", encoding="utf-8") as sink,
             _progress(console, len(numbers)) as advance,
         ):
-            writer = Labels(sink, store.normalise(config.video))
+            writer = LabelWriter(sink, urls.normalise(config.video))
             for clip_number, frames in _decode(decoder, source, clips, view.native):
                 shown = clips[clip_number]
                 if isinstance(frames, VideoError):
@@ -244,7 +247,7 @@ def _gaze_video(
 
 
 def _view(config: GazeConfig, gazer: Gazer, info: VideoInfo) -> View[Any]:
-    title = store.normalise(config.video).rsplit("/", 1)[-1] + (f" · {gazer.note}" if gazer.note else "")
+    title = urls.normalise(config.video).rsplit("/", 1)[-1] + (f" · {gazer.note}" if gazer.note else "")
     if config.clip.tiles == "whole":
         return WholeView(gazer, title, info.fps)
     height, width = (info.width, info.height) if info.rotation % 180 else (info.height, info.width)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.report import vocabulary_of
 from jobs.threads import one_torch_thread
-from pipelines import label_import, labels, shards, store
+from pipelines.dataset import shards
+from pipelines.dataset.shards import DATASET_FORMAT, Dataset, vocabulary_of
 from pipelines.errors import PipelineError
-from pipelines.preprocess import FORMAT
-from pipelines.shards import Dataset
+from pipelines.labels import export as label_export
+from pipelines.labels import files, into_dataset, keys
+from pipelines.storage import urls
 
 
 @dataclass
@@ -47,12 +48,12 @@ def export(config: ExportConfig, console: Console) -> int:
     if not config.data:
         raise PipelineError("which dataset? autogaze export-labels /data/gaze output=labels.json")
     dataset = shards.open_dataset(config.data)
-    output = store.normalise(config.output)
-    if store.is_local(output) and os.path.isdir(output):
+    output = urls.normalise(config.output)
+    if urls.is_local(output) and os.path.isdir(output):
         raise PipelineError(f"output={config.output}: is a folder; give output={config.output.rstrip('/')}/labels.json")
     with _progress(console) as progress, one_torch_thread():
         task = progress.add_task("shards")
-        done = labels.export_labels(
+        done = label_export.export_labels(
             dataset,
             output,
             vocabulary_of(dataset.about),
@@ -76,27 +77,28 @@ def import_(config: ImportConfig, console: Console) -> int:
             )
     if config.threads < 1:
         raise PipelineError(f"threads={config.threads}: must be at least 1")
-    dataset, output = shards.open_dataset(config.data), store.normalise(config.output)
-    if dataset.about.get("format") != FORMAT:
+    dataset, output = shards.open_dataset(config.data), urls.normalise(config.output)
+    if dataset.about.get("format") != DATASET_FORMAT:
         raise PipelineError(
-            f"{dataset.url}: holds format {dataset.about.get('format')}, this version reads {FORMAT}; preprocess again"
+            f"{dataset.url}: holds format {dataset.about.get('format')}, this version reads {DATASET_FORMAT}; "
+            "preprocess again"
         )
     if output == dataset.url:
         raise PipelineError("output and data are one place: the labels make a new dataset")
     vocabulary = vocabulary_of(dataset.about)
     with console.status("reading the labels"):
-        found = labels.read_labels(labels.label_files(config.labels), dataset.plan, vocabulary)
+        found = files.read_labels(files.label_files(config.labels), dataset.plan, vocabulary)
     if not found.gazes:
-        key = next(iter(labels.clip_keys(dataset.plan)), "none")
+        key = next(iter(keys.clip_keys(dataset.plan)), "none")
         raise PipelineError(
             f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {key}, "
             f"in the labels {found.example or 'none'}"
         )
     threshold = _threshold(config, dataset, found, console)
-    missing = label_import.begin(dataset, output, label_import.describe(dataset, found, threshold))
+    missing = into_dataset.begin(dataset, output, into_dataset.describe_import(dataset, found, threshold))
     with _progress(console) as progress, one_torch_thread():
         task = progress.add_task("shards", total=len(missing))
-        outcomes = label_import.make(
+        outcomes = into_dataset.make(
             dataset,
             output,
             missing,
@@ -116,7 +118,7 @@ def import_(config: ImportConfig, console: Console) -> int:
     return 0
 
 
-def _threshold(config: ImportConfig, dataset: Dataset, found: labels.Labels, console: Console) -> float:
+def _threshold(config: ImportConfig, dataset: Dataset, found: files.Labels, console: Console) -> float:
     """What `met` is measured against, in the units of the labels' losses."""
     if config.threshold is not None:
         if not (config.threshold >= 0 and math.isfinite(config.threshold)):

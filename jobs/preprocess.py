@@ -14,10 +14,17 @@ from rich.table import Table
 
 from cluster.local import ClusterSize, RayConfig, running
 from cluster.preflight import alive_nodes, probing
-from pipelines import preprocess, store
-from pipelines.decode_stage import clear_video_cache
-from pipelines.preprocess import Job, PreprocessConfig, Totals, Workers
-from pipelines.prometheus import PreprocessSeries
+from pipelines.preprocess import graph
+from pipelines.preprocess import job as preprocess_job
+from pipelines.preprocess import record as run_records
+from pipelines.preprocess import workers as worker_shares
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.decode_stage import clear_video_cache
+from pipelines.preprocess.job import Job
+from pipelines.preprocess.record import Totals
+from pipelines.preprocess.series import PreprocessSeries
+from pipelines.preprocess.workers import Workers
+from pipelines.storage import store, urls
 
 _PLAIN_SECONDS, _RECORD_SECONDS = 10.0, 15.0
 
@@ -31,10 +38,10 @@ class PreprocessJob(PreprocessConfig):
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run say what it would do; the exit status."""
-    job = preprocess.resume(config)
+    job = preprocess_job.resume(config)
     if not dry_run:
-        preprocess.make_ready(config, job)
-        job = preprocess.resume(config) if job and config.retry else job
+        preprocess_job.make_ready(config, job)
+        job = preprocess_job.resume(config) if job and config.retry else job
     if job and job.notice:
         console.print(job.notice, style="yellow", highlight=False)
     if job and (dry_run or not job.missing or config.part == "plan"):
@@ -42,8 +49,8 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     began = time.time()
     with running(config.ray) as cluster:
         ready = time.time()
-        workers = preprocess.share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
-        job = job or preprocess.plan_job(config, write=not dry_run)
+        workers = worker_shares.share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
+        job = job or preprocess_job.plan_job(config, write=not dry_run)
         if dry_run or not job.missing or config.part == "plan":
             return _done(job, console, dry_run)
         return _execute(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
@@ -57,7 +64,7 @@ def _done(job: Job, console: Console, dry_run: bool) -> int:
             f"planned: {len(job.rows)} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False
         )
     else:
-        preprocess.tidy(job)
+        preprocess_job.tidy(job)
         whose = "" if not job.config.part else f" of part {job.config.part}"
         console.print(f"nothing to do: all {job.shards} shards{whose} are committed", highlight=False)
     return 0
@@ -83,10 +90,10 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console,
 
     def record(status: str) -> dict[str, Any]:
         seconds = time.time() - began
-        return preprocess.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status, start_up)
+        return run_records.run_record(job, latest[0], workers, asdict(cluster), began, seconds, status, start_up)
 
     def publish(record: dict[str, Any]) -> None:
-        store.publish(json.dumps(record, indent=1).encode() + b"\n", store.join(f"{job.output}.runs", name))
+        store.publish(json.dumps(record, indent=1).encode() + b"\n", urls.join(f"{job.output}.runs", name))
 
     try:
         with _Bar(console, planned) as bar:
@@ -99,8 +106,8 @@ def _execute(job: Job, workers: Workers, cluster: ClusterSize, console: Console,
                     told[0] = time.monotonic()
                     publish(record("running"))
 
-            totals = preprocess.execute(job, workers, on_shard)
-        preprocess.tidy(job)
+            totals = graph.execute(job, workers, on_shard)
+        preprocess_job.tidy(job)
         if job.keeps_videos:
             with probing(alive_nodes()) as probes:
                 probes.ask(clear_video_cache)
@@ -186,7 +193,7 @@ def _show_plan(job: Job, console: Console) -> None:
     console.print(table)
 
 
-def _show_summary(job: Job, totals: Totals, record: dict, console: Console) -> None:
+def _show_summary(job: Job, totals: Totals, record: dict[str, Any], console: Console) -> None:
     failed = sum(totals.failed.values())
     table = Table(show_header=False, title="summary", title_justify="left")
     table.add_row("clips", f"{totals.ok:,} ok, {failed:,} failed of {totals.clips:,}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,23 +21,25 @@ from PIL import Image
 from rich.console import Console
 
 from autogaze import reconstruction
-from autogaze.patches import VOCABULARY, PatchVocabulary
-from jobs import charts, render
-from jobs.survey import (
-    Sample,
+from autogaze.patches import PatchVocabulary
+from jobs.pictures import charts, render
+from jobs.threads import one_torch_thread
+from pipelines.dataset import shards
+from pipelines.dataset.frames import decode_frames
+from pipelines.dataset.run_records import read_runs
+from pipelines.dataset.shards import Dataset, read_members, threshold_of, vocabulary_of
+from pipelines.errors import PipelineError
+from pipelines.inspection.survey import (
     Survey,
+    TokenCounts,
     index_row,
     read_gaze,
-    read_runs,
     representative,
     sample_gazes,
     take_survey,
 )
-from jobs.threads import one_torch_thread
-from pipelines import shards, store
-from pipelines.errors import PipelineError
-from pipelines.frames import decode_frames
-from pipelines.shards import Dataset, read_members
+from pipelines.storage import store, urls
+from pipelines.storage.credentials import redact
 
 GALLERY_FRAMES = 8  # shown of each clip
 
@@ -62,9 +63,9 @@ def run(config: ReportConfig, console: Console) -> str:
         dataset = shards.open_dataset(config.dataset)
         page = build(dataset, config.clips)
     name = dataset.url.rsplit("/", 1)[-1]
-    output = store.normalise(config.output or f"{name}-report.html")
-    if store.is_local(output) and Path(output).is_dir():
-        output = store.join(output, f"{name}-report.html")
+    output = urls.normalise(config.output or f"{name}-report.html")
+    if urls.is_local(output) and Path(output).is_dir():
+        output = urls.join(output, f"{name}-report.html")
     store.publish(page.encode("utf-8", "backslashreplace"), output)
     console.print(f"report: {output}", highlight=False, markup=False, soft_wrap=True)
     return output
@@ -112,7 +113,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
     )
 
 
-def position_chart(sample: Sample, vocabulary: PatchVocabulary) -> str:
+def position_chart(sample: TokenCounts, vocabulary: PatchVocabulary) -> str:
     colours = [hex_colour(level) for level in range(len(vocabulary.scales))]
     names = [f"scale {scale}" for scale in vocabulary.scales]
     return charts.stacked_columns(
@@ -120,7 +121,7 @@ def position_chart(sample: Sample, vocabulary: PatchVocabulary) -> str:
     )
 
 
-def scale_chart(sample: Sample, vocabulary: PatchVocabulary) -> str:
+def scale_chart(sample: TokenCounts, vocabulary: PatchVocabulary) -> str:
     per_scale = sample.counts.sum(axis=0)
     total = float(per_scale.sum()) or 1.0
     return charts.rows(
@@ -134,20 +135,6 @@ def scale_chart(sample: Sample, vocabulary: PatchVocabulary) -> str:
 
 def hex_colour(level: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*render.scale_colour(level))
-
-
-def threshold_of(settings: dict[str, Any]) -> float | None:
-    """The threshold a dataset was gazed to; None where there was none."""
-    stated = settings.get("threshold", 0.0)
-    return None if stated is None else float(stated)
-
-
-def vocabulary_of(about: dict[str, Any]) -> PatchVocabulary:
-    """The vocabulary a dataset says it was made with; the reference's when it does not say."""
-    stated = about.get("vocabulary")
-    if not isinstance(stated, dict):
-        return VOCABULARY
-    return PatchVocabulary(tuple(stated["scales"]), int(stated["patch_size"]))
 
 
 @dataclass
@@ -226,9 +213,3 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def redact(value: object) -> str:
-    """A value as text, without what could be a secret in a URL: user:password@ and signed query strings."""
-    text = re.sub(r"(\w://)[^/@\s]+@", r"\1", str(value))
-    return re.sub(r"(\w://[^\s?]+)\?\S*(?:sig|token|key|cred|secret)\S*", r"\1", text, flags=re.IGNORECASE)

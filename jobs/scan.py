@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from cluster.local import RayConfig, running
-from pipelines import manifest as manifests
-from pipelines import store
-from pipelines.decode import check_timeout
+from pipelines.corpus import manifest as manifests
+from pipelines.corpus import videos
 from pipelines.errors import PipelineError
+from pipelines.storage import store, urls
+from pipelines.video.decode import check_timeout
 
 
 @dataclass
@@ -30,9 +31,9 @@ def run(config: ScanConfig, console: Console) -> int:
     if not config.input:
         raise PipelineError("input= is missing: autogaze scan input=/data/videos output=manifest.parquet")
     check_timeout(config.decoder_timeout_s)
-    output = store.normalise(config.output)
+    output = urls.normalise(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
-    manifests.list_videos(config.input)  # a missing input need not wait for Ray
+    videos.list_videos(config.input)  # a missing input need not wait for Ray
     store.require_writable(output.rpartition("/")[0])  # nor should an hour's scan end in one that cannot be kept
     with running(config.ray):
         manifest = manifests.scan(config.input, previous, config.decoder_timeout_s)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.errors import PipelineError
-from pipelines.status import DatasetStatus, RunStatus, Seen, clock, read_status
+from pipelines.inspection.status import DatasetStatus, RunStatus, StatusCache, clock, read_status
 
 FORMATS = ("text", "json")
 _COLOURS = {"running": "cyan", "starting": "cyan", "done": "green"}
@@ -46,7 +46,7 @@ def run(config: StatusConfig, console: Console) -> int:
     for name, value in (("watch", config.watch), ("stall_s", config.stall_s)):
         if not 0 <= value < math.inf:
             raise PipelineError(f"{name}={value}: must be 0 or more seconds")
-    seen = Seen()
+    seen = StatusCache()
 
     def look() -> DatasetStatus | RunStatus:
         return read_status(config.place, stall_s=config.stall_s, outcomes=config.outcomes, seen=seen)

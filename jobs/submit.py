@@ -131,13 +131,17 @@ def _to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
 def _to_array(spec: ClusterSpec, name: str, config: Any) -> str:
     """Submit the parts that have shards to make; the array's id, or '' when there are none."""
     _require_parts(name, config)
-    from pipelines import preprocess, store  # here, not above: it imports torch
+    from pipelines.preprocess import job as preprocess_job
+    from pipelines.storage import (
+        store,
+        urls,  # here, not above: it imports torch
+    )
 
-    planned = store.exists(store.join(store.normalise(config.output), "dataset.json"))
+    planned = store.exists(urls.join(urls.normalise(config.output), "dataset.json"))
     if config.retry or not planned:  # which shards hold failures, each part sees for itself
         parts = list(range(spec.slurm.array))
     else:
-        parts = preprocess.missing_parts(config, spec.slurm.array)
+        parts = preprocess_job.missing_parts(config, spec.slurm.array)
     if not parts:
         return ""
     return slurm.submit_array(spec, command(spec, name, config), ",".join(map(str, parts)), plan=not planned)

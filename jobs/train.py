@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from cluster.local import RayConfig, running
 from pipelines.errors import PipelineError
-from pipelines.train_config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
+from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
+
+if TYPE_CHECKING:
+    from pipelines.train.task import MakeTask
 
 
 @dataclass
@@ -28,23 +32,46 @@ class TrainReconstructor(ReconstructorTrainConfig):
 def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
     """Run the job; the exit status: 0 done, or stopped by a signal after a checkpoint."""
     check_train_config(config)
-    from pipelines.train import stop_on_sigterm, train  # after the checks, since it imports torch
+    settings: TrainConfig
+    make_task: MakeTask
+    if isinstance(config, TrainPolicy):
+        from pipelines.train.policy import PolicyTask as make_task  # after the checks, since it imports torch
+
+        settings = without_ray(config, PolicyTrainConfig)
+    else:
+        from pipelines.train.reconstructor import ReconstructorTask as make_task
+
+        settings = without_ray(config, ReconstructorTrainConfig)
+    return run_training(settings, make_task, config.ray, console)
+
+
+def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, console: Console) -> int:
+    """Train where the config asks for it: in this process, with actors beside it, or on ranks that Ray places."""
+    from jobs.signals import stop_on_sigterm
+    from pipelines.train.loop import train
+    from pipelines.train.on_ray import require_room, train_on_ray
 
     with stop_on_sigterm() as stopping:
-        if config.scale.max_workers == 1:
-            runs_here(config.ray)
-            status = train(_without_ray(config), console=console, stopping=stopping)
+        if not config.needs_ray:
+            _require_no_address(ray)
+            status = train(config, make_task, console=console, stopping=stopping)
         else:
-            from pipelines.train_workers import require_room, train_on_ray
-
-            with running(config.ray) as size:
+            with running(ray) as size:
                 require_room(config, size.cpus, size.gpus)
-                status = train_on_ray(_without_ray(config), stopping)
-    say(status, config.run, console)
+                if config.scale.max_workers > 1:
+                    status = train_on_ray(config, make_task, stopping)
+                else:
+                    status = train(config, make_task, console=console, stopping=stopping)
+    _say(status, config.run, console)
     return 0
 
 
-def runs_here(ray: RayConfig) -> None:
+def without_ray(config: TrainConfig, kind: type[TrainConfig]) -> TrainConfig:
+    """The part of a job's config that the run depends on, which run directories record."""
+    return kind(**{name: value for name, value in vars(config).items() if name != "ray"})
+
+
+def _require_no_address(ray: RayConfig) -> None:
     """Raise PipelineError when a job that needs no Ray is told to join one: it would run here all the same."""
     if ray.address:
         raise PipelineError(
@@ -53,7 +80,7 @@ def runs_here(ray: RayConfig) -> None:
         )
 
 
-def say(status: str, run: str, console: Console) -> None:
+def _say(status: str, run: str, console: Console) -> None:
     """What came of a run."""
     if status == "stopped":
         console.print("stopped after a checkpoint; the same command again goes on", highlight=False)
@@ -61,9 +88,3 @@ def say(status: str, run: str, console: Console) -> None:
         console.print(f"nothing to do: {run} is finished", highlight=False, markup=False, soft_wrap=True)
     else:
         console.print(f"done: {run}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _without_ray(config: TrainPolicy | TrainReconstructor) -> TrainConfig:
-    """The part that the run depends on."""
-    kind = PolicyTrainConfig if isinstance(config, PolicyTrainConfig) else ReconstructorTrainConfig
-    return kind(**{name: value for name, value in vars(config).items() if name != "ray"})

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from pipelines import store
 from pipelines.errors import PipelineError
-from pipelines.verify import verify
+from pipelines.inspection.verify import verify
+from pipelines.storage import urls
 
 
 @dataclass
@@ -25,7 +25,7 @@ def run(config: VerifyConfig, console: Console) -> int:
         raise PipelineError("which dataset? autogaze verify /data/gaze")
     with console.status("reading") as status:
         verdict = verify(
-            store.normalise(config.dataset),
+            urls.normalise(config.dataset),
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
         )

@@ -5,54 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `import s3_servers`: tests are no package
-sys.path.insert(0, str(Path(__file__).parent.parent))  # before it, or tests/cluster would be found as `cluster`
-
-import s3_servers
-
-from pipelines import store_s3
+from pipelines.storage import s3
+from tests.support import places, s3_servers
+from tests.support.videos import write_video
 
 # Before anything imports Ray, which reads these at that moment; nothing of it lands in the home folder.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def write_video(
-    path: Path,
-    frames: int = 40,
-    size: tuple[int, int] = (96, 64),
-    seed: int = 0,
-    rate: int = 25,
-    codec: str = "libx264",
-) -> Path:
-    """A real video (width, height = size): a textured background and a disc that moves across it."""
-    width, height = size
-    random = np.random.default_rng(seed)
-    background = (
-        random.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
-    )
-    y, x = np.mgrid[:height, :width]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options={"g": "12"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(frames):
-            picture = background.astype(np.uint8).copy()
-            disc = (x - (number * 3) % width) ** 2 + (y - height / 2) ** 2 < (height / 4) ** 2
-            picture[disc] = random.integers(0, 255, 3) if number % 10 == 0 else (250, 40, 40)
-            for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -73,10 +36,9 @@ def footage() -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def corpus() -> Path:
     """The shared corpus, which a user's clone does not have."""
-    folder = ROOT.parent / "shared" / "corpus"
-    if not folder.is_dir():
+    if not places.CORPUS.is_dir():
         pytest.skip("../shared/corpus is not here")
-    return folder
+    return places.CORPUS
 
 
 @pytest.fixture(scope="session")
@@ -113,10 +75,10 @@ def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     name = request.module.__name__.rsplit(".", 1)[-1].replace("_", "-")
     with pytest.MonkeyPatch.context() as patch:
         s3_servers.use(patch, f"http://{host}:{port}")
-        store_s3.client().create_bucket(Bucket=name)
+        s3.client().create_bucket(Bucket=name)
         yield f"s3://{name}"
     server.stop()
-    store_s3.forget_client()
+    s3.forget_client()
 
 
 @pytest.fixture
@@ -130,7 +92,7 @@ def s3_server(tmp_path: Path) -> Iterator[s3_servers.Rclone]:
         s3_servers.use(patch, server.url)
         yield server
     server.kill()
-    store_s3.forget_client()
+    s3.forget_client()
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import places
+
+ROOT = places.ROOT
 ALLOWED = {
     "autogaze": {"autogaze"},
     "pipelines": {"pipelines", "autogaze"},

@@ -20,16 +20,12 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "pipelines"))  # for `import runs`: tests are no package
-
-import runs
-import training
-
-from autogaze.reconstruction.videomae import VideoMAE
+from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from jobs.cli import main
-from pipelines.credentials import refuse_credentials
+from pipelines.corpus.videos import tar_members
 from pipelines.errors import PipelineError
-from pipelines.manifest import tar_members
+from pipelines.storage.credentials import refuse_credentials
+from tests.support import runs, training
 
 PACKAGES = ("autogaze", "pipelines", "cluster", "jobs")
 FILES = sorted(file for package in PACKAGES for file in (runs.ROOT / package).rglob("*.py"))

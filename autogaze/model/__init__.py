@@ -1,6 +1,6 @@
 """The policy: the AutoGaze network, written for this job on plain PyTorch, equal to the reference token for token."""
 
-from autogaze.model.checkpoint import CheckpointError
+from autogaze.hub import CheckpointError
 from autogaze.model.config import AutoGazeConfig
 from autogaze.model.policy import AutoGaze, Encoded, Rollout, Stream
 from autogaze.model.sampling import Sampling

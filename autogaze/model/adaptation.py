@@ -1,4 +1,6 @@
-"""Gazing for a vision model of other scales or another patch size than the policy's (spec 8).
+"""Gazing for a vision model of other scales or another patch size than the policy's.
+
+See docs/method.md, section 'Other sizes'.
 
 The frame is cut into tiles of as many patches as the policy's frame has, each is gazed as a frame of its own, and the
 tiles' patches are laid side by side again. The order of the gaze is lost in it, as in the reference.

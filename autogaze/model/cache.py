@@ -1,8 +1,8 @@
 """Keys and values of everything a decoder has read, and attention over them. Nothing is read twice.
 
-The cache of a row holds its real tokens and nothing else: end-of-frame slots are never seen by a later token (spec
-6.3), so they are left out, and a token's place in the cache is the number of tokens before it. New tokens see all of
-the past and, among themselves, what came before.
+The cache of a row holds its real tokens and nothing else: end-of-frame slots are never seen by a later token
+(docs/method.md, section 'Generation'), so they are left out, and a token's place in the cache is the number of tokens
+before it. New tokens see all of the past and, among themselves, what came before.
 
 Two ways to attend, with one result: `RaggedCache` takes row by row exactly the keys it has, which is what a CPU is fast
 at: the past needs no mask, rows need no padding, and finished rows take no part. `PaddedCache` takes all rows at once,

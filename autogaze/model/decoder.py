@@ -2,7 +2,7 @@
 
 The layers do not know where attention's keys come from: `Decoder.forward` is given a function that attends, so that
 generation (autogaze/model/cache.py) and teacher forcing (autogaze/model/scoring.py) share every other line. Parameter
-names are the reference's, so that its checkpoints load as they are (spec 4).
+names are the reference's, so that its checkpoints load as they are (docs/method.md, section 'Network').
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The vision encoder: frames -> 196 tokens each, seeing the two frames before, and no later one.
 
 A patch embedding, one or more causal 3x3x3 convolutions, and a position embedding that is the same for every frame
-(spec 4). Parameter names and shapes are the reference's; the convolutions whose kernel is one patch or one pixel are
-run as matrix products, which they are.
+(docs/method.md, section 'Network'). Parameter names and shapes are the reference's; the convolutions whose kernel is
+one patch or one pixel are run as matrix products, which they are.
 """
 
 from __future__ import annotations

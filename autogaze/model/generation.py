@@ -1,4 +1,6 @@
-"""Gazing: frame by frame, block by block, on a cache that is read but never read again (spec 6).
+"""Gazing: frame by frame, block by block, on a cache that is read but never read again.
+
+See docs/method.md, section 'Generation'.
 
 A frame begins with its prefill: the patches of the frame before that are not in the cache yet (its last block), then
 the vision tokens. From the last hidden state K patches are chosen at once, and fed back for the next K, until the
@@ -52,7 +54,7 @@ class Generation:
         """graphs: runs the decode steps, on this cache; None: they run as they are.
 
         batches: for each row the number of a batch. Rows of one batch influence each other as the reference's do
-            (spec 6.4), which its vectors for other resolutions hold. None: they do not.
+            (docs/method.md, section 'Positions'), which its vectors for other resolutions hold. None: they do not.
         """
         self.decoder, self.cache, self.positions, self.sampling = decoder, cache, positions, sampling
         self.rows = len(cache.lengths)
@@ -202,7 +204,8 @@ class Generation:
     ) -> Block:
         """Read the last block of the rows still gazing, and choose their next.
 
-        The reference gives every such block the positions of the last K vision tokens (spec 6.4).
+        The reference gives every such block the positions of the last K vision tokens.
+        See docs/method.md, section 'Positions'.
         """
         starts = stale if self.positions == "reference" else self.cache.lengths
         given, gazing = rows if self.cache.drops_rows else list(range(self.rows)), set(rows)

@@ -1,4 +1,7 @@
-"""What ends a frame: the most slots it may take, and the predicted loss that is low enough (spec 5)."""
+"""What ends a frame: the most slots it may take, and the predicted loss that is low enough.
+
+See docs/method.md, section 'Limits of a frame'.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The AutoGaze network (paper 3, spec 2-8): gaze at clips, score a gaze, gaze at frames as they come.
+"""The AutoGaze network (docs/method.md): gaze at clips, score a gaze, gaze at frames as they come.
 
 policy = AutoGaze.from_pretrained("nvidia/AutoGaze")
 gaze = policy.gaze(frames, max_ratio=0.75, loss_threshold=0.7)      # frames: uint8 [B, 16, 224, 224, 3]
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autogaze import hub
 from autogaze.gaze import Gaze
+from autogaze.images import as_model_input, check_frames, preprocess
 from autogaze.model import adaptation, checkpoint
 from autogaze.model.cache import Cache, PaddedCache, RaggedCache
 from autogaze.model.config import AutoGazeConfig
@@ -28,7 +30,6 @@ from autogaze.model.cuda_graphs import KeptSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.encoder import Connector, Encoder
 from autogaze.model.generation import FrameGaze, Generation
-from autogaze.model.images import as_model_input, check_frames, preprocess
 from autogaze.model.limits import frame_caps, frame_thresholds
 from autogaze.model.sampling import Sampling, mixed
 from autogaze.model.scoring import Scores, score
@@ -77,8 +78,9 @@ class GazingModel(nn.Module):
 class AutoGaze(nn.Module):
     """The policy. Fresh weights are random; `from_pretrained` reads a checkpoint.
 
-    positions: "reference" | "consistent", how decode steps are placed (spec 6.4); the config's. Gazing with reference
-        positions gives each row what the reference gives it as a batch of one, whatever its batch mates are.
+    positions: "reference" | "consistent", how decode steps are placed (docs/method.md, section 'Positions'); the
+        config's. Gazing with reference positions gives each row what the reference gives it as a batch of one, whatever
+        its batch mates are.
     cuda_graphs: whether decode steps run as CUDA graphs. None: where the device is a GPU.
     """
 
@@ -112,7 +114,7 @@ class AutoGaze(nn.Module):
         device = usable_device(device)
         if cuda_graphs and device.type != "cuda":
             raise ValueError(f"cuda_graphs=True on {device}: CUDA graphs need device='cuda'")
-        folder = checkpoint.resolve(path_or_id)
+        folder = hub.resolve(path_or_id)
         config = checkpoint.read_config(folder)
         if positions is not None:
             config = replace(config, positions=positions)
@@ -173,8 +175,8 @@ class AutoGaze(nn.Module):
         One of the two alone is the only limit; without both, the checkpoint's own defaults hold (as released: 0.75 and
         0.7).
         sample: None takes the best patch every time.
-        vocabulary: of another vision model (spec 8). Frames are then square and of its size (uint8 ones are resized to
-            it), ids ascend, and no losses are given.
+        vocabulary: of another vision model (docs/method.md, section 'Other sizes'). Frames are then square and of its
+            size (uint8 ones are resized to it), ids ascend, and no losses are given.
 
         A row's gaze does not depend on the other rows. Raises ValueError, one line, for what makes no sense.
         """
@@ -234,7 +236,9 @@ class AutoGaze(nn.Module):
         sample: Sampling | None = None,
         drawn: Tensor | None = None,
     ) -> Scores:
-        """Log-probabilities and loss predictions of a gaze, with gradients where they are on (spec 7).
+        """Log-probabilities and loss predictions of a gaze, with gradients where they are on.
+
+        See docs/method.md, section 'Teacher forcing'.
 
         sample: how the gaze was sampled; log-probabilities are then of what was drawn, in the distribution that it was
             drawn from, as a `Rollout` has them (seeds do not matter). None: over all ids at temperature 1, as the

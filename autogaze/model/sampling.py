@@ -14,7 +14,9 @@ _LOWERED = -1e4  # far below any score, and far above the scores of what cannot 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample a gaze (spec 6.5): scores over `temperature`, of each head the best `top_k` (None: all).
+    """How to sample a gaze: scores over `temperature`, of each head the best `top_k` (None: all).
+
+    See docs/method.md, section 'Sampling'.
 
     Earlier patches of the frame are left out before the best are taken, those of the same block after it; a head whose
     best were all taken by the heads before it draws among the others.

@@ -1,4 +1,6 @@
-"""Teacher forcing: what the network says of a gaze it is given, all frames in one pass, with gradients (spec 7).
+"""Teacher forcing: what the network says of a gaze it is given, all frames in one pass, with gradients.
+
+See docs/method.md, section 'Teacher forcing'.
 
 A clip becomes one sequence of vision tokens and real patches, at the positions of `consistent` generation whatever the
 mode. Sequences of a batch end at different lengths and are padded behind their end, where causal attention does not

@@ -24,7 +24,7 @@ import torch
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from autogaze.precision import exact_products
-from autogaze.reconstruction import Reconstruction, as_clips
+from autogaze.reconstruction.base import Reconstruction, as_clips
 
 GREY = 128
 """The canvas before anything was gazed: 127.5 rounded half up, as every resampled pixel is."""
@@ -103,7 +103,7 @@ class Canvas:
 
 
 class CanvasSearch:
-    """Clips being gazed on canvas: `autogaze.reconstruction.Search`.
+    """Clips being gazed on canvas: `autogaze.reconstruction.base.Search`.
 
     Errors are sums of absolute differences over a frame: whole numbers in float64.
     """

@@ -1,11 +1,13 @@
-"""What a reconstructed frame is measured by: pixels (l1) and the features of frozen teachers (spec 9).
+"""What a reconstructed frame is measured by: pixels (l1) and the features of frozen teachers.
+
+See docs/method.md, section 'Frame losses'.
 
     loss = FrameLoss.from_config("l1+dinov2_reg+siglip2", "1+0.3+0.3", {"dinov2_reg": folder, "siglip2": folder})
     targets = loss.targets(original)               # teacher features of the originals, computed once
     error = loss(predicted, original, targets)     # [N], differentiable in `predicted`
 
 Frames are floats [N, 3, S, S] as the reconstructor sees them: pixels in [-1, 1], then ImageNet's mean and deviation
-applied to that (autogaze/model/images.py). Teachers are ordinary transformers checkpoints, by folder or hub id.
+applied to that (autogaze/images.py). Teachers are ordinary transformers checkpoints, by folder or hub id.
 """
 
 import hashlib
@@ -24,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autogaze.model.checkpoint import CONFIG, PREPROCESSOR, CheckpointError, resolve
-from autogaze.model.images import MEAN, STD, to_model_size
+from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError, resolve
+from autogaze.images import MEAN, STD, to_model_size
 from autogaze.precision import exact_convolutions
 
 LAYERS = 4

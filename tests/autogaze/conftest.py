@@ -1,8 +1,6 @@
 """What the tests of the method share: golden vectors of the reference, footage from formulas, the plain greedy."""
 
-import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -10,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-HERE = Path(__file__).parent
-GOLDEN = HERE.parent / "golden"
+from tests.autogaze import plain_greedy
+from tests.support import places
+
+GOLDEN = places.GOLDEN
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +25,8 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def plain() -> ModuleType:
-    """tests/autogaze/plain_greedy.py. The folder is no package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location("plain_greedy", HERE / "plain_greedy.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Greedy search written straight down: tests/autogaze/plain_greedy.py."""
+    return plain_greedy
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +19,9 @@ from autogaze.objectives import (
     padded_losses,
     slot_advantages,
 )
+from tests.support import places
 
-GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN = places.GOLDEN
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,11 +17,12 @@ from autogaze.model import AutoGaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from autogaze.reconstruction import load
 from autogaze.tiling import TileGrid, VideoGaze, gaze_video
+from tests.support import places
 
 SMALL = PatchVocabulary((8, 16, 32), 8)  # 1 + 4 + 16 patches of a 32-pixel frame
 UNEVEN = PatchVocabulary((33, 55), 11)  # patches of the coarse scale are 18, 19 and 18 pixels of the frame
 HOSTILE = [(1, 1), (1, 70), (31, 33), (32, 32), (33, 31), (64, 96), (65, 100)]
-CHECKPOINT = Path(__file__).parent.parent / "golden" / "autogaze_small_k10"
+CHECKPOINT = places.GOLDEN / "autogaze_small_k10"
 
 
 def picture(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Faults as a command: jobs on a real Ray cluster of three nodes and a real S3 server, while things die around them.
 
-    python tests/chaos/chaos.py --seed 1 --faults 8                    # all jobs
-    python tests/chaos/chaos.py --job rl --faults 20
+    python -m tests.chaos.chaos --seed 1 --faults 8                    # all jobs
+    python -m tests.chaos.chaos --job rl --faults 20
 
 Each job runs undisturbed once, then again under faults drawn by the seed:
   actor     kill -9 of a Ray worker process: a decode, gaze or rollout actor, a learner rank, or one of Ray's own
@@ -33,14 +33,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "pipelines")]
+import pytest
 
-import pytest  # noqa: E402
-import runs  # noqa: E402
-import s3_servers  # noqa: E402
-import training  # noqa: E402
-from conftest import write_video  # noqa: E402
+from tests.support import places, runs, s3_servers, training
+from tests.support.videos import write_video
+
+ROOT = places.ROOT
 
 JOBS = ("preprocess", "train", "rl")
 FAULTS = ("actor", "node", "driver", "stop", "storage", "hang", "disk")

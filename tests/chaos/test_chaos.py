@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from chaos import Chaos
+from tests.chaos.chaos import Chaos
 
 pytestmark = pytest.mark.timeout(900)
 

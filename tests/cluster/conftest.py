@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-# For `import slurm_host` and the helpers of pipelines' tests, since tests are no package. The root goes first: with
-# tests/ in the path, tests/cluster would pass for the package cluster.
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-
-import slurm_host
+from tests.support import slurm_host
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-import runs
 import yaml
 
 from cluster import ClusterError, kuberay
 from cluster.spec import ClusterSpec, EnvironmentConfig, HeadGroup, NodeGroup, StorageConfig, TimeoutsConfig, check_spec
+from tests.support import runs
 
 SCHEMA = yaml.safe_load((Path(__file__).parent / "data" / f"rayjob-v{kuberay.KUBERAY_VERSION}.schema.yaml").read_text())
 COMMAND = ["autogaze", "preprocess", "input=s3://b/videos", "output=s3://b/gaze", "ray.address=auto"]

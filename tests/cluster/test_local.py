@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import ClusterError
-from cluster.local import _start
+from cluster.local import start_ray
 from cluster.processes import descendants
+from tests.support import places
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
@@ -38,7 +38,7 @@ class Starts:
 def test_a_node_that_is_late_is_removed_and_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(monkeypatch, 2)
     before = set(descendants(os.getpid()))
-    _start()
+    start_ray()
     assert starts.count == 3 and len(starts.left) == 2
     assert not set(starts.left) & set(descendants(os.getpid()))
     assert before <= set(descendants(os.getpid())), "what was there is left alone"
@@ -47,11 +47,11 @@ def test_a_node_that_is_late_is_removed_and_started_again(monkeypatch: pytest.Mo
 def test_one_that_is_always_late_and_one_that_fails_are_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = Starts(monkeypatch, 9)
     with pytest.raises(ClusterError, match=r"^Ray did not start on this machine: The current node timed out[^\n]+$"):
-        _start()
+        start_ray()
     assert starts.count == 3
     starts = Starts(monkeypatch, 9, "no room for\nsockets")
     with pytest.raises(ClusterError, match=r"^Ray did not start on this machine: no room for$"):
-        _start()
+        start_ray()
     assert starts.count == 1
 
 
@@ -68,7 +68,7 @@ with running(RayConfig(address=sys.argv[1])):
     done = subprocess.run(
         [sys.executable, "-c", code, ray_session],
         env=os.environ | said | {"AWS_SECRET_ACCESS_KEY": "must-stay-here"},
-        cwd=Path(__file__).parent.parent.parent,
+        cwd=places.ROOT,
         capture_output=True,
         text=True,
         timeout=120,

@@ -11,10 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import runs
-import slurm_host
-import training
-from slurm_host import ended, left, log
 
 from cluster import ClusterError
 from cluster.slurm import cancel, logs, status, submit, submit_array
@@ -27,7 +23,9 @@ from cluster.spec import (
     StorageConfig,
     TimeoutsConfig,
 )
-from pipelines.preprocess_config import shards_of_part
+from pipelines.preprocess.config import shards_of_part
+from tests.support import runs, slurm_host, training
+from tests.support.slurm_host import ended, left, log
 
 pytestmark = [pytest.mark.usefixtures("slurm_cluster"), pytest.mark.timeout(1800)]
 JOINED = [sys.executable, str(Path(__file__).parent / "joined.py")]

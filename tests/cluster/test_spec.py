@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import runs
 import yaml
 
 from cluster import ClusterError
@@ -14,6 +13,7 @@ from cluster.spec import ClusterSpec, StorageConfig, check_spec, storage_variabl
 from jobs import config as configs
 from jobs.submit import load_spec
 from pipelines.errors import PipelineError
+from tests.support import runs
 
 
 def load(tmp_path: Path, text: str) -> ClusterSpec:

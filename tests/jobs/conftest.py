@@ -13,11 +13,10 @@ import pytest
 
 from autogaze import greedy, reconstruction
 from autogaze.patches import VOCABULARY
-from pipelines import shards
-from pipelines.frames import encode_frames
-from pipelines.plan import ClipConfig, make_plan, plan_bytes
-from pipelines.preprocess import FORMAT
-from pipelines.shards import Outcome
+from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.dataset import shards
+from pipelines.dataset.frames import encode_frames
+from pipelines.dataset.shards import DATASET_FORMAT, Outcome
 
 SIDE = VOCABULARY.frame_size
 
@@ -72,7 +71,7 @@ def gazed_dataset() -> Callable[..., str]:
         data = plan_bytes(plan)
         canvas = reconstruction.load("canvas")
         about = {
-            "format": FORMAT,
+            "format": DATASET_FORMAT,
             "config": {"gaze": "canvas", "threshold": threshold, "max_ratio": 0.75, "frames": storage},
             "models": {"canvas": canvas.fingerprint},
             "units": canvas.units,

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from jobs.audit import AuditConfig, run
 from pipelines.errors import PipelineError
-from pipelines.ledger import Ledger
-from pipelines.order import Source, batches, epoch_order
+from pipelines.loading.order import DatasetCounts, batches, epoch_order
+from pipelines.runs.ledger import Ledger
 
 
 def train(url: str, instead: dict[int, int] | None = None) -> None:
@@ -22,7 +22,7 @@ def train(url: str, instead: dict[int, int] | None = None) -> None:
         url, 1, 0, 0, world=1, global_batch=4, seed=0, window=2, counts=counts, weights=[1.0], datasets=["abc"]
     )
     for step in range(6):
-        order = epoch_order([Source(counts[0])], seed=0, epoch=step // 3, window=2)
+        order = epoch_order([DatasetCounts(counts[0])], seed=0, epoch=step // 3, window=2)
         cut = batches(order, global_batch=4)
         ids = (order.shard * 6 + order.sample)[cut.places[step % 3]]
         if step >= 3:

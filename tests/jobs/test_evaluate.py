@@ -22,9 +22,9 @@ from autogaze.lengths import mean_lengths
 from jobs import cli
 from jobs.evaluate import EvaluateConfig, run
 from jobs.threads import one_torch_thread
-from pipelines import shards
-from pipelines.evaluate import Curve, Point, cut, sample_clips
-from pipelines.frames import decode_frames
+from pipelines.dataset import shards
+from pipelines.dataset.frames import decode_frames
+from pipelines.inspection.evaluate import Curve, Point, cut_gaze, sample_clips
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +92,7 @@ def test_the_stored_gaze_is_cut_to_each_ratio_and_ends_where_it_is_whole(found: 
 
 def test_a_cut_gaze_keeps_the_first_tokens_of_each_frame() -> None:
     gaze = Gaze.from_lists([[[5, 3, 9], [], [7, 1]], [[2], [8, 4], [6]]])
-    part = cut(gaze, torch.tensor([[2, 0, 0], [1, 1, 1]]))
+    part = cut_gaze(gaze, torch.tensor([[2, 0, 0], [1, 1, 1]]))
     assert [part.frames(b) for b in range(2)] == [[[5, 3], [], []], [[2], [8], [6]]]
 
 

@@ -17,16 +17,19 @@ from autogaze import greedy, reconstruction
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from autogaze.tiling import TileGrid
-from jobs import gaze, gaze_views, render
-from jobs.gaze_files import Labels
-from pipelines.decode import DecodeConfig, Source, decode_clips
+from jobs import gaze
+from jobs.pictures import gaze_views, render
+from jobs.pictures.gaze_files import LabelWriter
+from pipelines.corpus.plan import ClipConfig
 from pipelines.errors import PipelineError
-from pipelines.plan import ClipConfig
-from pipelines.policy import PolicyConfig
-from pipelines.reconstructor import LabelsConfig, ReconstructorConfig
+from pipelines.gazing.policy import PolicyConfig
+from pipelines.gazing.reconstructor import LabelsConfig, ReconstructorConfig
+from pipelines.video.base import DecodeConfig, Source
+from pipelines.video.decode import decode_clips
+from tests.support import places
 
-CHECKPOINT = Path(__file__).parent.parent / "golden" / "autogaze_small_k10"
-RECONSTRUCTOR = Path(__file__).parent.parent / "golden" / "videomae_tiny"
+CHECKPOINT = places.GOLDEN / "autogaze_small_k10"
+RECONSTRUCTOR = places.GOLDEN / "videomae_tiny"
 FILES = ["contact_sheet.png", "gaze.json", "overlay.mp4"]
 
 
@@ -72,7 +75,7 @@ def test_three_files_and_nothing_else(gazed: tuple[Path, dict[str, Any], str]) -
 
 def test_labels_are_keyed_as_everywhere_but_a_failed_clip_never_has_the_videos_own_key() -> None:
     sink = io.StringIO()
-    labels = Labels(sink, "/a/b/c/v.mp4")
+    labels = LabelWriter(sink, "/a/b/c/v.mp4")
     for start, label, tile in ((0, {}, ""), (0, {"failed": "truncated"}, ""), (8, {"failed": "truncated"}, "")):
         labels.add(start, label, tile)
     labels.add(0, {}, "r00c01")

@@ -19,9 +19,13 @@ from jobs import verify as verify_job
 from jobs.labels import ExportConfig, ImportConfig
 from jobs.threads import one_torch_thread
 from jobs.verify import VerifyConfig
-from pipelines import label_import, labels, shards, store
+from pipelines.dataset import shards
 from pipelines.errors import PipelineError
-from pipelines.verify import verify
+from pipelines.inspection.verify import verify
+from pipelines.labels import files as label_files
+from pipelines.labels import into_dataset
+from pipelines.labels import keys as label_keys
+from pipelines.storage import store
 
 Write = Callable[[dict[str, Any], str], str]
 
@@ -141,7 +145,7 @@ def test_an_import_says_what_it_is_made_of_and_keeps_what_its_targets_are_of(dat
     there = shards.open_dataset(dataset)
     facts = {"fingerprint": "f", "teachers": ["siglip2"]}
     there.about["models"] = {"videomae": {"fingerprint": "v"}, "targets": facts}
-    about = label_import.describe(there, labels.Labels(files={"labels.json": "abc"}, units="u"), 0.1)
+    about = into_dataset.describe_import(there, label_files.Labels(files={"labels.json": "abc"}, units="u"), 0.1)
     assert about["models"] == {"targets": facts, "labels": {"labels.json": "abc"}} and about["units"] == "u"
     kept = there.about["config"] | {"gaze": "labels", "threshold": 0.1, "max_ratio": None}
     assert about["config"] == kept and about["plan"] == there.about["plan"]
@@ -258,18 +262,18 @@ def test_two_videos_with_one_key_are_refused_by_name(gazed_dataset: Callable[...
     plan = shards.open_dataset(gazed_dataset(tmp_path / "gaze", videos=2, failing=())).plan
     plan["video"] = plan["video"].str.replace("/data/corpus/train/v1", "/other/corpus/train/v0")
     with pytest.raises(PipelineError, match=r"/data/corpus/train/v0\.mp4 and /other/corpus/train/v0\.mp4 have one"):
-        labels.clip_keys(plan)
+        label_keys.clip_keys(plan)
 
 
 def test_keys_are_those_that_gaze_writes() -> None:
-    from jobs.gaze_files import Labels
+    from jobs.pictures.gaze_files import LabelWriter
 
     sink = io.StringIO()
-    writer = Labels(sink, labels.video_key("/a/b/c/d.mp4"))
+    writer = LabelWriter(sink, label_keys.video_key("/a/b/c/d.mp4"))
     for start, tile in ((0, ""), (16, ""), (0, "r00c01"), (16, "r00c01")):
         writer.add(start, {}, tile)
     writer.close()
-    keys = [labels.clip_key("/a/b/c/d.mp4", s, t) for s, t in ((0, ""), (16, ""), (0, "r00c01"), (16, "r00c01"))]
+    keys = [label_keys.clip_key("/a/b/c/d.mp4", s, t) for s, t in ((0, ""), (16, ""), (0, "r00c01"), (16, "r00c01"))]
     assert list(json.loads(sink.getvalue())) == keys
 
 
@@ -285,9 +289,9 @@ def test_files_are_read_piece_by_piece_whatever_the_pieces(
     (tmp_path / "l.json").write_bytes(text.encode())
     expected = json.loads(text)
     for chunk in (1, 7, 4096, 1 << 20):
-        monkeypatch.setattr(labels, "_CHUNK", chunk)
+        monkeypatch.setattr(label_files, "_CHUNK", chunk)
         if chunk > 1 or len(text) < 20_000:
-            assert dict(labels._entries(str(tmp_path / "l.json"), Nothing())) == expected
+            assert dict(label_files._entries(str(tmp_path / "l.json"), Nothing())) == expected
 
 
 def test_a_mistake_is_told_before_the_rest_of_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,11 +301,11 @@ def test_a_mistake_is_told_before_the_rest_of_the_file_is_read(tmp_path: Path, m
         def update(self, data: bytes) -> None:
             self.bytes += len(data)
 
-    monkeypatch.setattr(labels, "_CHUNK", 1000)
+    monkeypatch.setattr(label_files, "_CHUNK", 1000)
     (tmp_path / "l.json").write_text('{"a": [1, 2, oops, ' + "3, " * 100_000 + "4]}")
     read = Counted()
     with pytest.raises(PipelineError, match="not a JSON object of labels"):
-        list(labels._entries(str(tmp_path / "l.json"), read))
+        list(label_files._entries(str(tmp_path / "l.json"), read))
     assert read.bytes == 1000
 
 
@@ -311,7 +315,7 @@ def test_labels_go_to_s3_and_come_from_there(bucket: str, exported: tuple[Path, 
     console = Console(file=io.StringIO())
     job.import_(ImportConfig(f"{bucket}/out/*.json", dataset, f"{bucket}/new"), console)
     assert verify(f"{bucket}/new").problems == []
-    assert label_import.begin(shards.open_dataset(dataset), f"{bucket}/new", json_of(f"{bucket}/new")) == []
+    assert into_dataset.begin(shards.open_dataset(dataset), f"{bucket}/new", json_of(f"{bucket}/new")) == []
 
 
 def json_of(place: str) -> dict[str, Any]:

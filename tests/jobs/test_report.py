@@ -18,13 +18,15 @@ from rich.console import Console
 
 from autogaze import greedy, reconstruction
 from autogaze.patches import VOCABULARY
-from jobs import charts, report, survey
+from jobs import report
+from jobs.pictures import charts
 from jobs.threads import one_torch_thread
-from pipelines import shards
+from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.dataset import run_records, shards
+from pipelines.dataset.frames import encode_frames
+from pipelines.dataset.shards import Outcome
 from pipelines.errors import PipelineError
-from pipelines.frames import encode_frames
-from pipelines.plan import ClipConfig, make_plan, plan_bytes
-from pipelines.shards import Outcome
+from pipelines.inspection import survey
 
 SIDE, FRAMES, THRESHOLD = VOCABULARY.frame_size, 3, 0.05
 HOSTILE = "/videos/<script>alert('x')</script> \"&amp; 视频.mp4"
@@ -267,7 +269,7 @@ def test_runs_are_shown_and_what_is_no_record_is_passed_over(tmp_path: Path) -> 
         (runs / name).write_text(text)
     shown = page(dataset).text
     assert "1,234 ok" in shown and "5 failed" in shown and "197" in shown and "3 nodes, 24 CPUs, 1 GPU" in shown
-    (run,) = survey.read_runs(dataset)
+    (run,) = run_records.read_runs(dataset)
     assert [(stage.name, round(stage.share, 2)) for stage in run.stages] == [
         ("gaze", 0.9),
         ("decode", 0.75),

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))  # for `import training`: tests are no package
-
-import s3_servers
-import training
-from s3_servers import BUCKET, Proxy, Rclone
-
 from jobs.cli import main
+from tests.support import s3_servers, training
+from tests.support.s3_servers import BUCKET, Proxy, Rclone
 
 PLACE = f"s3://{BUCKET}"
 

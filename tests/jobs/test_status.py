@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))  # for `import runs`: tests are no package
-
-import training
-
 from jobs.status import StatusConfig, run
-from pipelines import shards
+from pipelines.dataset import shards
 from pipelines.errors import PipelineError
-from pipelines.train import train
+from tests.support import training
+from tests.support.training import train
 
 
 def printed(config: StatusConfig) -> tuple[int, str]:

@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,20 +15,14 @@ import pandas as pd
 import pytest
 import yaml
 
-sys.path.insert(1, str(Path(__file__).parent.parent / "pipelines"))  # for their helpers: tests are no package
-sys.path.insert(1, str(Path(__file__).parent.parent / "cluster"))
-
-import runs
-import s3_servers
-import slurm_host
-
 from jobs import config as configs
 from jobs import submit
 from jobs.cli import main
 from jobs.preprocess import PreprocessJob
 from jobs.train import TrainPolicy
 from jobs.verify import VerifyConfig
-from pipelines import store_s3
+from pipelines.storage import s3
+from tests.support import runs, s3_servers, slurm_host
 
 KUBERAY = "{backend: kuberay, name: corpus, environment: {image: 'registry/autogaze:1'}}"
 PREPROCESS = ["preprocess", "input=s3://b/videos", "output=s3://b/gaze"]
@@ -168,7 +161,7 @@ def test_an_array_asks_the_store_that_the_file_names_which_parts_are_missing(
     (tmp_path / "slurm.yaml").write_text(yaml.safe_dump(said))
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3_servers.free_port()}")
     monkeypatch.setenv("PATH", str(tmp_path))
-    store_s3.forget_client()
+    s3.forget_client()
     words = ["preprocess", f"input={bucket}/videos", f"output={bucket}/gaze", f"cluster={tmp_path / 'slurm.yaml'}"]
     assert main(["submit", *words]) == 2
     assert "sbatch: not found" in one_line(capsys), "it got that far"

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "pipelines"))  # for `import runs`: tests are no package
-
-import runs
-import training
-
 from autogaze.model import AutoGaze
 from jobs import config as configs
 from jobs.cli import main
-from pipelines import shards
-from pipelines.metrics import read_events
-from pipelines.train import train
-from pipelines.train_config import ReconstructorTrainConfig
+from pipelines.dataset import shards
+from pipelines.runs.events import read_events
+from pipelines.train.config import ReconstructorTrainConfig
+from tests.support import runs, training
+from tests.support.training import train
 
 RECONSTRUCTOR = ["model.hidden_size=32", "model.num_layers=1", "model.num_heads=2", "model.decoder_hidden_size=32"]
 RECONSTRUCTOR += ["model.decoder_num_layers=1", "model.decoder_num_heads=2"]

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `import runs`: tests are no package
-
-import runs
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished preprocess run: its settings, its output and the hash of every file of it."""
-
-    settings: list[str]
-    output: Path
-    files: dict[str, str]
-    printed: str
+from tests.support import runs, training
+from tests.support.runs import Run
 
 
 @pytest.fixture(scope="session")
@@ -44,16 +31,12 @@ def undisturbed(store_of_videos: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def gazes(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A dataset of 24 tiny clips to train on, none of them gazed for long."""
-    import training
-
     return training.write_dataset(tmp_path_factory.mktemp("gazes") / "data")
 
 
 @pytest.fixture(scope="session")
 def smooth_run(gazes: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """training.SMALL, trained on `gazes` by one rank from beginning to end."""
-    import training
-
     run = tmp_path_factory.mktemp("smooth") / "run"
     assert training.train(training.policy_config(gazes, run)) == "done"
     return run

@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import runs
-import training
 
 from pipelines import prometheus
-from pipelines.metrics import Events
+from pipelines.preprocess.series import PREPROCESS_SERIES
+from pipelines.runs.events import Events
+from pipelines.runs.series import TRAIN_SERIES
+from tests.support import runs, training
 
 DASHBOARD = json.loads((runs.ROOT / "docs" / "grafana-dashboard.json").read_text())
-EXPORTED = {series.exported: series for series in prometheus.SERIES}
+EXPORTED = {series.exported: series for series in (*PREPROCESS_SERIES, *TRAIN_SERIES)}
 AGENT = ("opencensus", "opentelemetry.exporter.prometheus", "aiohttp_cors", "grpc")  # of ray[default]
 
 # A job in a Ray of its own, whose agent is asked what it exports until all of it is there.
@@ -33,24 +34,27 @@ ray.init(
     log_to_driver=False, _metrics_export_port=port, _system_config={"metrics_report_interval_ms": 500},
 )
 from jobs.config import load
-from pipelines import preprocess
-from pipelines.preprocess import PreprocessConfig
-from pipelines.prometheus import PreprocessSeries
+from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.graph import execute
+from pipelines.preprocess.job import plan_job
+from pipelines.preprocess.series import PreprocessSeries
+from pipelines.preprocess.workers import Workers
 
 videos, output, data, run, words = json.loads(sys.argv[1])
 config = load(PreprocessConfig, [f"input={videos}", f"output={output}", "shard.clips=2"])
-job = preprocess.plan_job(config)
+job = plan_job(config)
 series = PreprocessSeries(job.output, len(job.plan))
-totals = preprocess.execute(job, preprocess.Workers(1, 1, "cpu"), series.update)
+totals = execute(job, Workers(1, 1, "cpu"), series.update)
 
 @ray.remote
 class Worker:  # as Ray Train's are: an actor. It stays in its last step until it is told to end.
     def train(self):
-        from pipelines import metrics
-        from pipelines.train import train
-        from pipelines.train_config import PolicyTrainConfig
-        metrics.Events.close = lambda events: None
-        return train(load(PolicyTrainConfig, words))
+        from pipelines.runs.events import Events
+        from pipelines.train.config import PolicyTrainConfig
+        from pipelines.train.loop import train
+        from pipelines.train.policy import PolicyTask
+        Events.close = lambda events: None
+        return train(load(PolicyTrainConfig, words), PolicyTask)
 
 worker = Worker.remote()
 assert ray.get(worker.train.remote()) == "done"
@@ -126,7 +130,7 @@ def test_an_agent_of_a_real_ray_exports_what_the_jobs_did(store_of_videos: Path,
 
 def test_without_a_ray_nothing_is_exported_and_nothing_fails(tmp_path: Path) -> None:
     script = (
-        "import sys; from pipelines.metrics import Events; events = Events(sys.argv[1]);"
+        "import sys; from pipelines.runs.events import Events; events = Events(sys.argv[1]);"
         "events.step(1, 0, 4, {'loss': 1.0}, seconds=0.1); events.close();"
         "assert 'ray' not in sys.modules and not events._exported._export._metrics"
     )
@@ -152,7 +156,7 @@ def test_a_tag_tells_jobs_apart_and_shows_no_credentials() -> None:
         ("/data/läufe/1", "l\\xe4ufe/1"),
         ("/data/\udc80/1", "\\udc80/1"),
     ):
-        assert prometheus._name(url) == name
+        assert prometheus.series_name(url) == name
 
 
 def test_the_dashboard_shows_every_series_and_no_other() -> None:

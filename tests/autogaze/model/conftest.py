@@ -1,6 +1,5 @@
 """What the tests of the policy share: the reference's checkpoints and clips, random small ones, the plain policy."""
 
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
@@ -14,19 +13,16 @@ from autogaze.model import AutoGaze
 from autogaze.model import policy as policies
 from autogaze.model.cache import PaddedCache
 from autogaze.model.cuda_graphs import GraphedSteps
+from tests.autogaze.model import plain_policy as plain
+from tests.support import places
 
-HERE = Path(__file__).parent
-GOLDEN = HERE.parent.parent / "golden"
+GOLDEN = places.GOLDEN
 
 
 @pytest.fixture(scope="session")
 def plain_policy() -> ModuleType:
-    """plain_policy.py beside this file. The folder is no package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location("plain_policy", HERE / "plain_policy.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The policy written straight down: tests/autogaze/model/plain_policy.py."""
+    return plain
 
 
 @pytest.fixture(scope="session")

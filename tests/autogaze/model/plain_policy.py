@@ -51,7 +51,7 @@ class PlainPolicy:
         self.layers, self.heads = decoder["num_hidden_layers"], decoder["num_attention_heads"]
         self.eps, self.rope_theta, self.rope = (decoder[k] for k in ("rms_norm_eps", "rope_theta", "rope_scaling"))
 
-    # -- the network (spec 4) ------------------------------------------------------------------------------------
+    # -- the network: docs/method.md, section 'Network' ----------------------------------------------------------
 
     def encode(self, frames):
         """float [T, 3, H, W] -> vision tokens [T, S, D]. Frame t sees frames t-2..t, zeros before the first."""
@@ -116,7 +116,7 @@ class PlainPolicy:
     def embed(self, ids):
         return self.weights["gaze_decoder.model.embed_tokens.weight"][torch.tensor(ids, dtype=torch.int64)]
 
-    # -- generation (spec 6) -------------------------------------------------------------------------------------
+    # -- generation: docs/method.md, sections 'Generation' and 'Positions' ---------------------------------------
 
     def next_heads(self, vision, done, emitted, consistent):
         """Heads at the end of [frames done][vision of this frame][blocks emitted in this frame].
@@ -189,7 +189,7 @@ class PlainPolicy:
                 gaze.slots[t] += [self.eos] * (slots - len(gaze.slots[t]))
         return gazes
 
-    # -- teacher forcing (spec 7) --------------------------------------------------------------------------------
+    # -- teacher forcing: docs/method.md, section 'Teacher forcing' ----------------------------------------------
 
     def score(self, frames, slots):
         """log p of each slot's id (of the end of the frame at unused slots), and the loss predicted after it: [N] each.
@@ -214,7 +214,7 @@ class PlainPolicy:
             after.append(predictions[place, 0] if head == self.block - 1 else predictions[source, head + 1])
         return torch.stack(log_probs), torch.stack(after)
 
-    # -- other scales and patch sizes (spec 8) -------------------------------------------------------------------
+    # -- other scales and patch sizes: docs/method.md, section 'Other sizes' -------------------------------------
 
     def adapted(self, frames, scales, patch, cap, threshold, consistent=False, together=True):
         """Gaze at another vocabulary: the ids of each frame, ascending. frames float [T, 3, H, H], H = scales[-1].

@@ -1,4 +1,4 @@
-"""Gaze at other scales and patch sizes than the network was made for (spec 8)."""
+"""Gaze at other scales and patch sizes than the network was made for (docs/method.md, section 'Other sizes')."""
 
 import pytest
 import torch

@@ -12,9 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from autogaze.model.checkpoint import CheckpointError, fingerprint, read_config, read_weights, resolve, write
+from autogaze.hub import CheckpointError, resolve
+from autogaze.model.checkpoint import fingerprint, read_config, read_weights, write
+from tests.support import places
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "autogaze_small_k10"
+GOLDEN = places.GOLDEN / "autogaze_small_k10"
 HEAD = "gazing_model.gaze_decoder.task_loss_prediction_head.weight"
 
 

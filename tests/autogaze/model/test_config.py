@@ -4,14 +4,14 @@ import json
 import pickle
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from autogaze.model.config import AutoGazeConfig, RopeScaling
 from autogaze.patches import VOCABULARY
+from tests.support import places
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = places.GOLDEN
 DECODER = "gaze_model_config.gaze_decoder_config"
 VISION = "gaze_model_config.vision_model_config"
 SMALL = AutoGazeConfig(

@@ -3,7 +3,6 @@
 import math
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,9 @@ from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, Sampling
 from autogaze.model.cache import PaddedCache
 from autogaze.patches import PatchVocabulary
+from tests.support import places
 
-GOLDEN = Path(__file__).parent.parent.parent / "golden"
+GOLDEN = places.GOLDEN
 PADDED = ("gazing_pos", "if_padded_gazing", "num_gazing_each_frame")
 CAPS = {0.1: 26, 0.25: 66, 0.4: 106, None: 265}
 TENSOR = [[0.7, 0.6, 0.75, 0.65], [0.65, 0.7, 0.6, 0.8]]

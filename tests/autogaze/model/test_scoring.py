@@ -1,7 +1,5 @@
 """Teacher forcing: log-probabilities and loss predictions of a given gaze, equal to the reference's with gradients."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +8,9 @@ from safetensors.torch import load_file
 
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
+from tests.support import places
 
-GOLDEN = Path(__file__).parent.parent.parent / "golden"
+GOLDEN = places.GOLDEN
 PADDED = ("gazing_pos", "if_padded_gazing", "num_gazing_each_frame")
 SCORED = [
     ("k10", "ratio_tlr", (0, 1)),
@@ -25,7 +24,10 @@ SCORED = [
 
 
 def next_token_loss(log_probs, loss_predictions, losses, used):
-    """The reference's training loss of each row, float [B] (spec 11): of the tokens, and of the loss predictions."""
+    """The reference's training loss of each row, float [B]: of the tokens, and of the loss predictions.
+
+    See docs/method.md, section 'Next-token prediction'.
+    """
     rows, total = len(used), used.sum()
     tokens = -(log_probs * used).sum(1) / (total / rows + 1e-6)
     predictions = ((loss_predictions - losses) ** 2 * used).sum(1) / (total / rows + 1e-6)

@@ -1,0 +1,1 @@
+"""The learned reconstructor: a masked autoencoder that rebuilds frames from gazed multi-scale patches."""

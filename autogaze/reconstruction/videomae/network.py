@@ -1,0 +1,341 @@
+"""The layers of the VideoMAE reconstructor: a ViT encoder over gazed patches and a decoder of whole frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autogaze.gaze import Gaze
+from autogaze.images import MEAN, STD, preprocess
+from autogaze.reconstruction.losses import FrameLoss
+from autogaze.reconstruction.videomae.config import VideoMAEConfig
+
+
+class Dense(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.dense(x)
+        return out
+
+
+class Projections(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(hidden, hidden) for _ in range(3))
+
+
+class MAEAttention(nn.Module):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.attention = Projections(hidden)
+        self.output = Dense(hidden, hidden)
+
+
+class MAELayer(nn.Module):
+    """A pre-norm transformer layer under Hugging Face's ViT names."""
+
+    def __init__(self, hidden: int, heads: int, intermediate: int, eps: float) -> None:
+        super().__init__()
+        self.head_dim = hidden // heads
+        self.attention = MAEAttention(hidden)
+        self.intermediate = Dense(hidden, intermediate)
+        self.output = Dense(intermediate, hidden)
+        self.layernorm_before = nn.LayerNorm(hidden, eps=eps)
+        self.layernorm_after = nn.LayerNorm(hidden, eps=eps)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, H, n, D] of tokens [B, n, hidden]."""
+        normed, parts = self.layernorm_before(x), self.attention.attention
+        queries, keys, values = (
+            part(normed).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for part in (parts.query, parts.key, parts.value)
+        )
+        return queries, keys, values
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Tokens after the layer, of tokens x [B, n, hidden] and their attention [B, H, n, D]."""
+        x = x + self.attention.output(attended.transpose(1, 2).flatten(2))
+        out: Tensor = x + self.output(F.gelu(self.intermediate(self.layernorm_after(x))))
+        return out
+
+
+class PatchEmbeddings(nn.Module):
+    def __init__(self, hidden: int, patch: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, hidden, patch, stride=patch)
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden))
+        self.position_embeddings = nn.Parameter(
+            sincos_positions(config.vocabulary.grids[-1], hidden), requires_grad=False
+        )
+        self.scale_embed = nn.Parameter(torch.zeros(len(config.scales), hidden))
+        self.time_embed = nn.Parameter(torch.zeros(config.max_num_frames, hidden))
+        self.patch_embeddings = PatchEmbeddings(hidden, config.patch_size)
+
+
+class MAEEncoder(nn.Module):
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(
+            MAELayer(config.hidden_size, config.num_heads, config.intermediate_size, config.layer_norm_eps)
+            for _ in range(config.num_layers)
+        )
+
+
+class ViT(nn.Module):
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = MAEEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class MAEDecoder(nn.Module):
+    def __init__(self, config: VideoMAEConfig) -> None:
+        super().__init__()
+        hidden = config.decoder_hidden_size
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, hidden))
+        self.decoder_pos_embed = nn.Parameter(
+            sincos_positions(config.vocabulary.grids[-1], hidden), requires_grad=False
+        )
+        self.decoder_scale_embed = nn.Parameter(torch.zeros(len(config.scales), hidden))
+        self.time_embed = nn.Parameter(torch.zeros(config.max_num_frames, hidden))
+        self.decoder_embed = nn.Linear(config.hidden_size, hidden)
+        self.decoder_layers = nn.ModuleList(
+            MAELayer(hidden, config.decoder_num_heads, config.decoder_intermediate_size, config.layer_norm_eps)
+            for _ in range(config.decoder_num_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+        self.decoder_pred = nn.Linear(hidden, config.patch_size**2 * 3)
+
+
+def transformer_layers(layers: nn.ModuleList, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
+    """Tokens [B, 1 + N, hidden] after the layers: the class token, then `counts` tokens of each frame.
+
+    A frame's tokens see the class token and all tokens up to the frame's end, but those not `seen` [B, N]; the class
+    token sees itself alone. seen=None: all are.
+    """
+    ends = np.cumsum([1, *counts]).tolist()
+    keys_seen = None
+    if seen is not None:
+        keys_seen = torch.cat((seen.new_ones(len(seen), 1), seen), dim=1)[:, None, None]
+    for layer in layers:
+        assert isinstance(layer, MAELayer)
+        queries, keys, values = layer.project(x)
+        attended = [values[:, :, :1]]  # attention to one token is its value
+        for begin, end in pairwise(ends):
+            if end == begin:
+                continue
+            mask = None if keys_seen is None else keys_seen[..., :end]
+            attended.append(
+                F.scaled_dot_product_attention(
+                    queries[:, :, begin:end], keys[:, :, :end], values[:, :, :end], attn_mask=mask
+                )
+            )
+        x = layer.finish(x, torch.cat(attended, dim=2))
+    return x
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """Normalised frames [..., 3, S, S] -> uint8 [..., S, S, 3] on the CPU."""
+    mean, std = (torch.tensor(value, device=frames.device)[:, None, None] for value in (MEAN, STD))
+    pixels = ((frames.float() * std + mean + 1) * 127.5).round().clamp(0, 255)
+    return pixels.to(torch.uint8).movedim(-3, -1).cpu().contiguous()
+
+
+def sincos_positions(grid: int, hidden: int) -> Tensor:
+    """ViT-MAE's fixed positions [1, 1 + grid * grid, hidden]: zeros for the class token, then row by row."""
+    if hidden % 4:
+        raise ValueError(f"hidden size {hidden}: sine and cosine positions of rows and columns need a multiple of 4")
+    frequencies = 1.0 / 10000 ** (torch.arange(hidden // 4, device="cpu", dtype=torch.float64) / (hidden // 4))
+    angles = torch.arange(grid, device="cpu", dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat((angles.sin(), angles.cos()), dim=1)
+    # Columns first, as the original, whose first half is of the width.
+    places = torch.cat((axis[None].expand(grid, -1, -1), axis[:, None].expand(-1, grid, -1)), dim=2)
+    return torch.cat((torch.zeros(1, hidden, dtype=torch.float64, device="cpu"), places.flatten(0, 1))).float()[None]
+
+
+class VideoMAENetwork(nn.Module):
+    """Encoder and decoder over one clip's gaze: `forward` rebuilds frames, the other methods are its steps.
+
+    The steps are public because greedy search (autogaze/reconstruction/videomae/search.py) takes them one by one.
+
+    loss: what its error is; l1 alone by default.
+    """
+
+    def __init__(self, config: VideoMAEConfig, loss: FrameLoss | None = None) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, config.vocabulary
+        self.vit, self.decoder = ViT(config), MAEDecoder(config)
+        self._loss = [FrameLoss() if loss is None else loss]  # in a list: its teachers are no part of this network
+        self._initialise()
+
+    @property
+    def frame_loss(self) -> FrameLoss:
+        return self._loss[0]
+
+    def own_precision(self) -> torch.autocast:
+        """Off with the caller's autocast: an error is the same wherever it is measured."""
+        return torch.autocast(self.vit.layernorm.weight.device.type, enabled=False)
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """uint8 [..., S, S, 3] -> [..., 3, S, S], as the network was trained on, on its device."""
+        return preprocess(frames, self.vocabulary.frame_size, self.vit.layernorm.weight.device)
+
+    def forward(self, video: Tensor, gaze: Gaze, at: Sequence[int]) -> Tensor:
+        """Rebuild frames `at` of normalised clips [B, T, 3, S, S] from a gaze: [B, F, 3, S, S] in the order of `at`.
+
+        Raises ValueError if the gaze is not of these clips or `at` names no frames.
+        """
+        clips, frames = video.shape[:2]
+        self.check_gaze(gaze, clips, frames, at)
+        ids, real, lengths = self._slots(gaze, video.device)
+        frame = torch.repeat_interleave(torch.arange(frames), lengths).to(video.device)
+        patches = self.patches(video)  # [B, T, V, pixels]; of these, only the gazed ones are embedded
+        row = torch.arange(clips, device=video.device)[:, None]
+        x = self.embed(patches[row, frame, ids], ids, frame)
+        seen = None if bool(real.all()) else real
+        x = self._encode(x, lengths.tolist(), seen)
+
+        wanted = set(at)
+        parts, part_seen, counts = [], [], []
+        begin = lengths.cumsum(0) - lengths
+        for t in range(frames):
+            slots = slice(int(begin[t]), int(begin[t] + lengths[t]))
+            if t in wanted:
+                whole = self.decoder.mask_token.to(x.dtype).expand(clips, self.vocabulary.size, -1)
+                # Unused slots are written behind the last patch, and cut off again.
+                target = ids[:, slots].masked_fill(~real[:, slots], self.vocabulary.size)
+                whole = torch.cat((whole, whole[:, :1]), dim=1)
+                whole = whole.scatter(1, target[..., None].expand(-1, -1, whole.shape[2]), x[:, 1:][:, slots])[:, :-1]
+                parts.append(whole + self.slot_positions(t))
+                part_seen.append(real.new_ones(clips, self.vocabulary.size))
+            else:
+                parts.append(x[:, 1:][:, slots] + self.slot_positions(t)[ids[:, slots]])
+                part_seen.append(real[:, slots])
+            counts.append(parts[-1].shape[1])
+        finest = self.vocabulary.counts[-1]
+        ends = np.cumsum([1, *counts])
+        places = torch.tensor([place for t in at for place in range(ends[t + 1] - finest, ends[t + 1])])
+        cls = x[:, :1] + self.decoder.decoder_pos_embed[:, :1]
+        x = torch.cat((cls, *parts), dim=1)
+        x = transformer_layers(
+            self.decoder.decoder_layers, x, counts, None if seen is None else torch.cat(part_seen, dim=1)
+        )
+        x = self.predict(x[:, places.to(x.device)])
+        return self.unpatchify(x.unflatten(1, (len(at), finest)))
+
+    def patches(self, video: Tensor) -> Tensor:
+        """The pixels of every patch of every scale: [..., V, 3 * patch * patch] of frames [..., 3, S, S]."""
+        size, found = self.vocabulary.patch_size, []
+        flat = video.flatten(0, -4)
+        for scale, grid in zip(self.vocabulary.scales, self.vocabulary.grids, strict=True):
+            image = flat
+            if scale != video.shape[-1]:
+                image = F.interpolate(flat, size=(scale, scale), mode="bicubic", align_corners=False)
+            cut = image.unflatten(3, (grid, size)).unflatten(2, (grid, size)).permute(0, 2, 4, 1, 3, 5)
+            found.append(cut.flatten(3).flatten(1, 2))
+        return torch.cat(found, dim=1).unflatten(0, video.shape[:-3])
+
+    def embed(self, patches: Tensor, ids: Tensor, frame: Tensor) -> Tensor:
+        """Encoder inputs [..., hidden] of patches' pixels [..., pixels], their ids [...] and frames (broadcast)."""
+        embeddings = self.vit.embeddings
+        projection = embeddings.patch_embeddings.projection
+        x = F.linear(patches.to(projection.weight.dtype), projection.weight.flatten(1), projection.bias)
+        return x + self._encoder_positions()[ids] + embeddings.time_embed[frame]
+
+    def slot_positions(self, t: int) -> Tensor:
+        """What tells the decoder where and when the slots of frame t are: [V, hidden].
+
+        The reference interpolates the flattened grid in one dimension, which scrambles the coarse scales; its weights
+        were trained with that.
+        """
+        grid = self.decoder.decoder_pos_embed[:, 1:].transpose(1, 2)[:, :, None]
+        parts = [
+            F.interpolate(grid, size=(1, count), mode="bicubic", align_corners=False)[0, :, 0].T + scale
+            for count, scale in zip(self.vocabulary.counts, self.decoder.decoder_scale_embed, strict=True)
+        ]
+        return torch.cat(parts) + self.decoder.time_embed[t]
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Pixels of the finest patches [..., patch * patch * 3] from the decoder's tokens [..., hidden]."""
+        return self.decoder.decoder_pred(self.decoder.decoder_norm(x))
+
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """Finest patches [..., grid * grid, patch * patch * 3] -> frames [..., 3, S, S]."""
+        grid, size = self.vocabulary.grids[-1], self.vocabulary.patch_size
+        x = x.unflatten(-1, (size, size, 3)).unflatten(-4, (grid, grid))  # [..., rows, columns, y, x, channel]
+        order = [*range(x.dim() - 5), x.dim() - 1, x.dim() - 5, x.dim() - 3, x.dim() - 4, x.dim() - 2]
+        return x.permute(order).flatten(-2).flatten(-3, -2)
+
+    def cls(self, clips: int) -> Tensor:
+        embeddings = self.vit.embeddings
+        return (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(clips, -1, -1)
+
+    def _encode(self, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
+        """Decoder inputs [B, 1 + N, decoder hidden] of embedded tokens [B, N, hidden], the class token first."""
+        x = transformer_layers(self.vit.encoder.layer, torch.cat((self.cls(len(x)), x), dim=1), counts, seen)
+        return self.decoder.decoder_embed(self.vit.layernorm(x))
+
+    def _encoder_positions(self) -> Tensor:
+        """Where and at which scale each patch is: [V, hidden]."""
+        embeddings, finest = self.vit.embeddings, self.vocabulary.grids[-1]
+        grid = embeddings.position_embeddings[0, 1:].T.unflatten(1, (finest, finest))[None]
+        parts = [
+            F.interpolate(grid, size=(size, size), mode="bicubic", align_corners=False)[0].flatten(1).T + scale
+            for size, scale in zip(self.vocabulary.grids, embeddings.scale_embed, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _slots(self, gaze: Gaze, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """ids [B, N] (0 where unused) and which are real [B, N], on the device; slots of each frame [T]."""
+        packed = Gaze(gaze.tokens, gaze.lengths, vocabulary=gaze.vocabulary).padded()
+        slots, unused = packed["num_gazing_each_frame"], packed["if_padded_gazing"]
+        frame = torch.repeat_interleave(torch.arange(len(slots)), slots)
+        ids = (packed["gazing_pos"] - frame * self.vocabulary.size).masked_fill(unused, 0)
+        return ids.to(device), (~unused).to(device), slots
+
+    def check_gaze(self, gaze: Gaze, clips: int, frames: int, at: Sequence[int]) -> None:
+        """Raise ValueError unless a gaze is of such clips and this vocabulary, and `at` names some of their frames."""
+        if gaze.vocabulary != self.vocabulary:
+            raise ValueError(f"the gaze is of {gaze.vocabulary}, the reconstructor of {self.vocabulary}")
+        if (gaze.clips, gaze.num_frames) != (clips, frames):
+            raise ValueError(f"{clips} clips of {frames} frames, but a gaze of {gaze.clips} of {gaze.num_frames}")
+        self.check_length(frames)
+        if not at or len(set(at)) != len(at) or not all(0 <= t < frames for t in at):
+            raise ValueError(f"at={list(at)}: wanted different frame numbers in 0..{frames - 1}")
+
+    def check_length(self, frames: int) -> None:
+        """Raise ValueError for clips that are longer than the network has time embeddings."""
+        if frames > self.config.max_num_frames:
+            raise ValueError(f"clips of {frames} frames: this reconstructor takes {self.config.max_num_frames} at most")
+
+    def _initialise(self) -> None:
+        """Fresh weights as ViT-MAE's: deviation 0.02, biases 0, fixed sine and cosine positions."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embedding in (
+            self.vit.embeddings.cls_token,
+            self.vit.embeddings.scale_embed,
+            self.vit.embeddings.time_embed,
+            self.decoder.mask_token,
+            self.decoder.decoder_scale_embed,
+            self.decoder.time_embed,
+        ):
+            nn.init.normal_(embedding, std=0.02)

@@ -1,0 +1,135 @@
+"""The learned reconstructor: a multi-scale, frame-causal masked autoencoder.
+
+See docs/method.md, section 'VideoMAE reconstructor'.
+
+It encodes the gazed patches of a clip, and decodes whole frames from them; a frame sees its own gaze and that of
+earlier frames. Attention goes frame by frame: the tokens of a frame see all tokens up to the frame's end, which is a
+slice and needs no mask. Names of parameters, and results, are the reference's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autogaze.gaze import Gaze
+from autogaze.reconstruction.base import Reconstruction, as_clips
+from autogaze.reconstruction.losses import FrameLoss
+from autogaze.reconstruction.videomae.config import ReconstructorError, read_checkpoint
+from autogaze.reconstruction.videomae.network import VideoMAENetwork, to_pixels
+from autogaze.reconstruction.videomae.search import VideoMAESearch
+
+
+class VideoMAE(VideoMAENetwork):
+    """A reconstructor (autogaze/reconstruction) that was trained.
+
+    loss: what its error is; l1 alone unless the checkpoint was trained with teachers (`load` finds out).
+    """
+
+    name = "videomae"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        teachers: Mapping[str, str] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> VideoMAE:
+        """A checkpoint of the reference: a folder, a .safetensors or a .pt file.
+
+        teachers: where the feature losses it was trained with find their models, as {"dinov2_reg": path or hub id}.
+        Raises ReconstructorError or TeacherError, one line.
+        """
+        config, weights = read_checkpoint(path)
+        with torch.device("meta"):
+            model = cls(config)
+        expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        wrong = [name for name in expected if name not in weights or weights[name].shape != expected[name]]
+        if wrong or set(weights) - set(expected):
+            names = ", ".join((wrong + sorted(set(weights) - set(expected)))[:3])
+            raise ReconstructorError(f"{path}: tensors that are missing, of another shape or not known: {names}")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+            raise ReconstructorError(f"{path}: holds NaN or infinite weights")
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        loss = FrameLoss.from_config(config.loss_type, config.loss_weights, teachers or {}, device=device, dtype=dtype)
+        model._loss = [loss]
+        model.requires_grad_()
+        for fixed in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+            fixed.requires_grad_(False)
+        return model.to(device, dtype).eval()
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """A folder that the reference and `from_pretrained` read; weights as float32. Teachers are not written."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / ".model.safetensors.part", metadata={"format": "pt"})
+        (folder / ".config.json.part").write_text(json.dumps(self.config.to_json(), indent=1) + "\n")
+        for name in ("model.safetensors", "config.json"):
+            (folder / f".{name}.part").replace(folder / name)
+
+    # -- what every reconstructor answers --------------------------------------------------------------------------
+
+    @property
+    def units(self) -> str:
+        return f"training loss of the reconstructor ({self.config.loss_type}, weights {self.config.loss_weights})"
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
+        digest.update(self.frame_loss.fingerprint.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return f"videomae-{digest.hexdigest()}"
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        frames: Tensor | np.ndarray,
+        gaze: Gaze,
+        at: Sequence[int] | None = None,
+        targets: Sequence[Tensor] | None = None,
+    ) -> Reconstruction:
+        """Rebuild frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to it.
+
+        targets: what `frame_loss.targets` gives for frames `at`, where all B clips are the same one; None: computed.
+
+        As in the reference, a frame that is rebuilt is also seen by later frames that are rebuilt with it: errors for
+        several frames at once differ a little from those of each frame alone, which greedy labels hold.
+        """
+        clips = as_clips(frames, self.vocabulary)
+        at = list(range(clips.shape[1])) if at is None else list(at)
+        self.check_gaze(gaze, clips.shape[0], clips.shape[1], at)
+        pixels, errors = [], []
+        with self.own_precision():
+            for b in range(len(clips)):  # one by one, so that a clip's numbers never depend on its batch
+                video = self.normalised(clips[b : b + 1])
+                rebuilt = self(video, gaze[b], at)
+                errors.append(self.frame_loss(rebuilt[0].float(), video[0, at].float(), targets))
+                pixels.append(to_pixels(rebuilt[0]))
+        return Reconstruction(torch.stack(pixels), torch.stack(errors).cpu())
+
+    def search(self, frames: Tensor | np.ndarray) -> VideoMAESearch:
+        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""
+        clips, device = as_clips(frames, self.vocabulary), self.decoder.mask_token.device
+        self.check_length(clips.shape[1])
+        if clips.device != device:
+            raise ValueError(
+                f"frames on {clips.device}, the reconstructor on {device}: give frames.to({str(device)!r})"
+            )
+        return VideoMAESearch(self, clips)
+
+    def loss(self, errors: Tensor) -> Tensor:
+        return errors.float().cpu()
+
+    def limit(self, threshold: float) -> float:
+        return float(np.float32(threshold))

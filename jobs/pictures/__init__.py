@@ -1,0 +1,1 @@
+"""What draws: contact sheets, tiles, charts and curves."""

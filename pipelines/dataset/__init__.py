@@ -1,0 +1,1 @@
+"""The format of a dataset: shards, index, frames, targets and the records of the runs that made it."""

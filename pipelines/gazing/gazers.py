@@ -1,0 +1,295 @@
+"""What gazes: greedy search on canvas, a policy, or greedy search with the learned reconstructor.
+
+`settle` resolves every default, so that a dataset can say what it is made with and an actor knows what to load; `load`
+makes a gaze ready on a device. The same for a corpus and for one video.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from autogaze import greedy, reconstruction
+from autogaze.gaze import Gaze
+from autogaze.lengths import paper_lengths
+from autogaze.model import AutoGaze
+from autogaze.patches import VOCABULARY, PatchVocabulary
+from autogaze.reconstruction import base
+from autogaze.reconstruction.base import Reconstructor
+from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+from pipelines.errors import PipelineError
+from pipelines.gazing.policy import UNITS, PolicyConfig, load_policy
+from pipelines.gazing.reconstructor import LabelsConfig, load_reconstructor
+from pipelines.gazing.settings import GazeSettings
+
+CANVAS_THRESHOLD, CANVAS_MAX_RATIO = 0.05, 0.75
+
+
+@dataclass(frozen=True)
+class ResolvedGaze:
+    """A gaze with every default resolved: what an actor is given and dataset.json records.
+
+    Attributes:
+        settings: with the limits in force; a limit that neither the user nor the checkpoint gives is None, no limit.
+        units: of the threshold and the errors, in words.
+        models: all of the networks that the gaze, and targets, depend on; by name, as dataset.json has them.
+        vocabulary: the patches it knows.
+        max_frames: the longest clip it takes; None: any.
+    """
+
+    settings: GazeSettings
+    units: str
+    models: dict[str, Any]
+    vocabulary: PatchVocabulary
+    max_frames: int | None
+
+    @property
+    def name(self) -> str:
+        return self.settings.gaze
+
+    @property
+    def threshold(self) -> float | None:
+        return self.settings.threshold
+
+    @property
+    def max_ratio(self) -> float | None:
+        return self.settings.max_ratio
+
+    @property
+    def bound(self) -> float:
+        """The threshold as a number that can be compared with: infinite where there is none."""
+        return math.inf if self.threshold is None else self.threshold
+
+    @property
+    def limits(self) -> str:
+        """'threshold 0.05, max_ratio 0.75', those there are."""
+        named = (("threshold", self.threshold), ("max_ratio", self.max_ratio))
+        return ", ".join(f"{name} {value:g}" for name, value in named if value is not None)
+
+    def require(self, frames: int) -> None:
+        """Raise PipelineError if clips of this many frames are too long."""
+        if self.max_frames is not None and frames > self.max_frames:
+            raise PipelineError(f"clip.frames={frames}: this reconstructor takes {self.max_frames} frames at most")
+
+
+class _Gazes(Protocol):
+    def __call__(self, clips: np.ndarray, names: Sequence[str] = ()) -> Gaze: ...
+
+
+@dataclass(frozen=True)
+class Gazer(ResolvedGaze):
+    """A gaze that is ready on a device.
+
+    Attributes:
+        gaze: uint8 clips [B, T, S, S, 3] to their gaze, with the error after each token; S is vocabulary.frame_size.
+            names: of the clips, which drawn lengths depend on.
+        reconstructor: the learned one, where the settings need it.
+        about: what it is, one line.
+        note: what pictures of it need to have said, "" for nothing.
+        record: what the labels of one video say of it beside limits and units.
+    """
+
+    gaze: _Gazes
+    reconstructor: VideoMAE | None
+    about: str
+    note: str
+    record: dict[str, Any]
+
+
+def resolve(settings: GazeSettings) -> ResolvedGaze:
+    """Resolve every default of settings that `check` has seen. What they name is loaded for it, on the CPU.
+
+    Raises PipelineError: a checkpoint does not load, has no limit where none is given, or no teachers for targets.
+    """
+    # The CPU has no CUDA graphs, whatever is asked of the device that will gaze.
+    gazer = load(replace(settings, policy=replace(settings.policy, cuda_graphs="auto")), "cpu")
+    found = {field.name: getattr(gazer, field.name) for field in fields(ResolvedGaze)}
+    return replace(ResolvedGaze(**found), settings=replace(gazer.settings, policy=settings.policy))
+
+
+def start(settled: ResolvedGaze, device: str) -> Gazer:
+    """The same gaze on a device: cpu, cuda or mps.
+
+    Raises PipelineError when a checkpoint does not load here, or is another than the dataset was begun with.
+    """
+    gazer = load(settled.settings, device)
+    if gazer.models != settled.models:
+        policy, learned = settled.settings.policy.checkpoint, settled.settings.reconstructor.checkpoint
+        told = f"policy.checkpoint={policy}" if settled.name == "policy" else f"reconstructor.checkpoint={learned}"
+        raise PipelineError(
+            f"{told}: its weights changed while the job ran, or differ between nodes; put the same checkpoint on "
+            "every node"
+        )
+    return gazer
+
+
+def load(settings: GazeSettings, device: str) -> Gazer:
+    """The gaze of settings that `check` has seen, ready on a device: cpu, cuda or mps. Raises as `settle` does."""
+    learned = load_reconstructor(settings.reconstructor, settings.teachers, device) if settings.learned else None
+    if settings.gaze == "policy":
+        gazer = _policy(settings, device)
+    elif settings.gaze == "canvas":
+        gazer = _canvas(settings, device)
+    else:
+        assert learned is not None
+        gazer = _videomae(settings, device, learned)
+    if not settings.targets or learned is None:
+        return gazer
+    loss = learned.frame_loss
+    if not loss.names:
+        raise PipelineError(
+            f"targets.frames={settings.targets}: {settings.reconstructor.checkpoint} was trained without teachers "
+            f"({learned.config.loss_type}), so there is nothing to store; leave it out"
+        )
+    targets = {"fingerprint": loss.targets_fingerprint, "teachers": loss.names}
+    return replace(gazer, models=gazer.models | {"targets": targets}, reconstructor=learned)
+
+
+def device_of(name: str) -> str:
+    """cpu, cuda or mps for a `device` setting. Raises PipelineError if this machine has none."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[name]:
+        raise PipelineError(f"device={name}: torch finds none on this machine; use device=cpu")
+    return name
+
+
+def _canvas(settings: GazeSettings, device: str) -> Gazer:
+    canvas = reconstruction.load("canvas")
+    if not settings.drawn:
+        settings = _with_defaults(settings, CANVAS_THRESHOLD, CANVAS_MAX_RATIO)
+    return Gazer(
+        settings=settings,
+        units=canvas.units,
+        models={"canvas": canvas.fingerprint},
+        vocabulary=VOCABULARY,
+        max_frames=None,
+        gaze=_greedy(settings, canvas, device),
+        reconstructor=None,
+        about=f"canvas on {device}",
+        note="",
+        record={"gaze": "canvas"},
+    )
+
+
+def _videomae(settings: GazeSettings, device: str, learned: VideoMAE) -> Gazer:
+    config, labels, fingerprint = settings.reconstructor, settings.labels, learned.fingerprint
+    search = _greedy(settings, learned, device)
+
+    def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
+        # One by one: a search holds what it knows of every frame, and clips gain nothing from each other.
+        return Gaze.cat([search(clips[b : b + 1], names[b : b + 1]) for b in range(len(clips))])
+
+    name = Path(config.checkpoint).name
+    mark = fingerprint.removeprefix("videomae-")[:12]
+    return Gazer(
+        settings=settings,
+        units=learned.units,
+        models={"videomae": {"fingerprint": fingerprint, "dtype": config.dtype}},
+        vocabulary=learned.vocabulary,
+        max_frames=learned.config.max_num_frames,
+        gaze=gaze,
+        reconstructor=learned,
+        about=f"videomae {name} ({mark}), {config.dtype} on {device}, {how_searched(labels)}",
+        note=f"videomae {name}: error = its loss, reconstruction = its patches on canvas",
+        record={
+            "gaze": "videomae",
+            "checkpoint": config.checkpoint,
+            "fingerprint": fingerprint,
+            "dtype": config.dtype,
+            "device": device,
+            "candidates": labels.candidates,
+            "step": labels.step,
+        },
+    )
+
+
+def how_searched(labels: LabelsConfig) -> str:
+    """In words, which patches greedy search tries, and when."""
+    tried = f"the {labels.candidates} patches best on canvas tried" if labels.candidates else "every patch tried"
+    return tried + (f" once for {labels.step} taken" if labels.step > 1 else "")
+
+
+def _greedy(settings: GazeSettings, reconstructor: Reconstructor, device: str) -> _Gazes:
+    labels, vocabulary = settings.labels, reconstructor.vocabulary
+
+    def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
+        frames = base.as_clips(clips, vocabulary).to(device)
+        lengths = paper_lengths(names, frames.shape[1], vocabulary, seed=labels.seed) if settings.drawn else None
+        return greedy.label(
+            frames,
+            reconstructor,
+            threshold=settings.threshold,
+            max_ratio=1.0 if settings.max_ratio is None else settings.max_ratio,
+            lengths=lengths,
+            exact=not labels.candidates and labels.step == 1,
+            candidates=labels.candidates or None,
+            step=labels.step,
+        )
+
+    return gaze
+
+
+def _policy(settings: GazeSettings, device: str) -> Gazer:
+    config = settings.policy
+    model = load_policy(config, device)
+    settings = _with_defaults(settings, model.config.loss_threshold, model.config.max_ratio)
+    if settings.threshold is None and settings.max_ratio is None:
+        raise PipelineError(
+            f"policy.checkpoint={config.checkpoint}: names no limits of its own; give threshold= or max_ratio="
+        )
+
+    def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
+        parts = (clips[first : first + config.batch] for first in range(0, len(clips), config.batch))
+        return Gaze.cat(
+            [model.gaze(part, max_ratio=settings.max_ratio, loss_threshold=settings.threshold) for part in parts]
+        )
+
+    name = Path(config.checkpoint).name or config.checkpoint
+    return Gazer(
+        settings=settings,
+        units=UNITS,
+        models={"policy": _facts(model, config)},
+        vocabulary=model.vocabulary,
+        max_frames=None,
+        gaze=gaze,
+        reconstructor=None,
+        about=f"policy {name} ({model.fingerprint[:12]}), {model.positions} positions, {config.dtype} on {device}",
+        note=f"policy {name}: error = its predicted loss, reconstruction = its patches on canvas",
+        record={
+            "gaze": "policy",
+            "checkpoint": config.checkpoint,
+            "fingerprint": model.fingerprint,
+            "positions": model.positions,
+            "dtype": config.dtype,
+            "device": device,
+        },
+    )
+
+
+def _facts(model: AutoGaze, config: PolicyConfig) -> dict[str, Any]:
+    """All that the bytes of a policy's gaze depend on."""
+    return {
+        "fingerprint": model.fingerprint,
+        "positions": model.positions,
+        "dtype": config.dtype,
+        "block_size": model.config.block_size,
+        # The tokens do not depend on it in float32, but the last digits of the losses do: matrices of other shapes are
+        # summed up in another order.
+        "batch": config.batch,
+    }
+
+
+def _with_defaults(settings: GazeSettings, threshold: float | None, max_ratio: float | None) -> GazeSettings:
+    return replace(
+        settings,
+        threshold=threshold if settings.threshold is None else settings.threshold,
+        max_ratio=max_ratio if settings.max_ratio is None else settings.max_ratio,
+    )

@@ -1,0 +1,157 @@
+"""Verify a dataset: re-read every byte against its index and say, in words, what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from autogaze.gaze import Gaze
+from autogaze.reconstruction.targets import Targets, target_frames
+from pipelines.dataset import shards
+from pipelines.dataset.frames import decode_frames
+from pipelines.dataset.shards import OUTCOMES, TARGETS, Dataset
+from pipelines.errors import PipelineError
+from pipelines.storage import store, urls
+
+_CARRIED = ("clip", "position", "video", "start", "stride", "frames", "padded", "tile")
+
+
+@dataclass
+class Verdict:
+    """What verify found: `problems` is empty only for a complete and sound dataset."""
+
+    shards: int = 0
+    clips: int = 0
+    ok: int = 0
+    filtered: int = 0
+    failed: int = 0
+    bytes: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | None = None) -> Verdict:
+    """Check a dataset: every planned clip has one row, every row's bytes are there, hash right and mean what it says.
+
+    Raises PipelineError when there is no dataset to check, or no thread to check it with.
+    """
+    if threads < 1:
+        raise PipelineError(f"threads={threads}: must be at least 1")
+    dataset = shards.open_dataset(url)
+    verdict = Verdict()
+    about = dataset.about
+    plan = store.read(urls.join(dataset.url, "plan.parquet"))
+    if hashlib.sha256(plan).hexdigest() != about.get("plan"):
+        verdict.problems.append("plan.parquet: its hash is not the one in dataset.json")
+    planned = {int(number): rows for number, rows in dataset.plan.groupby("shard")}
+    committed = set(dataset.committed())
+    for shard in sorted(committed - planned.keys()):
+        verdict.problems.append(f"shard {shard}: committed but not planned")
+    for shard in sorted(planned.keys() - committed):
+        verdict.problems.append(f"shard {shard}: not committed ({len(planned[shard])} clips missing)")
+    for entry in store.list_objects(urls.join(dataset.url, "shards")):
+        name = entry.url.rsplit("/", 1)[-1].removesuffix(".tar")
+        if not name.isdigit() or int(name) not in planned:
+            verdict.problems.append(f"shards/{name}: not part of this dataset")
+    with ThreadPoolExecutor(threads) as pool:
+        todo = sorted(committed & planned.keys())
+        for number, part in enumerate(pool.map(lambda shard: _check_shard(dataset, shard, planned[shard]), todo)):
+            for name in ("shards", "clips", "ok", "filtered", "failed", "bytes", "problems"):
+                setattr(verdict, name, getattr(verdict, name) + getattr(part, name))
+            if on_shard is not None:
+                on_shard(number + 1, len(todo))
+    return verdict
+
+
+def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict:
+    verdict = Verdict(shards=1)
+
+    def wrong(what: str) -> None:
+        verdict.problems.append(f"shard {shard}: {what}")
+
+    try:
+        index = shards.read_index(dataset.url, shard).to_pandas()
+        tar = store.read(shards.tar_url(dataset.url, shard))
+    except FileNotFoundError:
+        wrong("its tar is missing")
+        return verdict
+    except PipelineError as error:
+        wrong(str(error))
+        return verdict
+    verdict.clips, verdict.bytes = len(index), len(tar)
+    if len(index) != len(planned):
+        wrong(f"{len(planned)} clips planned, {len(index)} rows in its index")
+        return verdict
+    for name in _CARRIED:
+        if index[name].tolist() != planned[name].tolist():
+            wrong(f"column {name} of its index differs from the plan")
+            return verdict
+    end = 0
+    for row in index.to_dict("records"):
+        if row["outcome"] != "ok":
+            verdict.filtered += row["outcome"] == "filtered"
+            verdict.failed += row["outcome"] == "failed"
+            if row["outcome"] not in OUTCOMES:
+                wrong(f"{row['clip']}: outcome {row['outcome']}, which is none of {', '.join(OUTCOMES)}")
+            if not isinstance(row["reason"], str):  # null reads as NaN
+                wrong(f"{row['clip']}: {row['outcome']} without a reason")
+            continue
+        verdict.ok += 1
+        begin, size = int(row["offset"]), int(row["size"])
+        if begin != end:
+            wrong(f"{row['clip']}: starts at byte {begin}, the clip before it ends at {end}")
+        end = begin + size
+        for problem in _check_clip(tar[begin:end], row, dataset.about):
+            wrong(f"{row['clip']}: {problem}")
+    # What follows the last clip is the end of the archive: zeros up to a full record.
+    if len(tar) < end + 2 * tarfile.BLOCKSIZE or tar[end:].strip(b"\0"):
+        wrong(f"its tar is {len(tar)} bytes and does not end as an archive after byte {end}")
+    return verdict
+
+
+def _check_clip(data: bytes, row: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    if len(data) != int(row["size"]):
+        return [f"{len(data)} of {int(row['size'])} bytes are there"]
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        return ["bytes differ from the hash in the index"]
+    try:
+        members = shards.split_members(data, str(row["clip"]))
+        gaze = Gaze.from_npz(io.BytesIO(members["gaze.npz"]))
+        frames = decode_frames(members)
+    except (tarfile.TarError, ValueError, KeyError, OSError) as error:
+        return [f"unreadable: {error}"]
+    problems = []
+    if gaze.num_frames != row["frames"]:
+        problems.append(f"gaze of {gaze.num_frames} frames, {row['frames']} planned")
+    if int(gaze.counts()[0]) != row["tokens"]:
+        problems.append(f"{int(gaze.counts()[0])} tokens, {row['tokens']} in the index")
+    if np.float32(gaze.final().mean()) != np.float32(row["loss"]):
+        problems.append(f"mean final error {float(gaze.final().mean())}, {row['loss']} in the index")
+    stored = about.get("config", {}).get("frames") != "none"
+    if stored and (frames is None or len(frames) != row["frames"]):
+        problems.append(f"{0 if frames is None else len(frames)} frames stored, {row['frames']} planned")
+    return problems + _check_targets(members.get(TARGETS), row, about)
+
+
+def _check_targets(data: bytes | None, row: dict[str, Any], about: dict[str, Any]) -> list[str]:
+    count = about.get("config", {}).get("targets", {}).get("frames", 0)
+    if data is None:
+        return [f"no targets stored, those of {count} frames expected"] if count else []
+    try:
+        targets = Targets.from_npz(data)
+    except ValueError as error:
+        return [f"targets unreadable: {error}"]
+    problems = []
+    if targets.at.tolist() != target_frames(row["clip"], row["frames"], count):
+        problems.append(f"targets of frames {targets.at.tolist()}, not of the {count} that its name chooses")
+    stated = about.get("models", {}).get("targets", {}).get("fingerprint", targets.fingerprint)
+    if targets.fingerprint != stated:
+        problems.append("targets of other teachers than dataset.json names")
+    return problems

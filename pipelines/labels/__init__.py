@@ -1,0 +1,1 @@
+"""The reference's label files, out and in."""

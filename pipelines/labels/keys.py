@@ -1,0 +1,31 @@
+"""The keys that name videos and clips in the reference's label files."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from pipelines.errors import PipelineError
+
+
+def video_key(uri: str) -> str:
+    """The reference's key of a video: the last three parts of its path."""
+    return "/".join(uri.split("/")[-3:]).lstrip("/")
+
+
+def clip_key(uri: str, start: int, tile: str) -> str:
+    """The key of the clip of a video that begins at frame `start`, or of one of its tiles."""
+    return video_key(uri) + (f"#{start}" if start or tile else "") + (f"-{tile}" if tile else "")
+
+
+def clip_keys(plan: pd.DataFrame) -> list[str]:
+    """The key of each row of a plan. Raises PipelineError if two videos have the same."""
+    names: dict[str, str] = {}
+    for uri in plan["video"].unique():
+        other = names.setdefault(video_key(uri), uri)
+        if other != uri:
+            raise PipelineError(
+                f"{other} and {uri} have one label key, {video_key(uri)}: labels name a video by the last three parts "
+                "of its path"
+            )
+    rows = zip(plan["video"], plan["start"].tolist(), plan["tile"], strict=True)
+    return [clip_key(uri, start, tile) for uri, start, tile in rows]

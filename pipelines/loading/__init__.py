@@ -1,0 +1,1 @@
+"""Which sample is trained when, and how one rank reads it."""

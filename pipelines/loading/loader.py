@@ -1,0 +1,236 @@
+"""Stream one rank's samples from the shards that preprocess made: in a fixed order, hash-checked, ready as batches.
+
+    loader = ShardLoader(LoaderConfig(data=["s3://bucket/gaze"], global_batch=256), rank=0, world=8, consumed=51200)
+    for batch in loader:                       # from step 200 on; epoch after epoch
+        batch.frames, batch.gaze, batch.ids    # of this rank's 32 samples
+
+- The order is pipelines.loading.order's: a function of the config alone, the same for any number of ranks and workers.
+  The position is one integer: samples consumed = steps done * global_batch, counted over epochs.
+- Without cache_mb only the rank's own samples are read, as byte ranges, neighbours in one go. With it whole shards are
+  fetched into a folder on local disk that all processes of the machine share (pipelines.storage.cache).
+- `workers` are threads: reading waits for the network, and decoding JPEGs, which takes most of the time, runs outside
+  Python's lock. Where a rank has many cores to keep busy, a torch DataLoader(loader, batch_size=None, num_workers=N)
+  gives it processes; each makes every N-th batch, and the order stays the same. From an object store that is not s3://,
+  add multiprocessing_context="spawn": a forked child inherits the locks of the store's client, and not its threads.
+- A sample whose bytes are not those of the index stops the loader, or with bad_samples=skip is named in
+  `Batch.skipped`, and its place is filled by the next good sample of the epoch's order, marked as a repeat. That
+  depends on the data alone, so every rank keeps its shapes, and any number of ranks trains on the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pipelines.errors import PipelineError
+from pipelines.loading.order import DatasetCounts, Order, batches, epoch_order, epoch_samples, rank_part
+from pipelines.loading.reading import Batch, BatchRequest, LoaderConfig, Reading, Skipped
+from pipelines.loading.samples import Samples, open_samples
+from pipelines.storage.cache import LocalCache
+
+__all__ = ["Batch", "LoaderConfig", "ShardLoader", "Skipped"]
+
+SPLITS = ("train", "val", "all")
+_READ_AHEAD = 4  # batches whose bytes are fetched together, for each that is decoded ahead
+_BLOCK_BYTES = 256 << 20  # fewer where they come to this: two such blocks are in memory, or two batches
+T = TypeVar("T")
+
+
+class ShardLoader(IterableDataset[Batch]):
+    """An endless (or `epochs` long) stream of one rank's batches. Each iteration starts at `consumed`.
+
+    Attributes:
+        datasets: the samples of each dataset, those of other splits included.
+        sources: what pipelines.loading.order makes the order of: usable samples of each shard, and weights.
+        samples: in one epoch.
+        steps_per_epoch: batches in one epoch; the last is completed from the epoch's beginning.
+        num_frames, vocabulary: of every clip.
+        fingerprint: of all that the order depends on; with another, a position means nothing.
+    """
+
+    def __init__(
+        self,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        consumed: int = 0,
+        epochs: int | None = None,
+        split: str = "train",
+        datasets: list[Samples] | None = None,
+    ) -> None:
+        """Read the indexes. `epochs` counts from the run's beginning, not from `consumed`.
+
+        datasets: those of config.data, where another loader has read their indexes already.
+
+        Raises PipelineError, in one line: a value out of range, no dataset or none that fits the others, no sample.
+        """
+        _check(config, split)
+        rank_part(np.empty(config.global_batch, bool), rank, world)
+        if consumed < 0 or consumed % config.global_batch:
+            raise PipelineError(
+                f"consumed={consumed}: must be a multiple of global_batch={config.global_batch}, the samples of a step"
+            )
+        self.config, self.rank, self.world, self.consumed, self.epochs = config, rank, world, consumed, epochs
+        cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
+        self.datasets = datasets or [open_samples(url, cache) for url in config.data]
+        _require_alike(self.datasets)
+        self.num_frames, self.vocabulary = self.datasets[0].frames, self.datasets[0].vocabulary
+        self._first_ids = np.cumsum([0, *map(len, self.datasets)])
+        self._usable = [dataset.split(split, config.val_fraction) for dataset in self.datasets]
+        counts = [
+            np.bincount(dataset.column("shard")[usable], minlength=dataset.shards)
+            for dataset, usable in zip(self.datasets, self._usable, strict=True)
+        ]
+        weights = config.weights or [1.0] * len(counts)
+        self.sources = [DatasetCounts(count, weight) for count, weight in zip(counts, weights, strict=True)]
+        if not any(count.any() for count in counts):
+            raise PipelineError(
+                f"split={split}: no sample is in it with val_fraction={config.val_fraction}: "
+                f"{sum(map(len, self.datasets))} samples, of too few videos"
+            )
+        self.samples = epoch_samples(self.sources)
+        self.steps_per_epoch = -(-self.samples // config.global_batch)
+        self.fingerprint = self._fingerprint(split)
+        self._reading: Reading | None = None
+
+    def ids(self) -> np.ndarray:
+        """Numbers of the samples of the split, ascending: int64 [n]. Each epoch at weight 1 uses each of them once."""
+        return np.concatenate([usable + first for usable, first in zip(self._usable, self._first_ids, strict=False)])
+
+    def read(self, ids: Sequence[int], epoch: int = 0) -> Batch:
+        """The samples of these numbers, whatever the order has; step -1. Its reader stays open until `close`.
+
+        Raises PipelineError, naming the sample, for one that cannot be read.
+        """
+        if self._reading is None:
+            self._reading = Reading(self.config, self.datasets, self._first_ids)
+        step = BatchRequest(-1, epoch, np.asarray(ids, np.int64), np.arange(len(ids)), np.zeros(len(ids), bool))
+        [fetched] = self._reading.fetch([step])
+        return self._reading.finish(self._reading.decode(fetched))
+
+    def close(self) -> None:
+        """End what `read` left open."""
+        if self._reading is not None:
+            self._reading.__exit__()
+            self._reading = None
+
+    def steps(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """What each batch is going to hold, without reading it: its step, its epoch, and ids int64 [b] of the rank's
+        samples. Samples that stand in for bad ones are not foreseen."""
+        for step in self._steps():
+            yield step.step, step.epoch, step.order[step.places]
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        part, parts = (info.id, info.num_workers) if info else (0, 1)
+        steps = itertools.islice(self._steps(), part, None, parts)
+        threads = self.config.workers
+        with Reading(self.config, self.datasets, self._first_ids) as reading:
+            ahead = self.config.prefetch if threads else 0
+            blocks = self._blocks(steps, _READ_AHEAD * max(ahead, 1) if threads else 1)
+            fetched = itertools.chain.from_iterable(_ahead(map(reading.fetch, blocks), 1 if threads else 0))
+            for begun in _ahead(map(reading.decode, fetched), ahead):
+                yield reading.finish(begun)
+
+    def _steps(self) -> Iterator[BatchRequest]:
+        config = self.config
+        epoch, first = divmod(self.consumed // config.global_batch, self.steps_per_epoch)
+        while self.epochs is None or epoch < self.epochs:
+            order = epoch_order(self.sources, seed=config.seed, epoch=epoch, window=config.window)
+            cut = batches(order, global_batch=config.global_batch)
+            ids = self._ids(order)
+            del order
+            for row in range(first, self.steps_per_epoch):
+                mine = (rank_part(rows[row], self.rank, self.world) for rows in cut)
+                yield BatchRequest(epoch * self.steps_per_epoch + row, epoch, ids, *mine)
+            epoch, first = epoch + 1, 0
+
+    def _blocks(self, steps: Iterator[BatchRequest], most: int) -> Iterator[list[BatchRequest]]:
+        """Batches that are fetched together: `most`, or fewer that come to _BLOCK_BYTES."""
+        block: list[BatchRequest] = []
+        held = 0
+        for step in steps:
+            block.append(step)
+            held += self._bytes(step)
+            if len(block) == most or held >= _BLOCK_BYTES:
+                yield block
+                block, held = [], 0
+        if block:
+            yield block
+
+    def _bytes(self, step: BatchRequest) -> int:
+        """What the samples of a batch take in their shards."""
+        ids = step.order[step.places]
+        of, total = np.searchsorted(self._first_ids, ids, "right") - 1, 0
+        for number, dataset in enumerate(self.datasets):
+            total += int(dataset.column("size")[ids[of == number] - self._first_ids[number]].sum())
+        return total
+
+    def _ids(self, order: Order) -> np.ndarray:
+        ids = np.empty(len(order), np.int64)
+        for number, source in enumerate(self.sources):
+            mine = order.source == number
+            firsts = np.cumsum(source.counts) - source.counts
+            usable = self._usable[number][firsts[order.shard[mine]] + order.sample[mine]]
+            ids[mine] = self._first_ids[number] + usable
+        return ids
+
+    def _fingerprint(self, split: str) -> str:
+        config = self.config
+        told = [config.seed, config.window, config.global_batch, split, config.val_fraction, config.weights]
+        digest = hashlib.sha256(json.dumps(told).encode())
+        for dataset in self.datasets:
+            for name in ("shard", "sha256"):
+                digest.update(hashlib.sha256(dataset.table.column(name).chunk(0).buffers()[1]).digest())
+        return digest.hexdigest()[:16]
+
+
+def _check(config: LoaderConfig, split: str) -> None:
+    if not config.data:
+        raise PipelineError("data= is missing: name a dataset made by autogaze preprocess")
+    if config.weights and len(config.weights) != len(config.data):
+        raise PipelineError(f"weights: {len(config.weights)} for {len(config.data)} datasets; give one for each")
+    for name, least in (
+        ("seed", 0),
+        ("window", 1),
+        ("global_batch", 1),
+        ("workers", 0),
+        ("prefetch", 0),
+        ("cache_mb", 0),
+    ):
+        if getattr(config, name) < least:
+            raise PipelineError(f"{name}={getattr(config, name)}: must be at least {least}")
+    for name, value, known in (("bad_samples", config.bad_samples, ("fail", "skip")), ("split", split, SPLITS)):
+        if value not in known:
+            raise PipelineError(f"{name}={value}: must be one of {', '.join(known)}")
+    if not 0 <= config.val_fraction < 1:
+        raise PipelineError(f"val_fraction={config.val_fraction}: must be 0 or more, and less than 1")
+
+
+def _require_alike(datasets: Sequence[Samples]) -> None:
+    first = datasets[0]
+    for other in datasets[1:]:
+        for what, name in (("frames per clip", "frames"), ("patch vocabulary", "vocabulary")):
+            here, there = getattr(first, name), getattr(other, name)
+            if here != there:
+                raise PipelineError(
+                    f"{first.url} and {other.url} differ in their {what}: {here} and {there}; give datasets that agree"
+                )
+
+
+def _ahead(items: Iterator[T], n: int) -> Iterator[T]:
+    """The same items, each given out only when the n after it were begun."""
+    begun: deque[T] = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > n:
+            yield begun.popleft()
+    yield from begun

@@ -1,0 +1,1 @@
+"""From corpus to dataset, on Ray Data."""

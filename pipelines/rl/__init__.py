@@ -1,0 +1,1 @@
+"""Rollouts, rewards and GRPO around the training loop."""

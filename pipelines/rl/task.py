@@ -1,0 +1,241 @@
+"""Reinforcement learning of the policy: rollouts earn rewards, GRPO learns from them.
+
+See docs/method.md, section 'Reinforcement learning'.
+
+The loop is the one of every training job (pipelines/train/loop.py); around its steps this task does what is of RL:
+
+    begin       publish version 0, ask for the groups of steps 0 .. lag
+    prepare     take the groups of this step: all of version max(0, step - lag), in the order of the run
+    losses      re-read clips, recompute log-probabilities, GRPO and loss-prediction loss
+    stepped     publish version step, ask for the groups of step + lag
+
+With lag 0 that is the synchronous loop. With lag k the groups of k steps are made while the learner learns; which
+version samples which group does not depend on timing, nor on how many actors there are or which of them die.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from autogaze.gaze import Gaze
+from autogaze.model import AutoGaze
+from pipelines.errors import PipelineError
+from pipelines.loading.loader import ShardLoader
+from pipelines.loading.reading import Batch
+from pipelines.rl.actors import ActorRollouts
+from pipelines.rl.config import RLConfig, version_of
+from pipelines.rl.losses import GroupLosses
+from pipelines.rl.rollouts import Group, RolloutMaker, RolloutRequest
+from pipelines.rl.sources import OwnRollouts, Recording, Rollouts, record
+from pipelines.runs.events import Events
+from pipelines.train.policy import PolicyTask
+from pipelines.train.task import RandomKey
+
+_WINDOW = 50  # steps that busy shares are taken over
+
+
+class RLTask(PolicyTask):
+    """What the training loop asks of whatever is trained (pipelines/train/task.py), for RL.
+
+    Files of a checkpoint also hold the versions that groups still to come are sampled with: the last `lag` ones.
+    """
+
+    config: RLConfig
+
+    def __init__(self, config: RLConfig, device: torch.device) -> None:
+        super().__init__(config, device)
+        if self.threshold is None and config.sample.strategy != "ratio" and config.sample.min_threshold is None:
+            raise PipelineError(
+                "threshold=: the dataset names none, and sample.strategy="
+                f"{config.sample.strategy} needs one; give threshold=, or use sample.strategy=ratio"
+            )
+        self.lag: int | None = config.rollouts.lag
+        frozen, self.frozen = None, ""
+        if config.objective.kl:
+            self.frozen = self.policy.fingerprint
+            frozen = AutoGaze(self.policy.config)
+            frozen.load_state_dict(self.policy.state_dict())
+            frozen = frozen.to(device).requires_grad_(False).eval()
+        self.module: nn.Module = GroupLosses(self.policy, frozen, config)
+        self.versions: dict[int, bytes] = {}  # weights that are still needed
+        self.rollouts: Rollouts | None = None
+        self.groups: dict[int, Group] = {}  # of the batch at hand, by sample
+        self.recent: deque[dict[str, float]] = deque(maxlen=_WINDOW)
+
+    def teachers(self) -> dict[str, str]:
+        assert isinstance(self.config, RLConfig)
+        return self.config.teachers.given()
+
+    # -- around the steps ------------------------------------------------------------------------------------------
+
+    def begin(self, loader: ShardLoader, step: int, steps: int) -> None:
+        self.steps = steps
+        self.rollouts = self._rollouts(loader, steps)
+        self.coming: Iterator[tuple[int, int, np.ndarray]] = loader.steps()
+        self.lasted = time.perf_counter()
+        versions = self.versions | {step: self._weights()}
+        self.versions = {}
+        for version in sorted(versions):
+            self._publish(version, versions[version])
+        for _ in range(self._lag + 1):
+            self._ask()
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        assert self.rollouts is not None
+        began = time.perf_counter()
+        groups = self.rollouts.take(batch.step)
+        wrong = [group.clip for group, key in zip(groups, batch.keys, strict=True) if group.clip != key]
+        if wrong:
+            raise RuntimeError(f"step {batch.step}: a group of {wrong[0]} where the order has another clip")
+        if self.config.rollouts.dump:
+            record(self.config.rollouts.dump, groups)
+        self.groups = {int(number): group for number, group in zip(batch.ids, groups, strict=True)}
+        self.waited = time.perf_counter() - began
+        self.spent = np.sum([group.seconds for group in groups], axis=0)
+        return {
+            "versions": [group.ask.version for group in groups],
+            "groups": [group.digest() for group in groups],
+        }
+
+    def stepped(self, step: int) -> dict[str, float]:
+        began = time.perf_counter()
+        self._publish(step, self._weights())
+        published = time.perf_counter() - began
+        self._ask()
+        now = time.perf_counter()
+        wall, self.lasted = now - self.lasted, now
+        read, gaze, reward = self.spent.tolist()
+        self.recent.append({"wall": wall, "read": read, "gaze": gaze, "reward": reward, "learner": wall - self.waited})
+        return {"publish_s": published} | self._shares()
+
+    def note(self, events: Events, step: int) -> None:
+        """Name the bottleneck."""
+        if not self.recent or self.config.rollouts.replay:
+            return
+        events.log("bottleneck", step=step, which=bottleneck(self._shares(), self.config.rollouts.actors))
+
+    def close(self) -> None:
+        if self.rollouts is not None:
+            self.rollouts.close()
+            self.rollouts = None
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def totals(self, gaze: Gaze) -> list[float]:
+        return []  # every group's losses are normalised by itself
+
+    def losses(
+        self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = model(frames, [self.groups[number] for number in key.samples])
+        return found
+
+    @torch.no_grad()
+    def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
+        """Of a greedy gaze at held-out clips: ratio, error and how often the threshold is met."""
+        return self.greedy_sums(frames) | {"clips": float(gaze.clips), "slots": 1.0}
+
+    def flops(self, gaze: Gaze) -> float:
+        """Floating-point operations of a forward and backward pass over the groups of these clips."""
+        from autogaze.model.flops import flops_per_clip
+
+        each = [
+            flops_per_clip(self.policy.config, float(group.used.sum()) / len(group.used), len(group.slots))
+            for group in self.groups.values()
+        ]
+        return 3 * self.config.sample.group * float(np.mean(each)) * gaze.clips
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def about(self) -> dict[str, Any]:
+        """What a run must not change half-way: rewards, and the policy that it is held to."""
+        return super().about() | {"reconstructor": self.reconstructor.fingerprint, "frozen": self.frozen}
+
+    def files(self) -> dict[str, bytes]:
+        newest = max(self.versions, default=0)
+        older = {v: data for v, data in self.versions.items() if newest - self._lag <= v < newest}
+        return super().files() | {f"versions/{v:06d}.safetensors": data for v, data in sorted(older.items())}
+
+    def load(self, files: Mapping[str, bytes]) -> None:
+        super().load(files)
+        self.versions = {
+            int(name.removeprefix("versions/").removesuffix(".safetensors")): data
+            for name, data in files.items()
+            if name.startswith("versions/")
+        }
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _lag(self) -> int:
+        return self.config.rollouts.lag
+
+    def _weights(self) -> bytes:
+        return safetensors.torch.save({name: tensor.cpu() for name, tensor in self.policy.state_dict().items()})
+
+    def _publish(self, version: int, weights: bytes) -> None:
+        assert self.rollouts is not None
+        self.versions[version] = weights
+        for old in [v for v in self.versions if v < version - self._lag]:
+            del self.versions[old]
+        self.rollouts.publish(version, weights)
+
+    def _ask(self) -> None:
+        """Ask for the groups of the next step that has none."""
+        assert self.rollouts is not None
+        step, epoch, ids = next(self.coming)
+        if step < self.steps:
+            self.rollouts.ask([RolloutRequest(step, epoch, int(number), version_of(step, self._lag)) for number in ids])
+
+    def _rollouts(self, loader: ShardLoader, steps: int) -> Rollouts:
+        config, own = self.config, self.policy.config
+        if config.rollouts.replay:
+            return Recording(config.rollouts.replay)
+        threshold, threads = self.threshold, config.scale.threads
+        if not config.rollouts.actors:
+            return OwnRollouts(lambda: RolloutMaker(config, own, threshold, steps, self.device))
+        device = torch.device("cuda" if config.rollouts.gpus else "cpu")
+
+        def make() -> RolloutMaker:
+            torch.set_num_threads(threads)
+            return RolloutMaker(config, own, threshold, steps, device)
+
+        rollouts = config.rollouts
+        return ActorRollouts(make, rollouts.actors, 0 if rollouts.gpus else threads, rollouts.gpus, rollouts.timeout_s)
+
+    def _shares(self) -> dict[str, float]:
+        """Of the last steps: how busy those who make groups were, with what, and how idle the learner was."""
+        sums = {name: sum(row[name] for row in self.recent) for name in self.recent[0]}
+        actors = max(self.config.rollouts.actors, 1)
+        made = sums["read"] + sums["gaze"] + sums["reward"]
+        wall = max(sums["wall"], 1e-9)
+        return {
+            "idle_rollout": max(0.0, 1 - made / (actors * wall)),
+            "idle_learner": max(0.0, 1 - sums["learner"] / wall),
+            "busy_read": sums["read"] / (actors * wall),
+            "busy_gaze": sums["gaze"] / (actors * wall),
+            "busy_reward": sums["reward"] / (actors * wall),
+        }
+
+
+def bottleneck(shares: Mapping[str, float], actors: int) -> str:
+    """One line: what the run waits for, and what would help."""
+    parts = {name: shares[f"busy_{name}"] for name in ("read", "gaze", "reward")}
+    worst = max(parts, key=lambda name: parts[name])
+    doing = {"read": "reading clips", "gaze": "sampling gazes", "reward": "rebuilding frames"}[worst]
+    told = f"rollouts idle {shares['idle_rollout']:.0%}, learner idle {shares['idle_learner']:.0%}"
+    if not actors:
+        return f"{told}: one process does both; set rollouts.actors to sample beside the learner"
+    if shares["idle_learner"] > max(0.1, shares["idle_rollout"]):
+        return f"{told}: rollouts, mostly {doing} ({parts[worst]:.0%} of their time); more rollouts.actors would help"
+    if shares["idle_rollout"] > 0.1:
+        return f"{told}: the learner; fewer rollouts.actors would do, more ranks (scale.max_workers) would help"
+    return f"{told}: none, both are busy"

@@ -1,0 +1,1 @@
+"""What a training run leaves: checkpoints, events, an auditable ledger."""

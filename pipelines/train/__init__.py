@@ -1,0 +1,1 @@
+"""The training loop, what it trains, and where its ranks run."""

@@ -1,0 +1,78 @@
+"""One optimizer step: gradients of a rank's samples, a few at a time, then Adam."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from autogaze.gaze import Gaze
+from pipelines.errors import PipelineError
+from pipelines.loading.reading import Batch
+from pipelines.train.config import TrainConfig
+from pipelines.train.task import RandomKey, Task
+
+
+def accumulate_gradients(
+    config: TrainConfig, task: Task, model: nn.Module, batch: Batch, totals: Sequence[float], device: torch.device
+) -> dict[str, Tensor]:
+    """Add up the gradients of a rank's part of a batch, a few samples at a time; its losses by name, [b] each."""
+    size, found = len(batch.ids), []
+    for begin in range(0, size, config.micro_batch):
+        rows = range(begin, min(begin + config.micro_batch, size))
+        last = rows.stop == size
+        frames = batch.frames[rows.start : rows.stop].to(device, non_blocking=True)
+        gaze = Gaze.cat([batch.gaze[row] for row in rows])
+        key = RandomKey(config.loader.seed, batch.epoch, tuple(batch.ids[rows.start : rows.stop].tolist()))
+        wait = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+        with wait:
+            with precision(config, device):
+                losses = task.losses(model, frames, gaze, key, list(totals))
+            (losses["loss"].sum() / size).backward()
+        found.append({name: value.detach() for name, value in losses.items()})
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def optimizer_step(config: TrainConfig, optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """One optimizer step, unless the gradient is no number; the gradient's norm before clipping."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    limit = config.optimizer.clip_norm or math.inf
+    norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+    if math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def require_finite(norm: float, losses: dict[str, Tensor], batch: Batch, step: int, world: int) -> None:
+    """Raise PipelineError, on all ranks, naming the samples, if the step's gradient is not finite.
+
+    The gradient is the same on all ranks, so they come here together.
+    """
+    if math.isfinite(norm):
+        return
+    mine = [key for key, loss in zip(batch.keys, losses["loss"].tolist(), strict=True) if not math.isfinite(loss)]
+    gathered: list[list[str] | None] = [mine]
+    if world > 1:
+        gathered = [None] * world
+        dist.all_gather_object(gathered, mine)
+    bad = [key for keys in gathered for key in keys or []]
+    what = f"the loss of {', '.join(bad[:8])}" if bad else "the gradient, not the loss of any one sample,"
+    raise PipelineError(
+        f"step {step}: {what} is not a finite number; nothing of this step was kept. Look at these clips, or lower "
+        "optimizer.lr or set optimizer.clip_norm, and run the same command again"
+    )
+
+
+def precision(config: TrainConfig, device: torch.device) -> Any:
+    if config.scale.dtype == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

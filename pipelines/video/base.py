@@ -1,0 +1,196 @@
+"""What every decoder shares: the words of a decode (source, failure, facts of a video, settings) and its checks.
+
+Only numpy and the standard library are imported here: a decoder child must start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TypeAlias
+
+import numpy as np
+
+REASONS: dict[str, str] = {
+    "missing": "there is no file at the video's place",
+    "source_changed": "the object is not the one that was scanned",
+    "bad_name": "the file's name is not valid UTF-8: rename it and scan again",
+    "empty_file": "the file has no bytes",
+    "unreadable": "the file cannot be opened, or its bytes are no video container",
+    "no_video_stream": "the container holds no video stream (audio only, or only a cover picture)",
+    "unsupported_codec": "the installed decoder does not know the codec of the video stream",
+    "no_frames": "the video stream holds no frame at all",
+    "too_short": "the video has fewer frames than were asked for",
+    "too_large": "one clip of the video has more tiles than pass through memory at once (2 GiB of frames)",
+    "size_changed": "a frame is not of the size that the tiles were planned for",
+    "unsupported_picture": "the decoder cannot convert the picture's colours, or its shape, to RGB",
+    "truncated": "the data ends before the frames the clip asks for, though the header promises them",
+    "decode_error": "the data the clip depends on is damaged",
+    "decoder_crashed": "the decoder died twice in a row on this video",
+    "decoder_timeout": "the decoder finished no clip within the time limit, twice in a row",
+    "decoder_out_of_memory": "decoding needs more memory than the decoder may take",
+    "no_label": "the label files that the gaze was imported from say nothing of the clip (filtered, not failed)",
+}
+
+DECODERS = ("pyav", "decord", "torchcodec")
+
+Buffer: TypeAlias = Callable[[int], np.ndarray]
+"""Where a back end puts the frames of clip i: uint8 [len(clips[i]), *frame_shape(config, native)], writable."""
+
+Native: TypeAlias = tuple[int, int]
+"""Height and width, turned as for display, of frames that are wanted as they are; others fail as size_changed."""
+
+
+class VideoError(Exception):
+    """A video, or one clip of it, cannot be decoded: a fact about the bytes, recorded and never retried.
+
+    reason: a key of REASONS. detail: one line for a person; the same bytes give the same line, on any machine (no
+    paths, process ids or addresses), because it becomes part of the output.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}: name it in REASONS first")
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A local file, or the window [offset, offset + size) of one: a video inside a tar. size=None: up to the end."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+    def window(self) -> tuple[str, int, int, bool]:
+        """Absolute path, first byte, end byte, and whether that is the whole file. Raises VideoError."""
+        path = os.path.abspath(self.path)
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise VideoError("unreadable", "not a regular file")
+            with open(path, "rb"):
+                pass
+        except (FileNotFoundError, NotADirectoryError):
+            raise VideoError("missing", "no such file") from None
+        except PermissionError:
+            raise VideoError("unreadable", "no permission to read the file") from None
+        end = status.st_size if self.size is None else self.offset + self.size
+        if self.size == 0 or (status.st_size == 0 and self.offset == 0):
+            raise VideoError("empty_file", "0 bytes")
+        if not 0 <= self.offset < end <= status.st_size:
+            raise VideoError("truncated", f"bytes {self.offset} to {end} of a file of {status.st_size} bytes")
+        return path, self.offset, end, self.offset == 0 and end == status.st_size
+
+    def read(self) -> bytes:
+        """All bytes of the window, for decoders that cannot open a window themselves. Raises VideoError."""
+        path, start, end, _ = self.window()
+        with open(path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a scan records of a video that can be decoded."""
+
+    container: str  # libavformat's first name for it: mov (also mp4), matroska (also webm), avi, mpegts, ...
+    codec: str  # h264, hevc, vp9, av1, ...
+    pix_fmt: str  # libavutil's name, for example yuv420p10le
+    width: int  # coded size in pixels: before rotation, pixels taken as square
+    height: int
+    rotation: int  # degrees clockwise the picture must be turned for display: 0, 90, 180 or 270
+    fps: float  # the average the container states; 0 where it states none
+    frames: int  # what a sequential decode delivers; of a truncated file, what its header promises
+    duration: float  # seconds
+
+
+@dataclass
+class DecodeConfig:
+    """How frames are decoded. Frames come out as uint8 RGB, size x size, squashed to the square the model sees."""
+
+    decoder: str = "pyav"  # pyav | decord | torchcodec
+    size: int = 224  # pixels, height and width of the frames
+    threads: int = 1  # decoding threads; more than 1 only helps a machine that decodes few videos at once
+    timeout_s: float = 60.0  # IsolatedDecoder: the longest silence, without a finished clip
+    memory_mb: int = 2048  # IsolatedDecoder: what the child may allocate, in MiB, beyond what it needs to start
+
+    def __post_init__(self) -> None:
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder={self.decoder!r}: must be one of {', '.join(DECODERS)}")
+        for name in ("size", "threads", "timeout_s", "memory_mb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be more than 0")
+
+
+def schedule(clips: Sequence[Sequence[int]]) -> list[int]:
+    """The order clips are decoded and delivered in: by first frame, then by place. Raises ValueError on a bad clip."""
+    for i, clip in enumerate(clips):
+        if len(clip) == 0:
+            raise ValueError(f"clip {i} asks for no frame")
+        if min(clip) < 0:
+            raise ValueError(f"clip {i} asks for frame {min(clip)}: frames count from 0")
+    return sorted(range(len(clips)), key=lambda i: (min(clips[i]), i))
+
+
+def frame_shape(config: DecodeConfig, native: Native | None) -> tuple[int, int, int]:
+    """Shape of a decoded frame."""
+    return (config.size, config.size, 3) if native is None else (*native, 3)
+
+
+def require_size(frame: int, height: int, width: int, native: Native) -> None:
+    """Raise VideoError for a frame that is not of the size it was planned for."""
+    if (height, width) != native:
+        raise VideoError("size_changed", f"frame {frame} is {width}x{height}, planned as {native[1]}x{native[0]}")
+
+
+def too_short(frame: int, frames: int) -> VideoError:
+    return VideoError("too_short", f"frame {frame} of a video of {frames} frames")
+
+
+def out_of_memory() -> VideoError:
+    return VideoError("decoder_out_of_memory", "an allocation was refused")
+
+
+def backend(name: str) -> ModuleType:
+    """The module of a decoder. Raises ImportError, one line that says what to install, if it is not there.
+
+    Each has `fingerprint() -> str` and `decode_into(source, clips, order, config, buffer, native)`: decode the clips in
+    that order, write the frames of clip i to buffer(i), yield (i, None), or (i, VideoError) for a clip that failed, or
+    raise VideoError for all that is left. Frames are scaled to config.size, or with `native` not at all.
+    """
+    return importlib.import_module(f"pipelines.video.{name}")
+
+
+def outcomes(
+    decoder: ModuleType,
+    source: Source,
+    clips: Sequence[Sequence[int]],
+    config: DecodeConfig,
+    buffer: Buffer,
+    native: Native | None,
+) -> Iterator[tuple[int, VideoError | None]]:
+    """Every clip's outcome, exactly once, by ascending first frame: what a failure of the video means for each clip."""
+    waiting = dict.fromkeys(schedule(clips))
+    try:
+        for i, error in decoder.decode_into(source, clips, list(waiting), config, buffer, native):
+            del waiting[i]
+            yield i, error
+        if waiting:
+            raise RuntimeError(f"{decoder.__name__} forgot clips {list(waiting)}")
+        return
+    except VideoError as error:
+        failure = error
+    except MemoryError:
+        failure = out_of_memory()
+    for i in waiting:
+        yield i, failure

@@ -1,0 +1,197 @@
+"""pipelines.corpus.plan: manifest + config -> plan, a pure function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.corpus import manifest as manifests
+from pipelines.corpus import plan as plans
+from pipelines.corpus.plan import ClipConfig, PlanReader, clip_starts, frame_numbers, make_plan, plan_bytes, video_name
+from pipelines.errors import PipelineError
+
+
+def manifest(**videos: tuple[int, float]) -> pd.DataFrame:
+    rows = []
+    for name, (frames, fps) in videos.items():
+        uri = f"/videos/{name}.mp4"
+        rows.append(
+            {
+                "uri": uri,
+                "object": uri,
+                "offset": 0,
+                "bytes": 1000,
+                "version": "1",
+                "fingerprint": "f",
+                "container": "mp4",
+                "codec": "h264",
+                "width": 64,
+                "height": 64,
+                "rotation": 0,
+                "fps": fps,
+                "frames": max(frames, 0),
+                "duration": 1.0,
+                "status": "ok" if frames >= 0 else "failed",
+                "reason": None if frames >= 0 else "unreadable",
+                "detail": None,
+            }
+        )
+    return pd.DataFrame(rows, columns=manifests.MANIFEST_SCHEMA.names)
+
+
+@pytest.mark.parametrize("frames", range(1, 70))
+@pytest.mark.parametrize("stride", [1, 2, 5])
+def test_consecutive_clips_cover_a_whole_video_once(frames: int, stride: int) -> None:
+    taken: list[int] = []
+    for start in clip_starts(frames, 16, stride, 0):
+        numbers = frame_numbers(int(start), stride, 16, frames)
+        real = [n for i, n in enumerate(numbers) if start + i * stride < frames]
+        assert len(numbers) == 16 and numbers.max() < frames
+        taken += real
+    assert taken == sorted(set(taken))
+    if stride == 1:
+        assert taken == list(range(frames))
+
+
+@pytest.mark.parametrize("frames", [1, 5, 16, 17, 40, 1000])
+@pytest.mark.parametrize("wanted", [1, 2, 3, 8])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_clips_per_video_are_distinct_whole_and_spread(frames: int, wanted: int, stride: int) -> None:
+    starts = clip_starts(frames, 16, stride, wanted)
+    assert 1 <= len(starts) <= wanted and len(set(starts)) == len(starts) and starts[0] == 0
+    span = 15 * stride + 1
+    if frames >= span:
+        assert starts.max() + span <= frames, "no clip runs past the end of a video that holds a whole one"
+        assert len(starts) == min(wanted, frames - span + 1)
+        if wanted > 1:
+            assert starts[-1] == frames - span
+
+
+def test_a_short_video_repeats_its_last_frame_and_says_so() -> None:
+    plan = make_plan(manifest(a=(10, 25.0)), "/videos", ClipConfig(frames=16), 4)
+    assert plan["padded"].tolist() == [6]
+    assert frame_numbers(0, 1, 16, 10).tolist() == [*range(10), *[9] * 6]
+
+
+def test_every_video_has_a_row_also_one_that_could_not_be_opened() -> None:
+    plan = make_plan(manifest(bad=(-1, 0.0), good=(20, 25.0), tiny=(3, 25.0)), "/videos", ClipConfig(min_frames=5), 4)
+    assert dict(zip(plan["video"], plan["reason"].fillna(""), strict=True)) == {
+        "/videos/bad.mp4": "unreadable",
+        "/videos/good.mp4": "",
+        "/videos/tiny.mp4": "too_short",
+    }
+
+
+def test_shards_are_filled_in_order_and_positions_count_from_zero() -> None:
+    plan = make_plan(manifest(a=(100, 25.0), b=(50, 25.0)), "/videos", ClipConfig(), 4)
+    assert plan["shard"].tolist() == [i // 4 for i in range(len(plan))]
+    assert plan["position"].tolist() == [i % 4 for i in range(len(plan))]
+    assert plan["clip"].is_unique
+
+
+def test_it_is_a_pure_function_of_manifest_and_config() -> None:
+    rows = manifest(**{f"v{i}": (17 * i + 1, 25.0) for i in range(20)})
+    first = plan_bytes(make_plan(rows, "/videos", ClipConfig(), 8))
+    for seed in range(3):
+        shuffled = rows.sample(frac=1, random_state=seed)
+        assert plan_bytes(make_plan(shuffled, "/videos", ClipConfig(), 8)) == first
+
+
+@pytest.mark.parametrize("group_rows", [1, 7, 20, 10_000])
+def test_a_worker_reads_the_rows_of_any_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int) -> None:
+    monkeypatch.setattr(plans, "_GROUP_ROWS", group_rows)
+    plan = make_plan(manifest(a=(200, 25.0), b=(900, 30.0), bad=(-1, 0.0)), "/videos", ClipConfig(), 5)
+    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
+    assert pd.read_parquet(tmp_path / "plan.parquet")["clip"].tolist() == plan["clip"].tolist()
+    reader = PlanReader(str(tmp_path / "plan.parquet"))
+    shards = sorted(set(plan["shard"]))
+    for shard in [*shards, *reversed(shards), shards[3]]:
+        rows = reader.shard(shard)
+        assert rows["clip"].tolist() == plan[plan["shard"] == shard]["clip"].tolist()
+        assert rows.index.tolist() == rows["position"].tolist() == list(range(len(rows)))
+
+
+@pytest.mark.parametrize("group_rows", [1, 7, 20, 10_000])
+def test_a_worker_is_told_which_videos_other_shards_need_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int
+) -> None:
+    monkeypatch.setattr(plans, "_GROUP_ROWS", group_rows)
+    videos = manifest(a=(80, 25.0), b=(80, 30.0), c=(200, 5.0), d=(33, 25.0), e=(400, 25.0), f=(64, 25.0))
+    plan = make_plan(videos, "/videos", ClipConfig(), 5)
+    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
+    reader = PlanReader(str(tmp_path / "plan.parquet"))
+    shards_of = plan.groupby("video")["shard"].nunique()
+    for shard, rows in plan.groupby("shard"):
+        expected = {video for video in rows["video"] if shards_of[video] > 1}
+        told = reader.straddling(int(shard))
+        # Where a row group ends, a video may be told that does not go on beyond it.
+        assert told == expected if group_rows == 10_000 else expected <= told <= set(rows["video"].iloc[[0, -1]])
+
+
+def test_a_target_rate_sets_the_stride_of_each_video() -> None:
+    plan = make_plan(manifest(a=(400, 50.0), b=(400, 25.0), c=(400, 5.0)), "/videos", ClipConfig(fps=10), 100)
+    assert plan.groupby("video")["stride"].first().tolist() == [5, 2, 1]
+
+
+@pytest.mark.parametrize("fps", [0.5, 1e-320])
+def test_a_rate_that_no_video_has_gives_a_stride_that_ends_with_the_video(fps: float) -> None:
+    plan = make_plan(manifest(a=(40, 2147483647.0)), "/videos", ClipConfig(fps=fps), 4)
+    [row] = plan.to_dict("records")
+    assert (row["stride"], row["padded"]) == (2**31 - 1, 15)
+    assert frame_numbers(row["start"], row["stride"], row["frames"], row["video_frames"]).tolist() == [0] + [39] * 15
+
+
+def test_more_clips_than_there_are_starts_are_all_the_starts() -> None:
+    assert clip_starts(20, 16, 1, 10**12).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_names_are_readable_stable_and_travel_with_the_store() -> None:
+    key = video_name("/data/videos/a/My clip (1).mp4", "/data/videos")
+    assert key.startswith("My_clip_1-")
+    assert key == video_name("s3://bucket/x/a/My clip (1).mp4", "s3://bucket/x")
+    assert key != video_name("/data/videos/b/My clip (1).mp4", "/data/videos")
+    for hostile in (
+        "/v/" + "x" * 300 + ".mp4",
+        "/v/<script>.mp4",
+        "/v/..mp4",
+        "/v/视频.mp4",
+        "/v/t.tar#../../etc/passwd.mp4",
+    ):
+        name = video_name(hostile, "/v")
+        assert name.isascii() and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+        assert len(name) <= 51
+
+
+@pytest.mark.parametrize(
+    "clip, shard, key",
+    [
+        (ClipConfig(frames=0), 4, "clip.frames=0"),
+        (ClipConfig(stride=0), 4, "clip.stride=0"),
+        (ClipConfig(stride=2**31), 4, "clip.stride=2147483648"),
+        (ClipConfig(per_video=-1), 4, "clip.per_video=-1"),
+        (ClipConfig(fps=-1), 4, "clip.fps=-1"),
+        (ClipConfig(fps=5, stride=2), 4, "clip.fps and clip.stride"),
+        (ClipConfig(), 0, "shard.clips=0"),
+    ],
+)
+def test_values_out_of_range_are_named(clip: ClipConfig, shard: int, key: str) -> None:
+    with pytest.raises(PipelineError, match=key.replace(".", r"\.")):
+        make_plan(manifest(a=(20, 25.0)), "/videos", clip, shard)
+
+
+def test_a_video_listed_twice_is_refused() -> None:
+    twice = pd.concat([manifest(a=(20, 25.0))] * 2)
+    with pytest.raises(PipelineError, match="both named a-"):
+        make_plan(twice, "/videos", ClipConfig(), 4)
+
+
+def test_a_large_corpus_plans_in_seconds() -> None:
+    rows = manifest(a=(16 * 50, 25.0))
+    many = pd.concat([rows] * 2000, ignore_index=True)
+    many["uri"] = many["object"] = [f"/videos/{i}.mp4" for i in range(len(many))]
+    plan = make_plan(many, "/videos", ClipConfig(), 32)
+    assert len(plan) == 100_000 and plan["clip"].is_unique
+    assert np.all(np.diff(plan["shard"]) >= 0)

@@ -1,0 +1,37 @@
+"""pipelines.preprocess.decode_stage: what is wrong with one video fails its clips, and no others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines.corpus.manifest import probe_object
+from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.preprocess.decode_stage import DecodeStage
+from pipelines.storage import store
+from pipelines.video.base import DecodeConfig
+from pipelines.video.isolated import IsolatedDecoder
+
+
+def test_what_cannot_be_opened_since_it_was_planned_fails_its_clips_only(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    videos = tmp_path / "videos"
+    for name in ("a/gone.mp4", "b/folder.mp4", "c/through.mp4", "good.mp4"):
+        make_video(videos / name, frames=4)
+    with IsolatedDecoder(DecodeConfig()) as decoder:
+        rows = [row for entry in store.list_objects(str(videos)) for row in probe_object(entry, decoder)]
+    plan = make_plan(pd.DataFrame(rows), str(videos), ClipConfig(frames=4), 10)
+    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
+    for path in videos.rglob("?/*.mp4"):
+        path.unlink()
+    (videos / "b" / "folder.mp4").mkdir()
+    (videos / "c").rmdir()
+    (videos / "c").write_bytes(b"")
+
+    made = DecodeStage(str(tmp_path), DecodeConfig(), "none", 90)({"shard": 0})
+    assert made["ok"].tolist() == [False, False, False, True]
+    assert [reason for reason, _ in json.loads(made["failures"]).values()] == ["missing", "unreadable", "missing"]

@@ -1,0 +1,109 @@
+"""kill -9 of the driver and of actors at many moments: after a re-run the bytes are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.support import runs
+from tests.support.runs import Run
+
+
+def finish(run: Run, output: Path) -> None:
+    done = runs.autogaze("preprocess", *run.settings, f"output={output}", "ray.cpus=2")
+    assert done.returncode == 0, done.stderr
+    assert runs.tree(output) == run.files
+    index, plan = pd.read_parquet(output / "index"), pd.read_parquet(output / "plan.parquet")
+    assert sorted(index["clip"]) == sorted(plan["clip"])
+
+
+@pytest.mark.slow
+def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> None:
+    """Each attempt is killed at a random moment after it made a little more progress than the one before."""
+    output, chance, progress = tmp_path / "gaze", random.Random(7), []
+    left: set[int] = set()
+    for attempt in range(5):
+        job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+        goal = len(list(output.glob("index/*.parquet"))) + (attempt > 1)
+        runs.wait_until(
+            lambda goal=goal, job=job: len(list(output.glob("index/*.parquet"))) >= goal or job.poll() is not None
+        )
+        runs.wait_until(
+            lambda job=job: job.poll() is not None, seconds=chance.uniform(0, (4.0, 8.0, 0.2)[min(attempt, 2)])
+        )
+        left |= set(runs.descendants(job.pid))
+        runs.kill(job.pid)
+        job.wait()
+        progress.append(len(list(output.glob("index/*.parquet"))))
+    assert progress == sorted(progress)
+    finish(undisturbed, output)
+    # Ray's agents give a raylet that is gone a minute to come back.
+    assert runs.all_gone(left, seconds=150), "a killed driver leaves no process behind"
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        ["index/.tmp-*"],
+        pytest.param(["plan.parquet", "dataset.json", "shards/.tmp-*", "shards/*.tar"], marks=pytest.mark.slow),
+    ],
+)
+def test_everything_killed_in_the_middle_of_a_write(undisturbed: Run, tmp_path: Path, moments: list[str]) -> None:
+    """The moment a new file of each kind shows, driver and actors die at once: the file may be half written."""
+    output = tmp_path / "gaze"
+    for moment in moments:
+        before = set(output.glob(moment))
+        job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+        runs.wait_until(
+            lambda moment=moment, before=before, job=job: set(output.glob(moment)) - before or job.poll() is not None,
+            every=0,
+        )
+        for pid in [job.pid, *runs.descendants(job.pid)]:
+            runs.kill(pid)
+        job.wait()
+    finish(undisturbed, output)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "GazeStage",
+        pytest.param("DecodeStage", marks=pytest.mark.slow),
+        pytest.param("pipelines.video.child", marks=pytest.mark.slow),
+    ],
+)
+def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: Path, stage: str) -> None:
+    output = tmp_path / "gaze"
+    job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+    killed: set[int] = set()
+
+    def kill_one() -> bool:
+        if len(list(output.glob("index/*.parquet"))) >= len(killed):  # one more each time a shard was committed
+            for pid, line in runs.descendants(job.pid).items():
+                if stage in line and pid not in killed:
+                    runs.kill(pid)
+                    killed.add(pid)
+                    break
+        return len(killed) >= 2 or job.poll() is not None
+
+    runs.wait_until(kill_one, every=0.01)
+    assert killed, f"no process of {stage} was seen"
+    assert job.wait(timeout=200) == 0, "the job itself survives"
+    assert runs.tree(output) == undisturbed.files
+
+
+def test_told_to_stop_it_leaves_in_order(undisturbed: Run, tmp_path: Path) -> None:
+    output = tmp_path / "gaze"
+    job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+    assert runs.wait_until(lambda: list(output.glob("index/*.parquet")) or job.poll() is not None)
+    left = set(runs.descendants(job.pid))
+    job.terminate()
+    assert job.wait(30) == 128 + signal.SIGTERM
+    assert left and runs.all_gone(left, seconds=10)
+    (record,) = Path(f"{output}.runs").iterdir()
+    assert json.loads(record.read_text())["status"] == "interrupted"

@@ -1,0 +1,114 @@
+"""Real runs of the command line in processes of their own, to be watched, killed and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import places
+
+ROOT = places.ROOT
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished preprocess run: its settings, its output and the hash of every file of it."""
+
+    settings: list[str]
+    output: Path
+    files: dict[str, str]
+    printed: str
+
+
+def environment(joins: bool = False) -> dict[str, str]:
+    """What a user's shell would have: of the test process's own Ray only the token, for a command that joins it."""
+    joined = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN") if joins else ()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k in joined}
+    return kept | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "COLUMNS": "200"}
+
+
+def command(job: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "jobs.cli", job, *map(str, arguments)]
+
+
+def autogaze(job: str, *arguments: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run a job to its end."""
+    words = command(job, *arguments)
+    env = environment(joins="ray.address=" in " ".join(words))
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def start(job: str, *arguments: object) -> subprocess.Popen[bytes]:
+    words = command(job, *arguments)
+    env = environment(joins="ray.address=" in " ".join(words))
+    return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Hash of every file below a folder, hidden ones and temporaries included."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Command lines of a process's descendants by pid."""
+    parents: dict[int, int] = {}
+    lines: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except (OSError, IndexError):
+                continue
+    found: dict[int, str] = {}
+    wanted = {pid}
+    while wanted:
+        children = {child for child, parent in parents.items() if parent in wanted and child not in found}
+        found.update({child: lines[child] for child in children})
+        wanted = children
+    return found
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 90, every: float = 0.002) -> bool:
+    """Poll until the condition holds; False when it never did."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(every)
+    return False
+
+
+def kill(pid: int) -> None:
+    """kill -9; a process that is already gone is fine."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def all_gone(pids: set[int], seconds: float = 30) -> bool:
+    """Whether all these processes end (zombies count as ended)."""
+
+    def running() -> list[int]:
+        alive = []
+        for pid in pids:
+            try:
+                if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                    alive.append(pid)
+            except OSError:
+                continue
+        return alive
+
+    return wait_until(lambda: not running(), seconds, 0.1)
