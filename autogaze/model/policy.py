@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from autogaze import hub
+from autogaze.device import usable_device
 from autogaze.gaze import Gaze
 from autogaze.images import as_model_input, check_frames, preprocess
 from autogaze.model import adaptation, checkpoint
@@ -433,20 +434,3 @@ def as_gaze(frames: Sequence[FrameGaze], vocabulary: PatchVocabulary) -> Gaze:
         torch.cat(places) if holes else None,
         slots if holes else None,
     )
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """A device that is there. Raises ValueError for one that is not."""
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r}: wanted cpu, cuda, cuda:<number> or mps") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise ValueError(
-            f"device {str(device)!r} is not there on this machine: it has {[n for n, ok in there.items() if ok]}"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise ValueError(f"device {str(device)!r} is not there on this machine: it has cuda:0 to cuda:{last}")
-    return device

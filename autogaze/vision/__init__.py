@@ -3,7 +3,8 @@
 from autogaze.vision.convert import by_coverage
 from autogaze.vision.encoded import Encoded, Pooled
 from autogaze.vision.encoder import Encoder, load
+from autogaze.vision.end_to_end import VideoPart, gaze_and_encode
 from autogaze.vision.plan import Plan
 from autogaze.vision.stream import Stream
 
-__all__ = ["Encoded", "Encoder", "Plan", "Pooled", "Stream", "by_coverage", "load"]
+__all__ = ["Encoded", "Encoder", "Plan", "Pooled", "Stream", "VideoPart", "by_coverage", "gaze_and_encode", "load"]

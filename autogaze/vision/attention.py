@@ -52,7 +52,9 @@ class Segments:
             if mode == "block_causal":
                 keys.append((first, end))
             elif mode == "first_frame" and t and after > first:
-                keys.append((first, end) if after == start else torch.tensor([*range(first, after), *range(start, end)]))
+                keys.append(
+                    (first, end) if after == start else torch.tensor([*range(first, after), *range(start, end)])
+                )
             elif mode == "newest" and place in seen and len(seen[place]):
                 keys.append(torch.cat((seen[place], torch.arange(start, end))))
             else:

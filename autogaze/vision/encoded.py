@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,6 +60,32 @@ class Encoded:
         """The patch of each token, an id of the encoder's vocabulary: int64 [M]."""
         return self.plan.id.to(self.tokens.device)
 
+    @classmethod
+    def cat(cls, parts: Sequence[Encoded]) -> Encoded:
+        """The clips of several, of one encoder and of as many frames, one after another. Raises ValueError."""
+        if len({(part.plan.lengths.shape[1], id(part.encoder), len(part.hidden_states)) for part in parts}) != 1:
+            raise ValueError("parts differ in encoder, frames or hidden states, or there are none")
+        first = parts[0]
+        counts = [part.plan.lengths.shape[0] for part in parts]
+        before = [sum(counts[:n]) for n in range(len(parts))]
+        carried = [part.carried for part in parts if part.carried is not None]
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            Plan(
+                torch.cat([part.plan.clip + clips for part, clips in zip(parts, before, strict=True)]),
+                torch.cat([part.plan.frame for part in parts]),
+                torch.cat([part.plan.id for part in parts]),
+                torch.cat([part.plan.lengths for part in parts]),
+                first.plan.prefix,
+                first.plan.vocabulary,
+                first.plan.start,
+            ),
+            [torch.cat(states) for states in zip(*(part.hidden_states for part in parts), strict=True)],
+            torch.cat([part.prefix for part in parts]),
+            first.encoder,
+            torch.cat(carried) if carried else None,
+        )
+
     def dense(self, fill: str = "carry", states: Tensor | None = None) -> Tensor:
         """A feature for each place of the finest grid of each frame: [B, T, g, g, D].
 
@@ -112,9 +139,7 @@ class Encoded:
         ways = {"head": head is not None, "class": self.prefix.shape[2] > 0, "mean": True}
         how = next(way for way, there in ways.items() if there) if how is None else how
         if not ways.get(how, False):
-            raise ValueError(
-                f"how={how!r}: {family.name} has {', '.join(way for way, there in ways.items() if there)}"
-            )
+            raise ValueError(f"how={how!r}: {family.name} has {', '.join(way for way, there in ways.items() if there)}")
         clips, frames = self.plan.lengths.shape
         place, clip = self.plan.place.to(self.tokens.device), self.clip
         there = (self.plan.lengths > 0).to(self.tokens.device)

@@ -1,10 +1,10 @@
 """A vision transformer on gazed patches only: packed rows, no padding, weights as transformers loaded them.
 
-    encoder = load("/models/siglip2-base", scales=(32, 64, 112, 224))
-    out = encoder.encode(frames, gaze)         # out.tokens [M, D], out.clip, out.frame, out.id, out.dense(), out.pool()
-    stream = encoder.stream()
-    for frame, frame_gaze in camera:
-        out = stream.push(frame, frame_gaze)
+encoder = load("/models/siglip2-base", scales=(32, 64, 112, 224))
+out = encoder.encode(frames, gaze)         # out.tokens [M, D], out.clip, out.frame, out.id, out.dense(), out.pool()
+stream = encoder.stream()
+for frame, frame_gaze in camera:
+    out = stream.push(frame, frame_gaze)
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autogaze.device import usable_device
 from autogaze.gaze import Gaze
-from autogaze.model.images import check_frames
-from autogaze.model.policy import usable_device
+from autogaze.images import check_frames
 from autogaze.patches import PatchVocabulary
 from autogaze.vision import loading
 from autogaze.vision.attention import MODES, Segments

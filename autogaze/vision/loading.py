@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from autogaze.model.checkpoint import CONFIG, PREPROCESSOR, CheckpointError
+from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError, resolve
 from autogaze.vision.families import FAMILIES, Family
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -33,7 +33,7 @@ def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Family
     transformers is not installed.
     """
     transformers = _transformers()
-    folder = _folder(path_or_id)
+    folder = resolve(path_or_id, _FILES)
     family = _family(folder)
     with _quiet(transformers):
         try:
@@ -69,28 +69,6 @@ def _transformers() -> ModuleType:
     if tuple(int(part) for part in transformers.__version__.split(".")[:2]) < (5, 20):
         raise CheckpointError(f"vision transformers need {_NEEDS} (this is {transformers.__version__})")
     return transformers
-
-
-def _folder(path_or_id: str | os.PathLike[str]) -> Path:
-    """The checkpoint's folder; a hub id is downloaded once into huggingface_hub's cache."""
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file: give the checkpoint's folder, which holds {CONFIG} and its weights")
-    if not isinstance(path_or_id, str) or path_or_id.count("/") != 1 or path_or_id.startswith((".", "/", "~")):
-        raise CheckpointError(f"there is no folder {path}: give a checkpoint's folder, or a hub id such as org/name")
-    from huggingface_hub import snapshot_download  # here, because a local folder needs no hub client
-
-    try:
-        return Path(snapshot_download(path_or_id, allow_patterns=list(_FILES)))
-    except Exception as error:  # the client fails in the types of whichever HTTP library it uses
-        reason = str(error).strip().partition("\n")[0] or "no reason given"
-        raise CheckpointError(
-            f"there is no folder {path_or_id} here, and as a hub id it could not be had ({type(error).__name__}:"
-            f" {reason}): download it where there is a network (hf download {path_or_id} --local-dir FOLDER)"
-            " and give that folder"
-        ) from error
 
 
 def _family(folder: Path) -> Family:
