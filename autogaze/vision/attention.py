@@ -7,8 +7,8 @@ A frame's rows are one segment of queries. Every mode says which rows it sees, a
     first_frame    itself and frame 0
     newest         itself and, of the frames before, each patch that still shows in the dense map
 
-On a CPU each segment is one call of scaled_dot_product_attention. On a GPU, in half precision, all segments are one call
-of PyTorch's variable-length flash attention.
+On a CPU each segment is one call of scaled_dot_product_attention. On a GPU, in half precision and without gradients,
+all segments are one call of PyTorch's variable-length flash attention.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Segments:
     @classmethod
     def of(cls, plan: Plan, mode: str, device: torch.device) -> Segments:
         """Of whole clips."""
-        clips, frames = plan.lengths.shape
+        frames = plan.lengths.shape[1]
         bounds = [0, *plan.ends.tolist()]
         seen = _past_patches(plan) if mode == "newest" else {}
         queries: list[tuple[int, int]] = []
@@ -52,9 +52,8 @@ class Segments:
             if mode == "block_causal":
                 keys.append((first, end))
             elif mode == "first_frame" and t and after > first:
-                keys.append(
-                    (first, end) if after == start else torch.tensor([*range(first, after), *range(start, end)])
-                )
+                rows = [*range(first, after), *range(start, end)]
+                keys.append((first, end) if after == start else torch.tensor(rows))
             elif mode == "newest" and place in seen and len(seen[place]):
                 keys.append(torch.cat((seen[place], torch.arange(start, end))))
             else:
@@ -80,7 +79,7 @@ class Segments:
         plan = VariableLengths.of(self, query.device)
         if plan.gathered is not None:
             key, value = key[plan.gathered], value[plan.gathered]
-        return varlen_attn(  # type: ignore[no-any-return]
+        seen = varlen_attn(
             query.contiguous(),
             key.contiguous(),
             value.contiguous(),
@@ -90,6 +89,8 @@ class Segments:
             plan.most_keys,
             seqused_k=plan.keys_used,
         )
+        assert isinstance(seen, Tensor)
+        return seen
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +98,7 @@ class VariableLengths:
     """Segments as one call of variable-length attention takes them.
 
     query_bounds: int32 [S + 1]. Segment i sees the keys_used[i] keys (int32 [S]) from key_starts[i] on (int32 [S + 1]):
-    ranges may overlap, so that block-causal attention needs no copy of any key. gathered: rows to take as keys first, or
-    None for all as they are.
+    ranges may overlap, so that block-causal attention copies no key. gathered: rows to take as keys first; None: all.
     """
 
     query_bounds: Tensor
@@ -135,13 +135,13 @@ class VariableLengths:
 
 def among(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Full attention of queries [n, H, D] to keys and values [m, H, D]: [n, H, D]."""
-    parts = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*parts).squeeze(0).transpose(0, 1)
+    query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).squeeze(0).transpose(0, 1)
 
 
 def _past_patches(plan: Plan) -> dict[int, Tensor]:
     """Of each frame with patches: the rows of older frames' patches that show around its own, rising."""
-    clips, frames = plan.lengths.shape
+    frames = plan.lengths.shape[1]
     newest = plan.newest()
     found = {}
     for place in (plan.lengths.reshape(-1) > 0).nonzero().squeeze(1).tolist():

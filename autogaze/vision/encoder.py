@@ -280,7 +280,7 @@ class Encoder(nn.Module):
         return tokens.view(*plan.lengths.shape, count, x.shape[1])
 
     def _tables(self, learns: bool) -> _Tables:
-        """Positions of all ids. They are kept while the weights they come from do not change, and not while learning."""
+        """Positions of all ids, kept while the weights they come from do not change; not kept while learning."""
         if learns:
             return _Tables.of(self)
         state = tuple((weight.data_ptr(), weight._version) for weight in self.model.embeddings.parameters())
@@ -305,8 +305,8 @@ class _Tables:
         if turned[0] is None:
             return cls(positions, None)
         cosines, sines = zip(*(part for part in turned if part is not None), strict=True)
-        place = {"device": encoder.device, "dtype": encoder.dtype}
-        return cls(positions, (torch.cat(cosines).to(**place), torch.cat(sines).to(**place)))
+        cosine, sine = (torch.cat(part).to(encoder.device, encoder.dtype) for part in (cosines, sines))
+        return cls(positions, (cosine, sine))
 
     def turned(self, plan: Plan) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines of all rows, [N, 1, head_dim]; the frames' own tokens are not turned."""
@@ -349,8 +349,8 @@ def _vocabulary(scales: Sequence[int], patch: Any, name: str) -> PatchVocabulary
     if any(int(scale) % side for scale in scales):
         near = sorted({max(side, round(scale / side) * side) for scale in scales})
         raise ValueError(
-            f"scales {'+'.join(map(str, scales))} do not fit this {name}, whose patches have {side} pixels: each must be"
-            f" a multiple of {side}; the nearest are scales=({', '.join(map(str, near))})"
+            f"scales {'+'.join(map(str, scales))} do not fit this {name}, whose patches have {side} pixels: each must"
+            f" be a multiple of {side}; the nearest are scales=({', '.join(map(str, near))})"
         )
     return PatchVocabulary(tuple(scales), side)
 

@@ -42,7 +42,7 @@ class VideoPart:
 
 
 @overload
-def gaze_and_encode(
+def gaze_and_encode(  # type: ignore[overload-overlap]  # a tensor is iterable, too
     frames: Tensor | np.ndarray,
     gazer: Gazer,
     encoder: Encoder,

@@ -14,7 +14,7 @@ from autogaze.patches import PatchVocabulary
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """M gazed patches of B clips of T frames, and the N rows that they, and each frame's own tokens, take in the network.
+    """M gazed patches of B clips of T frames, and the N rows that they and the frames' own tokens take in the network.
 
     Rows are packed: frame after frame of clip after clip, no padding. In each frame that has patches, `prefix` rows
     (class token, registers) come first; a frame without patches has no rows at all.
@@ -85,16 +85,13 @@ class Plan:
         """Scale index, row and column of each patch on its scale's grid: int64 [M] each."""
         return self.vocabulary.locate(self.id)
 
-    def newest(self, before: Tensor | None = None) -> Tensor:
+    def newest(self) -> Tensor:
         """Which patch is seen at each place of the finest grid after each frame: int64 [B, T, g * g]; -1: none yet.
 
         The newest that covers the place; of one frame's, the finest (of the same patch twice, the later).
-        before: int64 [B, g * g], of negative numbers below -1: what was seen before the first frame. They stay until
-            something covers them.
         """
         clips, frames = self.lengths.shape
-        table = covered_places(self.vocabulary)
-        places = table.places[self.id]
+        places = covered_places(self.vocabulary)[self.id]
         real = places >= 0
         count, scales = max(self.tokens, 1), len(self.vocabulary.scales)
         scale = self.located[0]
@@ -105,22 +102,12 @@ class Plan:
         seen = torch.full((clips * frames * size,), -1)
         seen.scatter_reduce_(0, flat, code[:, None].expand_as(places)[real], reduce="amax")
         newest = seen.view(clips, frames, size).cummax(dim=1).values
-        patch = torch.where(newest >= 0, newest % count, -1)
-        if before is not None:
-            patch = torch.where(patch >= 0, patch, before[:, None])
-        return patch
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """places: int64 [V, most], the places of the finest grid that each patch shows; -1 fills up."""
-
-    places: Tensor
+        return torch.where(newest >= 0, newest % count, -1)
 
 
 @lru_cache
-def covered_places(vocabulary: PatchVocabulary) -> Coverage:
-    """A patch shows the places of the finest grid whose centres lie in it."""
+def covered_places(vocabulary: PatchVocabulary) -> Tensor:
+    """The places of the finest grid that each patch shows, those whose centres lie in it: int64 [V, most], -1 fills."""
     grid = vocabulary.grids[-1]
     owners = []  # of each scale: the patch that holds each place
     for offset, coarse in zip(vocabulary.offsets, vocabulary.grids, strict=True):
@@ -133,4 +120,4 @@ def covered_places(vocabulary: PatchVocabulary) -> Coverage:
     column = torch.arange(len(owner)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
     places = torch.full((vocabulary.size, int(counts.max())), -1)
     places[owner[order], column] = place[order]
-    return Coverage(places)
+    return places

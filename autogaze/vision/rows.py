@@ -41,7 +41,7 @@ def cut_rows(
 
 
 _Taps = tuple[Tensor, Tensor | None]
-"""Pixels of the frame along one axis, int64 [m, p, taps], and what each weighs, float32 alike; None: one of weight 1."""
+"""Pixels of the frame along an axis, int64 [m, p, taps], and what each weighs, float32; None: one, of weight 1."""
 
 
 def _taps(place: Tensor, length: int, scale: int, side: int, whole: bool) -> _Taps:

@@ -69,7 +69,7 @@ class Family:
         return None
 
     def prefix(self, model: Any) -> Tensor | None:
-        """The tokens before a picture's patches, [P, D]: the class token first, then registers; None: there are none."""
+        """The tokens before a picture's patches, [P, D]: the class token, then registers; None: there are none."""
         return None
 
     def first_norm(self, model: Any) -> nn.Module | None:
