@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ class Encoded:
     plan: Plan
     hidden_states: list[Tensor]
     prefix: Tensor
-    encoder: Encoder
+    encoder: Encoder = field(repr=False)
     carried: Tensor | None = None
 
     @property
