@@ -87,6 +87,14 @@ class Encoder(nn.Module):
         self.width = int(config.hidden_size)
         self._kept: tuple[object, _Tables] | None = None
 
+    def sharing(self, scales: Sequence[int] | None = None, attention: str | None = None) -> Encoder:
+        """Another encoder on the same weights, of other scales or attention. Raises ValueError as `load` does."""
+        chosen = self.attention if attention is None else attention
+        if chosen not in MODES:
+            raise ValueError(f"attention={chosen!r}: wanted one of {', '.join(MODES)}")
+        wanted = self.vocabulary.scales if scales is None else scales
+        return Encoder(self.family, self.model, self.normalisation, wanted, chosen)
+
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device

@@ -112,9 +112,7 @@ def test_bytes_and_normalised_floats_are_the_same(encoder, gazes):
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in one.normalisation)
     floats = (frames.movedim(-1, 2) / 255 - mean) / std
     torch.testing.assert_close(one.encode(frames, gaze).tokens, one.encode(floats, gaze).tokens, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        one.encode(frames.numpy(), gaze).tokens, one.encode(frames, gaze).tokens, atol=0, rtol=0
-    )
+    torch.testing.assert_close(one.encode(frames.numpy(), gaze).tokens, one.encode(frames, gaze).tokens, atol=0, rtol=0)
 
 
 def test_clips_without_any_patch_give_no_tokens(encoder, kind, pixels, gazes):
