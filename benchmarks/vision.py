@@ -39,7 +39,7 @@ from autogaze.reconstruction.canvas import Canvas
 from autogaze.vision import Encoder, gaze_and_encode, load
 from autogaze.vision.agreement import agreement, every_nth_frame, mean_cosine, retrieval
 from autogaze.vision.attention import MODES
-from autogaze.vision.choose import changed_most, random_places
+from autogaze.vision.choose import changed_most, random_places, stalest
 from autogaze.vision.families import FAMILIES
 from autogaze.vision.merging import least_share, merge, schedule
 
@@ -132,13 +132,18 @@ def speed(options: argparse.Namespace) -> None:
         }
         tokens = {name: int(gaze.counts()[0]) for name in ways} | {"every nth frame": int(sampled.counts()[0])}
         kept = schedule(VOCABULARY.counts[-1], 12, ratio)
-        if sum(kept) / 12 / VOCABULARY.counts[-1] < 1.1 * ratio:
+        if within_reach(VOCABULARY.counts[-1], 12, ratio):
             ways["ToMe"] = lambda ratio=ratio: merge(encoder, frames, ratio)  # type: ignore[misc]
             tokens["ToMe"] = round(FRAMES * sum(kept) / len(kept))
         print(f"at {ratio:.1%} of the patches")
         for name, seconds in least_time(ways, options.rounds, options.device).items():
             print(f"{name:>16} {tokens[name]:13d} {seconds:8.3f} {whole / seconds:10.1f}x", flush=True)
     print(f"ToMe merges at most {least_share():.0%} of a layer's tokens, so its layers see 17 % or more on average")
+
+
+def within_reach(patches: int, layers: int, share: float) -> bool:
+    """Whether merging can bring layers to so few tokens on average."""
+    return sum(schedule(patches, layers, share)) <= 1.1 * share * patches * layers
 
 
 def clip_of(path: Path, size: int, stride: int) -> np.ndarray | None:
@@ -187,10 +192,11 @@ def fidelity(options: argparse.Namespace) -> None:
                 "random": random_places(frames, lengths, [path.name], vocabulary=encoder.vocabulary),
                 "canvas": changed_most(frames, lengths, vocabulary=encoder.vocabulary, contrast=False),
                 "contrast": changed_most(frames, lengths, vocabulary=encoder.vocabulary),
+                "stalest": stalest(frames, lengths, vocabulary=encoder.vocabulary),
                 "every nth": every_nth_frame(1, FRAMES, int(lengths.sum()), encoder.vocabulary),
             }
-            ways = [("random", "block_causal"), ("canvas", "frame"), ("canvas", "block_causal")]
-            ways += [("canvas", "first_frame"), ("canvas", "newest"), ("contrast", "newest"), ("every nth", "frame")]
+            ways = [("random", "block_causal"), ("canvas", "block_causal"), ("canvas", "first_frame")]
+            ways += [("canvas", "newest"), ("contrast", "newest"), ("stalest", "newest"), ("every nth", "frame")]
             for name, mode in ways:
                 began = time.process_time()
                 out = encoder.sharing(attention=mode).encode(frames, gazes[name])
@@ -201,6 +207,8 @@ def fidelity(options: argparse.Namespace) -> None:
                 rows.setdefault(key, []).append((own, found.dense, found.pooled, len(out.tokens), took))
                 pooled.setdefault(key, []).append(out.pool().clips)
             total = float(lengths.sum()) / (FRAMES * finest)
+            if not within_reach(finest, len(encoder.family.layers(encoder.model)), total):
+                continue
             began = time.process_time()
             merged = merge(full_encoder, frames, total)
             took = time.process_time() - began
@@ -212,6 +220,7 @@ def fidelity(options: argparse.Namespace) -> None:
             pooled.setdefault(key, []).append(cls)
         print(f"{path.name}: frame 0 carried {still[-1]:.3f}", flush=True)
     everything = torch.cat(targets)
+    print("own: cosine of gazed patches; dense: of dense maps; pooled: of clips; found: share nearest to its own clip")
     print(f"{clips} clips; dense map of frame 0 carried on: {np.mean(still):.3f}")
     print(
         f"{'a frame':>8} {'gaze, attention':>26} {'tokens':>7} {'own':>6} {'dense':>6} {'pooled':>7} {'found':>6}"
@@ -253,7 +262,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1, help="speed: clips encoded at once")
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="speed: shares of all patches")
     parser.add_argument("--encoder", help="fidelity: folder of a checkpoint")
-    parser.add_argument("--scales", type=int, nargs="+", default=[224], help="fidelity: of the encoder")
+    parser.add_argument("--scales", type=int, nargs="+", default=[56, 112, 224], help="fidelity: of the encoder")
     parser.add_argument("--corpus", type=Path, help="fidelity: folder of videos")
     parser.add_argument("--every", type=int, default=1, help="fidelity: take every so-manieth video")
     parser.add_argument("--stride", type=int, default=8, help="fidelity: most frames between two of a clip")

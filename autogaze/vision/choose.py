@@ -23,22 +23,24 @@ FLAT = 8.0
 """Grey levels of contrast that are added to a patch's own, so that noise on a flat patch does not count as change."""
 UNSEEN = 1.0
 """Loss (1 - cosine) of a place that nothing has shown yet."""
+MOVED = 0.12
+"""Expected loss, on average over a frame, above which coarse patches are worth their own loss."""
 
 
 def loss_of_change(change: Tensor) -> Tensor:
     """What a feature loses, as 1 - cosine, where its patch changed so much relative to its contrast.
 
-    Measured with DINOv2-small (docs/vision.md): hardly anything up to 0.35, then a quarter of the change, up to 0.45.
+    Measured with DINOv2-small (docs/vision.md): little up to 0.35, then a quarter of the change, up to 0.45 more.
     """
-    return (0.27 * (change - 0.35)).clamp(0, 0.45)
+    return 0.04 * change + (0.27 * (change - 0.35)).clamp(0, 0.45)
 
 
 def loss_of_scale(share: float) -> float:
     """What a feature loses, as 1 - cosine, when seen at a scale of so many patches a side, of those of the finest.
 
-    Measured with DINOv2-small: 0.14 to 0.25 at half the finest scale, 0.26 to 0.51 at a quarter.
+    Measured with DINOv2-small: 0.14 to 0.25 at half the finest scale, 0.26 to 0.51 at a quarter, whole frames alone.
     """
-    return 0.03 + 0.12 * math.log2(1 / share) ** 1.5
+    return 0.03 + 0.19 * math.log2(1 / share) ** 1.3
 
 
 def stalest(frames: Tensor | np.ndarray, lengths: Tensor | np.ndarray, *, vocabulary: PatchVocabulary) -> Gaze:
@@ -47,6 +49,9 @@ def stalest(frames: Tensor | np.ndarray, lengths: Tensor | np.ndarray, *, vocabu
     Each place of the finest grid is expected to lose what the scale it was last seen at loses, and what its pixels
     changed since. A patch is worth what all places it shows gain. A frame gets fewer patches than `lengths` where no
     patch is worth anything any more. Of equals the lowest id comes first.
+
+    What is expected of coarse patches beside fine ones is too good, so only a frame whose mean expected loss is
+    above MOVED gets any, and none that has room for every place at the finest scale.
 
     frames: uint8 [B, T, S, S, 3] at the vocabulary's frame size; lengths: int64 [B, T], most patches of each frame.
     Raises ValueError for frames or lengths that make no sense.
@@ -64,9 +69,11 @@ def stalest(frames: Tensor | np.ndarray, lengths: Tensor | np.ndarray, *, vocabu
         now = _patches(clips[:, t], vocabulary)
         seen = seen if t else now.clone()
         loss = base + loss_of_change(_change(seen, now))
+        coarse = (loss.mean(dim=1) > MOVED) & (counts[:, t] < vocabulary.counts[-1])
         taken = torch.zeros(len(clips), vocabulary.size, dtype=torch.bool, device=clips.device)
         for step in range(int(counts[:, t].max())):
             gain = ((loss[:, places] - after[:, None]).clamp(min=0) * there).sum(dim=2).masked_fill(taken, 0)
+            gain[:, : vocabulary.offsets[-1]] *= coarse[:, None]
             best, id = gain.max(dim=1)
             goes = (best > 1e-6) & (counts[:, t] > step)
             if not bool(goes.any()):
