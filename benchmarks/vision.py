@@ -3,6 +3,7 @@
     python benchmarks/vision.py speed                                        # base size, one CPU thread
     python benchmarks/vision.py speed --device cuda --dtype bfloat16 --clips 16
     python benchmarks/vision.py fidelity --encoder build/dinov2-small --corpus ../shared/corpus/val
+    python benchmarks/vision.py picture --encoder build/dinov2-small --corpus VIDEO --output features.png
     python benchmarks/vision.py memory --frames 128 --layers 1
 
 speed: a SigLIP of base size (768 wide, 12 layers, 12 heads, 224/16, random weights) on clips of 16 frames of a moving
@@ -13,6 +14,8 @@ end` chooses it too (greedy on canvas, exactly so many tokens). ToMe and frame s
 fidelity: features of full frames beside those of gazed ones, at equal tokens: frame 0 in full, then a share of the
 patches of every other frame. benchmarks/dinov2_small.py makes an encoder. Videos: 16 frames evenly spaced, at most
 --stride frames apart.
+
+picture: feature maps of full and gazed frames of one video, in the colours of their principal components.
 
 memory: the peak of a base-size network on frames of 1,360 patches.
 """
@@ -40,6 +43,7 @@ from autogaze.vision import Encoder, gaze_and_encode, load
 from autogaze.vision.agreement import agreement, every_nth_frame, mean_cosine, retrieval
 from autogaze.vision.attention import MODES
 from autogaze.vision.choose import changed_most, random_places, stalest
+from autogaze.vision.colours import Colours
 from autogaze.vision.families import FAMILIES
 from autogaze.vision.merging import least_share, merge, schedule
 
@@ -232,6 +236,25 @@ def fidelity(options: argparse.Namespace) -> None:
         print(f"{share:8.0%} {name:>26} {tokens:7.0f} {own:6.3f} {dense:6.3f} {pool:7.3f} {hit:6.2f} {took:6.2f}")
 
 
+def picture(options: argparse.Namespace) -> None:
+    """Frames 3, 7, 11 and 15 of one video: pixels, features of full frames, and of gazed ones at each share."""
+    encoder = load(options.encoder, scales=options.scales, attention="newest", device=options.device)
+    size, finest = encoder.vocabulary.frame_size, encoder.vocabulary.counts[-1]
+    clip = clip_of(options.corpus, size, options.stride)
+    if clip is None:
+        raise SystemExit(f"{options.corpus} has fewer than {FRAMES} frames")
+    full = encoder.sharing(attention="frame").encode(clip[None]).dense()[0]
+    colours = Colours.of(full)
+    rows = [clip, np.asarray(colours(full))]
+    for share in options.shares:
+        lengths = np.full((1, FRAMES), int(share * finest + 0.5))
+        lengths[:, 0] = finest
+        gaze = stalest(clip[None], lengths, vocabulary=encoder.vocabulary)
+        rows.append(np.asarray(colours(encoder.encode(clip[None], gaze).dense()[0])))
+    cells = [[np.asarray(Image.fromarray(row[t]).resize((160, 160), 0)) for t in (3, 7, 11, 15)] for row in rows]
+    Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in cells])).save(options.output)
+
+
 def memory(options: argparse.Namespace) -> None:
     encoder = base_encoder(options, options.layers, (64, 128, 256, 512))
     size = encoder.vocabulary.size
@@ -253,7 +276,7 @@ def memory(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "fidelity", "memory"])
+    parser.add_argument("what", choices=["speed", "fidelity", "picture", "memory"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int, default=1)
@@ -263,17 +286,18 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS, help="speed: shares of all patches")
     parser.add_argument("--encoder", help="fidelity: folder of a checkpoint")
     parser.add_argument("--scales", type=int, nargs="+", default=[56, 112, 224], help="fidelity: of the encoder")
-    parser.add_argument("--corpus", type=Path, help="fidelity: folder of videos")
+    parser.add_argument("--corpus", type=Path, help="fidelity: folder of videos; picture: one video")
+    parser.add_argument("--output", type=Path, default=Path("features.png"), help="picture: where to write it")
     parser.add_argument("--every", type=int, default=1, help="fidelity: take every so-manieth video")
     parser.add_argument("--stride", type=int, default=8, help="fidelity: most frames between two of a clip")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.25], help="fidelity: of later frames")
     parser.add_argument("--frames", type=int, default=128, help="memory: of the clip")
     parser.add_argument("--layers", type=int, default=12, help="memory: of the network")
     options = parser.parse_args()
-    if options.what == "fidelity" and not (options.encoder and options.corpus):
-        parser.error("fidelity needs --encoder FOLDER and --corpus FOLDER")
+    if options.what in ("fidelity", "picture") and not (options.encoder and options.corpus):
+        parser.error(f"{options.what} needs --encoder FOLDER and --corpus PATH")
     torch.set_num_threads(options.threads)
-    {"speed": speed, "fidelity": fidelity, "memory": memory}[options.what](options)
+    {"speed": speed, "fidelity": fidelity, "picture": picture, "memory": memory}[options.what](options)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ for frame, frame_gaze in camera:
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -94,6 +96,17 @@ class Encoder(nn.Module):
             raise ValueError(f"attention={chosen!r}: wanted one of {', '.join(MODES)}")
         wanted = self.vocabulary.scales if scales is None else scales
         return Encoder(self.family, self.model, self.normalisation, wanted, chosen)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hex, of everything that changes results: weights with names, family, scales, attention, pixels."""
+        facts = [self.family.name, self.vocabulary.scales, self.vocabulary.patch_size, self.attention]
+        hashed = hashlib.sha256(json.dumps([*facts, self.normalisation, str(self.dtype), self.heads]).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            tensor = tensor.detach().cpu().contiguous()
+            hashed.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return hashed.hexdigest()
 
     @property
     def device(self) -> torch.device:

@@ -56,6 +56,8 @@ def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Family
             f"{folder} lacks {', '.join(lacking[:3])}{more}, which a vision tower of {family.name} has, or has it in"
             f" another shape (is its {CONFIG} the right one?)"
         )
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise CheckpointError(f"{folder} holds weights that are NaN or infinite")
     if any(name.startswith("head.") for name in report["missing_keys"]):
         model.head = None
     return family, model.eval().requires_grad_(False), _normalisation(folder, family)

@@ -39,6 +39,16 @@ def test_a_vision_tower_whose_weights_are_not_all_there(tmp_path, checkpoint):
     refused("lacks encoder.layer.1.mlp", lambda: load(tmp_path, scales=(64,)), CheckpointError)
 
 
+def test_weights_that_are_no_numbers(tmp_path, checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint("vit") / "model.safetensors")
+    weights["layernorm.bias"][3] = torch.nan
+    (tmp_path / "config.json").write_bytes((checkpoint("vit") / "config.json").read_bytes())
+    save_file(weights, tmp_path / "model.safetensors")
+    refused("weights that are NaN or infinite", lambda: load(tmp_path, scales=(64,)), CheckpointError)
+
+
 def test_what_is_no_checkpoint(tmp_path):
     refused("there is no folder", lambda: load(tmp_path / "nothing"), CheckpointError)
     refused("holds no config.json", lambda: load(tmp_path), CheckpointError)

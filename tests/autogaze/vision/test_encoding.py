@@ -145,6 +145,19 @@ def test_gradients_reach_the_weights_when_they_are_asked_for(checkpoint, kind, p
     assert weight.requires_grad and after.square().sum() < before.tokens.square().sum()
 
 
+def test_a_fingerprint_changes_with_what_changes_results(checkpoint, encoder):
+    prints = [
+        encoder("siglip", "frame").fingerprint,
+        encoder("siglip", "newest").fingerprint,
+        encoder("siglip", "frame", (64,)).fingerprint,
+        load(checkpoint("siglip", 1), scales=(16, 32, 64), attention="frame").fingerprint,
+        load(checkpoint("siglip"), (16, 32, 64), "frame", dtype=torch.bfloat16).fingerprint,
+    ]
+    assert len(set(prints)) == 5
+    assert load(checkpoint("siglip"), scales=(16, 32, 64), attention="frame").fingerprint == prints[0]
+    assert encoder("siglip").sharing(attention="frame").fingerprint == prints[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_to_float32(checkpoint, encoder, kind, pixels, gazes, dtype):
     gaze, frames = gazes([[9, 4]]), pixels(1, 2)
