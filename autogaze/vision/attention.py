@@ -68,10 +68,15 @@ class Segments:
         if query.is_cuda and half and not (torch.is_grad_enabled() and query.requires_grad):
             return self._flash(query, key, value)
         parts = []
+        out = None if torch.is_grad_enabled() and query.requires_grad else torch.empty_like(query)
         for (start, end), seen in zip(self.queries, self.keys, strict=True):
             rows = slice(*seen) if isinstance(seen, tuple) else seen
-            parts.append(among(query[start:end], key[rows], value[rows]))
-        return torch.cat(parts)
+            part = among(query[start:end], key[rows], value[rows])
+            if out is None:
+                parts.append(part)
+            else:
+                out[start:end] = part
+        return torch.cat(parts) if out is None else out
 
     def _flash(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn  # here, because it needs a GPU

@@ -82,6 +82,8 @@ class Encoder(nn.Module):
         attention: str = "block_causal",
     ) -> None:
         super().__init__()
+        if attention not in MODES:
+            raise ValueError(f"attention={attention!r}: wanted one of {', '.join(MODES)}")
         self.family, self.model, self.normalisation, self.attention = family, model, normalisation, attention
         config = model.config
         self.vocabulary = _vocabulary(scales, config.patch_size, family.name)
@@ -92,8 +94,6 @@ class Encoder(nn.Module):
     def sharing(self, scales: Sequence[int] | None = None, attention: str | None = None) -> Encoder:
         """Another encoder on the same weights, of other scales or attention. Raises ValueError as `load` does."""
         chosen = self.attention if attention is None else attention
-        if chosen not in MODES:
-            raise ValueError(f"attention={chosen!r}: wanted one of {', '.join(MODES)}")
         wanted = self.vocabulary.scales if scales is None else scales
         return Encoder(self.family, self.model, self.normalisation, wanted, chosen)
 
@@ -254,7 +254,7 @@ class Encoder(nn.Module):
             found = F.linear(rows, weight, bias)
             return found if tables.positions is None else found + tables.positions[ids]
 
-        x = _by_rows(embed, step, plan.place.to(self.device), plan.id.to(self.device), width=self.width)
+        x = _by_rows(embed, step, plan.place.to(self.device), plan.id.to(self.device))
         prefix = self.family.prefix(self.model)
         if prefix is not None:
             frames_with = len(plan.prefix_rows)
@@ -347,7 +347,7 @@ def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x * cosine + torch.cat((-second, first), dim=-1) * sine
 
 
-def _by_rows(change: Callable[..., Tensor], step: int, *inputs: Tensor, width: int | None = None) -> Tensor:
+def _by_rows(change: Callable[..., Tensor], step: int, *inputs: Tensor) -> Tensor:
     """change(*inputs), `step` rows at a time. What is held beside inputs and result does not grow with the rows."""
     count = len(inputs[0])
     if count <= max(step, 1):
