@@ -91,8 +91,8 @@ def least_time(ways: dict[str, Callable[[], object]], rounds: int, device: str) 
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    for name, way in ways.items():
-        if device != "cpu" or name == "gazed":
+    for way in ways.values():
+        if device != "cpu":
             way()  # warm
     found = {name: [once(way)] for name, way in ways.items()}
     for _ in range(rounds - 1):
@@ -222,7 +222,8 @@ def fidelity(options: argparse.Namespace) -> None:
             found_dense = mean_cosine(merged.dense, target)
             rows.setdefault(key, []).append((float("nan"), found_dense, mean_cosine(cls, targets[-1]), used, took))
             pooled.setdefault(key, []).append(cls)
-        print(f"{path.name}: frame 0 carried {still[-1]:.3f}", flush=True)
+        found_now = ", ".join(f"{share:.0%} {name} {values[-1][1]:.3f}" for (share, name), values in rows.items())
+        print(f"{path.name}: dense map of frame 0 carried on {still[-1]:.3f}; {found_now}", flush=True)
     everything = torch.cat(targets)
     print("own: cosine of gazed patches; dense: of dense maps; pooled: of clips; found: share nearest to its own clip")
     print(f"{clips} clips; dense map of frame 0 carried on: {np.mean(still):.3f}")

@@ -224,7 +224,7 @@ class Encoder(nn.Module):
         def patches(x: Tensor) -> Tensor:
             return x[row] if self.prefix_count else x
 
-        x = self._embedded(clips, plan, tables, step)
+        x = self.embedded(clips, plan, tables, step)
         states = {0: patches(x)} if 0 in wanted else {}
         turn = tables.turned(plan)
         for number, layer in enumerate(layers):
@@ -243,8 +243,10 @@ class Encoder(nn.Module):
             carried=carried,
         )
 
-    def _embedded(self, clips: Tensor, plan: Plan, tables: _Tables, step: int) -> Tensor:
-        """Embeddings of all rows: [N, D]."""
+    def embedded(self, clips: Tensor, plan: Plan, tables: _Tables | None = None, step: int | None = None) -> Tensor:
+        """Embeddings of all rows of a plan of clips, as `as_clips` gives them: [N, D]."""
+        tables = self._tables(False) if tables is None else tables
+        step = self.rows_at_once if step is None else step
         frames = clips.flatten(0, 1)
         mean, std = (torch.tensor(part, device=self.device) for part in self.normalisation)
         weight, bias = self.family.patch(self.model)

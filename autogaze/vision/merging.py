@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autogaze.vision.encoder import Encoder
+from autogaze.vision.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +62,11 @@ def merge(encoder: Encoder, frames: Tensor | np.ndarray, share: float) -> Merged
     family, model = encoder.family, encoder.model
     if family.rotation(model, 1) is not None:
         raise ValueError(f"{family.name} turns queries and keys by place, which merged tokens have not")
-    embedded = encoder.encode(frames, hidden_states=[0])
-    clips, times = embedded.plan.lengths.shape
+    given = encoder.as_clips(frames)
     count, prefix = encoder.vocabulary.counts[-1], encoder.prefix_count
-    x = embedded.hidden_states[0].view(clips * times, count, -1)
-    if prefix:
-        own = family.prefix(model)
-        assert own is not None
-        norm = family.first_norm(model)
-        own = own if norm is None else norm(own)
-        x = torch.cat((own.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
+    clips, times = given.shape[:2]
+    plan = Plan.of(encoder.own_gaze(None, given, None), prefix)
+    x = encoder.embedded(given, plan).view(clips * times, prefix + count, -1)  # each frame's own tokens come first
     size = x.new_ones(x.shape[:2])
     went = torch.arange(count, device=x.device).expand(len(x), -1)  # the token, prefix aside, of each place
     layers = family.layers(model)
