@@ -142,7 +142,8 @@ def speed(options: argparse.Namespace) -> None:
         print(f"at {ratio:.1%} of the patches")
         for name, seconds in least_time(ways, options.rounds, options.device).items():
             print(f"{name:>16} {tokens[name]:13d} {seconds:8.3f} {whole / seconds:10.1f}x", flush=True)
-    print(f"ToMe merges at most {least_share():.0%} of a layer's tokens, so its layers see 17 % or more on average")
+    least = sum(schedule(VOCABULARY.counts[-1], 12, 0.0)) / (12 * VOCABULARY.counts[-1])
+    print(f"ToMe merges at most {least_share():.0%} of a layer's tokens: its MLPs see {least:.1%} on average or more")
 
 
 def within_reach(patches: int, layers: int, share: float) -> bool:
