@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 CONFIG, WEIGHTS, PREPROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
@@ -14,9 +15,10 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, cannot be read or does not fit. One line that says what to do."""
 
 
-def resolve(path_or_id: str | os.PathLike[str]) -> Path:
+def resolve(path_or_id: str | os.PathLike[str], files: Sequence[str] = (CONFIG, WEIGHTS, PREPROCESSOR)) -> Path:
     """The folder of a checkpoint: a local one, or a hub id "org/name", downloaded once into huggingface_hub's cache.
 
+    files: names, or patterns of names, of what is downloaded.
     Raises CheckpointError for what is neither, and for a hub id that is not in the cache and cannot be downloaded.
     """
     path = Path(path_or_id).expanduser()
@@ -29,7 +31,7 @@ def resolve(path_or_id: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download  # here, because a local folder needs no hub client
 
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=[CONFIG, WEIGHTS, PREPROCESSOR]))
+        return Path(snapshot_download(path_or_id, allow_patterns=list(files)))
     except Exception as error:  # the client fails in the types of whichever HTTP library it uses
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         raise CheckpointError(

@@ -38,6 +38,7 @@ NOT_LIGHT = {"pipelines.video.torchcodec"}
 
 # Functions that modules of a package define under one name because each answers the same call.
 INTERFACES = {
+    "autogaze.vision": {"load"},  # its public face: `from autogaze.vision import load`
     "pipelines.video": {"fingerprint", "decode_into", "probe"},  # pipelines.video.backends.Backend; probe is PyAV's
     "cluster": {"render", "submit", "status", "logs", "cancel"},  # of a launcher
     "jobs": {"run", "render", "submit", "status", "logs"},  # of a job, and of the verbs of `autogaze cluster`

@@ -63,9 +63,9 @@ def run_in_one(jobs: Sequence[Sequence[object]], environment: dict[str, str], sa
     return statuses
 
 
-@pytest.mark.timeout(600)  # two jobs that bring their own Ray, on whatever machine
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])  # two: on a Ray of their own
 def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
-    bucket: str, store_of_videos: Path, short: Path, tmp_path: Path
+    bucket: str, store_of_videos: Path, short: Path, tmp_path: Path, ranks: int
 ) -> None:
     environment = runs.environment() | SECRETS | {"HOME": str(tmp_path / "home"), "RAY_TMPDIR": str(short)}
     environment |= {"AWS_SECRET_ACCESS_KEY": "secret-access-key-must-not-leak", "RAY_AUTH_MODE": "token"}
@@ -81,9 +81,9 @@ def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
     run(runs.command("preprocess", *settings), environment, said)
     size = [word for word in training.SMALL if word.startswith("policy.")]
     settings = [*size, f"data={gaze}", "max_ratio=0.03", "epochs=1", "global_batch=2", "micro_batch=2", "val_clips=0"]
-    settings += ["loader.val_fraction=0", "scale.max_workers=2", "scale.min_workers=2", "ray.cpus=2"]
-    run(runs.command("train", "policy", *settings, f"run={trained}"), environment, said)
-    several = [["report", gaze, f"output={out / 'report.html'}"], ["verify", gaze], ["audit", trained]]
+    settings += ["loader.val_fraction=0", f"scale.max_workers={ranks}", f"scale.min_workers={ranks}", "ray.cpus=2"]
+    several: list[list[object]] = [["train", "policy", *settings, f"run={trained}"]]
+    several += [["report", gaze, f"output={out / 'report.html'}"], ["verify", gaze], ["audit", trained]]
     several += [["status", gaze], ["status", trained], ["gaze", few / "clip0.mp4", f"output={out / 'one'}"]]
     assert run_in_one(several, environment, said) == [0] * len(several)
     missing = [["scan", f"input={bucket}-that-is-not/x", f"output={out / 'm.parquet'}"], ["verify", f"{bucket}/none"]]

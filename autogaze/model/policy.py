@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from autogaze import hub
+from autogaze.device import usable_device
 from autogaze.gaze import Gaze
 from autogaze.images import as_model_input, check_frames, preprocess
 from autogaze.model import adaptation, checkpoint
@@ -439,20 +440,3 @@ def as_gaze(frames: Sequence[FrameGaze], vocabulary: PatchVocabulary) -> Gaze:
         places=torch.cat(places) if holes else None,
         slots=slots if holes else None,
     )
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """The device, if this machine has it. Raises ValueError if not."""
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r}: wanted cpu, cuda, cuda:<number> or mps") from error
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.type, False):
-        raise ValueError(
-            f"device {str(device)!r} is not on this machine, which has {[n for n, ok in available.items() if ok]}"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        last = torch.cuda.device_count() - 1
-        raise ValueError(f"device {str(device)!r} is not on this machine, which has cuda:0 to cuda:{last}")
-    return device

@@ -256,6 +256,7 @@ def test_runs_are_shown_and_what_is_no_record_is_passed_over(tmp_path: Path) -> 
     assert stages == [("gaze", "90"), ("decode", "75"), ("encode", "15")]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_clips_take_one_pass_and_few_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = shards.open_dataset(make_dataset(tmp_path / "d", 4))
     one = shards.read_index(small.url, 0)

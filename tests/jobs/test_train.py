@@ -198,6 +198,7 @@ def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_pa
     training.require_clean(run)
 
 
+@pytest.mark.slow
 def test_the_reconstructor_is_trained_and_validated_in_bfloat16(data: str, tmp_path: Path) -> None:
     losses = []
     for dtype in ("float32", "bfloat16"):

@@ -155,7 +155,7 @@ def caps(call: dict) -> list[int]:
 
 
 @given(call=calls())
-@examples(max_examples=60)
+@examples(max_examples=20)
 def test_a_gaze_equals_the_plain_policys(small, small_policy, plain_policy, slots_of, clips, call):
     """Tokens and slots exactly, and the losses it predicted on the way. Decisions too close to call are left out."""
     consistent, frames = call["positions"] == "consistent", clips(*call["clips"])
@@ -184,7 +184,7 @@ samplings = st.none() | st.builds(
 
 
 @given(call=calls(), sample=samplings)
-@examples(max_examples=60)
+@examples(max_examples=20)
 def test_frames_keep_their_caps_have_a_token_and_no_token_twice(small_policy, clips, call, sample):
     gaze = small_policy(*call["network"], call["positions"]).gaze(clips(*call["clips"]), **limits(call), sample=sample)
     for clip in alone(gaze):
@@ -195,7 +195,7 @@ def test_frames_keep_their_caps_have_a_token_and_no_token_twice(small_policy, cl
 
 
 @given(call=calls(), data=st.data())
-@examples(max_examples=60)
+@examples(max_examples=20)
 def test_neither_order_nor_mates_change_a_row(small_policy, clips, call, data):
     """Greedy and sampled; mates that stop at once or never, are there twice, or are not there."""
     model, frames = small_policy(*call["network"], call["positions"]), clips(*call["clips"])

@@ -76,6 +76,7 @@ def test_a_good_cluster_is_ready_and_nothing_is_left_behind(
     assert "must-not-leak" not in printed
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_red_and_says_what_to_do(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "only.mp4").write_bytes(b"this is no video" * 100)
@@ -120,6 +121,7 @@ def test_the_one_node_that_differs_is_named(cluster: Any, store_of_videos: Path,
     assert rows["answers"].startswith("ok") and rows["input"].startswith("ok"), printed
 
 
+@pytest.mark.slow
 def test_on_a_laptop_it_needs_no_file_and_a_place_nobody_may_write_is_red(tmp_path: Path) -> None:
     status, rows, printed = ask(tmp_path, "output=/sys/autogaze", f"input={tmp_path}/nothing", joins=False)
     assert status == 1 and rows["head nodes"].startswith("ok"), printed

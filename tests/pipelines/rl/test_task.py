@@ -82,7 +82,7 @@ def test_every_group_is_of_exactly_the_version_the_lag_names(undisturbed_rl: dic
     require_clean(undisturbed_rl[lag])
 
 
-@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("lag", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_that_is_stopped_after_any_step_goes_on_to_the_same_bits(
     gazes: str, undisturbed_rl: dict[int, Path], tmp_path: Path, lag: int
 ) -> None:
@@ -135,16 +135,22 @@ def test_the_bottleneck_is_named(shares: tuple[float, ...], actors: int, message
 @pytest.mark.parametrize(
     "words",
     [
-        ["objective.advantage=deviation"],
-        ["objective.ratio=behaviour"],
-        ["objective.ratio=behaviour", "objective.clip=0.2"],
         ["objective.kl=0.1", "sample.top_k=0"],
-        ["objective.log_probs=reference"],
-        ["sample.strategy=threshold"],
-        ["sample.strategy=ratio"],
-        ["sample.min_threshold=0.001", "sample.max_threshold=0.2"],
-        ["sample.top_k=0"],
-        ["scale.dtype=bfloat16"],
+        ["sample.strategy=threshold", "objective.ratio=behaviour", "objective.advantage=deviation"],
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (
+                ["objective.advantage=deviation"],
+                ["objective.ratio=behaviour"],
+                ["objective.ratio=behaviour", "objective.clip=0.2"],
+                ["objective.log_probs=reference"],
+                ["sample.strategy=threshold"],
+                ["sample.strategy=ratio"],
+                ["sample.min_threshold=0.001", "sample.max_threshold=0.2"],
+                ["sample.top_k=0"],
+                ["scale.dtype=bfloat16"],
+            )
+        ),
     ],
 )
 def test_every_option_trains_and_resumes_to_the_same_bits(gazes: str, tmp_path: Path, words: list[str]) -> None:

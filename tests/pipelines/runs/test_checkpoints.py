@@ -286,6 +286,7 @@ def test_killed_before_every_single_change_to_the_disk(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run").rglob(".tmp-*"))) <= 2, "what killed saves left was cleared by later ones"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:passed over:RuntimeWarning")
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     chance, kills, durable = random.Random(3), 0, 0

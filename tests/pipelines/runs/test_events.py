@@ -248,7 +248,7 @@ def test_values_are_reduced_over_ranks_and_written_once(tmp_path: Path) -> None:
     assert list(read["step"]) == [1, 2, 3] and list(read["loss"]) == [1.5, 2.5, 3.5]
 
 
-@pytest.mark.parametrize("how", ["killed", "hangs"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_rank_that_is_gone_is_an_error_within_the_timeout(tmp_path: Path, how: str) -> None:
     here, gone = ranks(tmp_path, "dies")
     try:

@@ -122,7 +122,7 @@ def finished(folder: Path, **about: Any) -> Job:
 # -- clean histories -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4), min_size=1, max_size=2).filter(
         lambda counts: all(map(sum, counts))
@@ -241,7 +241,7 @@ def counted(job: Job, path: Path) -> Any:
     return frame[frame["step"] < limit]
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_one_altered_row_is_found_and_its_step_named(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -305,6 +305,7 @@ def children() -> list[str]:
     return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
+@pytest.mark.slow
 def test_nothing_leaks(video: Source, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     before = open_files(), children()
