@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import threading
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+# One header at a time: numpy reads it with Python's parser, which in Python 3.11 fails at random where several threads
+# parse (SystemError: AST constructor recursion depth mismatch).
+PARSING = threading.Lock()
 
 # What zipfile and numpy raise for damaged bytes: a flipped bit may ask for a password (RuntimeError), for an unknown or
 # a wrong compression, or change the expression in an array's header.
@@ -46,7 +51,7 @@ def read(source: bytes | str | Path | BinaryIO) -> dict[str, np.ndarray]:
     if not isinstance(source, bytes):
         source = Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
     try:
-        with np.load(io.BytesIO(source), allow_pickle=False) as archive:
+        with PARSING, np.load(io.BytesIO(source), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except _DAMAGED as error:
         raise ValueError(f"not an .npz file: {error}") from error

@@ -10,6 +10,7 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
+from autogaze import npz
 from pipelines.dataset.members import BadSample, Members
 
 FrameStorage: TypeAlias = Literal["jpeg", "raw", "none"]
@@ -98,8 +99,9 @@ def _array_header(data: bytes | memoryview) -> tuple[int, tuple[int, ...]]:
     """Where the pixels of a frames.npy begin, and their shape. Raises BadSample unless they are uint8, row by row."""
     file = io.BytesIO(data[:_ARRAY_HEADER])
     try:
-        np.lib.format.read_magic(file)
-        shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
+        with npz.PARSING:
+            np.lib.format.read_magic(file)
+            shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
     except ValueError as error:
         raise BadSample(f"{_ARRAY} is damaged: {error}") from error
     if dtype != np.uint8 or by_column:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from rich.console import Console
@@ -49,7 +50,6 @@ def train(
             GPU where the config wants one.
     """
     torch.set_num_threads(config.scale.threads)
-    sys.setswitchinterval(_TURN_S)
     ranks = Ranks(rank, world, _device(config))
     run = TrainingRun(config, make_task(config, ranks.device), ranks)
     run.resume()
@@ -59,17 +59,18 @@ def train(
     status = "done"
     try:
         run.task.begin(run.loader, run.step, run.steps)
-        for batch, waited in _timed(iter(run.loader)):
-            if not run.take_step(batch, waited, stopping):
-                status = "stopped"
-                run.save()
-                break
-            if run.is_due(config.every.checkpoint):
-                run.save()  # before the validation, so that an error there costs no step
-            if run.is_due(config.every.validate):
-                run.validate()
-            if run.step == run.steps:
-                break
+        with _short_turns(ranks.device):
+            for batch, waited in _timed(iter(run.loader)):
+                if not run.take_step(batch, waited, stopping):
+                    status = "stopped"
+                    run.save()
+                    break
+                if run.is_due(config.every.checkpoint):
+                    run.save()  # before the validation, so that an error there costs no step
+                if run.is_due(config.every.validate):
+                    run.validate()
+                if run.step == run.steps:
+                    break
         run.finish(status)
     finally:
         run.close()
@@ -83,6 +84,18 @@ def _device(config: TrainConfig) -> torch.device:
     if not torch.cuda.is_available():
         raise PipelineError("scale.device=cuda: no GPU is here that PyTorch can use; set scale.device=cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+@contextmanager
+def _short_turns(device: torch.device) -> Iterator[None]:
+    """Let the threads of this process take short turns while a GPU is fed; on a CPU they gain nothing by it."""
+    before = sys.getswitchinterval()
+    if device.type == "cuda":
+        sys.setswitchinterval(_TURN_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:

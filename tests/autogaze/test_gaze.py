@@ -1,7 +1,9 @@
 """Gaze: ragged tokens, and every form they are written in and read from."""
 
 import io
+import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -299,3 +301,16 @@ def test_lists_that_do_not_fit_are_refused():
         Gaze.from_lists([[[1, 2]]], losses=[[[0.5]]])
     with pytest.raises(ValueError, match="no clips"):
         Gaze.from_lists([])
+
+
+def test_threads_may_read_at_the_same_time() -> None:
+    """numpy parses headers with Python's parser, which threads upset in Python 3.11."""
+    data = npz.write({"a": np.arange(3), "b": np.zeros((2, 2), np.float32)})
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: npz.read(data)["a"].tolist(), range(4000)))
+    finally:
+        sys.setswitchinterval(before)
+    assert found == [[0, 1, 2]] * 4000

@@ -204,7 +204,7 @@ def test_a_fingerprint_names_the_vocabulary_too():
 
 
 def test_an_unknown_reconstructor_is_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match="reconstructor 'canvass': neither canvas nor a checkpoint"):
+    with pytest.raises(ValueError, match="reconstructor 'canvass': neither canvas nor an existing checkpoint"):
         load("canvass")
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.dataset.run_records import RunRecord, StageTime, new_record_url, newest_record, read_runs
 from pipelines.storage.location import Location
+from tests.support import places
 from tests.support.records import run_record
 
 
@@ -17,8 +18,8 @@ def test_a_record_comes_back_as_it_was_written() -> None:
 
 
 def test_the_file_has_the_keys_that_the_format_page_lists() -> None:
-    page = Path("docs/formats.md").read_text()
-    listed = page[page.index("`<output>.runs/*.json`: `") :].split("`")[3].split()
+    page = (places.ROOT / "docs" / "formats.md").read_text()
+    listed = page[page.index("`<output>.runs/<time>-<id>.json`, with the keys `") :].split("`")[3].split()
     document = json.loads(run_record().to_json())
     assert list(document) == listed
     assert document["clips"] == {"ok": 1234, "failed": 5}
