@@ -109,7 +109,7 @@ def _dataset_rows(status: DatasetStatus) -> list[tuple[str, str]]:
         busy = ", ".join(f"{name} {share:.0%}" for name, share in sorted(status.stages.items(), key=lambda s: -s[1]))
         rows.append(("slowest stage", f"{status.slowest_stage} (busy: {busy})"))
     else:
-        rows.append(("slowest stage", "not known yet: no run has left a record beside the dataset"))
+        rows.append(("slowest stage", "not known yet: no run has recorded finished shards beside the dataset"))
     return rows
 
 

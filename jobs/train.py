@@ -62,6 +62,12 @@ def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, conso
             with running(ray) as size:
                 require_room(config, size.cpus, size.gpus)
                 if config.scale.max_workers > 1:
+                    console.print(
+                        f"training on Ray, whose ranks do not print here; watch: autogaze status {config.run} watch=5",
+                        highlight=False,
+                        markup=False,
+                        soft_wrap=True,
+                    )
                     status = train_on_ray(config, make_task, stopping)
                 else:
                     status = train(config, make_task, console=console, stopping=stopping)

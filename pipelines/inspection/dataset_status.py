@@ -96,10 +96,10 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
         status.state = status.state if begun_again else "interrupted"
     if status.state in ("stalled", "interrupted"):
         status.left_s = None
-        status.notice = (
-            f"{'no commit' if commits else 'planned, and no commit'} for {clock(idle or 0.0)}: is it running? The same "
-            "preprocess command again makes what is missing"
-        )
+        what = f"{'no commit' if commits else 'planned, and no commit'} for {clock(idle or 0.0)}: is it running?"
+        if status.state == "interrupted":
+            what = "the last run was interrupted."
+        status.notice = f"{what} The same preprocess command again makes what is missing"
     elif not status.well:
         status.notice = "no clip is ok: the reasons say why"
     return status

@@ -17,7 +17,7 @@ from pipelines.train.task import Task
 
 
 def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
-    """Write the run's config.yaml, or check that it still fits. Raises PipelineError naming the first difference.
+    """Write the run's config.yaml, or check that it still fits. Raises PipelineError naming what differs.
 
     Compared are the settings that must have the same value on resume (pipelines.schema), and the fingerprints of data
     and teachers, whose paths may change.
@@ -25,6 +25,8 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     fingerprint: of the samples, since data at the same path may have been made anew.
     """
     url = Location(config.run) / "config.yaml"
+    if store.exists(Location(config.run) / "dataset.json"):
+        raise PipelineError(f"run={config.run}: a dataset is there; choose another folder for the run")
     about = _document(config, task) | {"data_fingerprint": fingerprint}
     if not store.exists(url):
         store.publish(yaml.safe_dump(about, sort_keys=False).encode(), url)
@@ -36,12 +38,13 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):
         raise PipelineError(f"{url}: is not that of a training run; choose another run")
     free = {key.name for key in settings_of(config) if key.on_resume != "same value"}
-    before = _flat(begun)
-    for name, value in _flat(about).items():
-        if name not in free and before.get(name) != value:
-            raise PipelineError(
-                f"run={config.run}: was begun with {name}={before.get(name)}, not {value}; choose another run"
-            )
+    before, now = _flat(begun), _flat(about)
+    differing = [name for name, value in now.items() if name not in free and before.get(name) != value]
+    # A setting explains what else differs because of it.
+    settings = [name for name in differing if name in {key.name for key in settings_of(config)}]
+    if differing:
+        shown = "; ".join(f"{name}={before.get(name)}, not {now[name]}" for name in settings or differing[:1])
+        raise PipelineError(f"run={config.run}: was begun with {shown}; choose another run")
 
 
 def _document(config: TrainConfig, task: Task) -> dict[str, Any]:

@@ -91,6 +91,13 @@ class TrainingRun:
         self.ledger = Ledger(config.run, attempt, ranks.rank)
         peak = measure_peak(ranks.device, torch.bfloat16 if config.scale.dtype == "bfloat16" else torch.float32)
         self.events = Events(config.run, ranks.rank, ranks.world, console, peak=peak)
+        if console is not None and config.val_clips and self.held_out is None:
+            console.print(
+                f"no video is held out, so nothing is validated: raise loader.val_fraction={config.loader.val_fraction}"
+                " where there are few videos",
+                highlight=False,
+                soft_wrap=True,
+            )
         self.events.log(
             "start",
             attempt=self.attempt,

@@ -127,6 +127,7 @@ def test_a_run_that_was_interrupted_is_told_from_one_that_is_silent(half_made: s
     store.publish(b"no record", f"{half_made}.runs/20260101T000001Z-2.json")
     status = of_dataset(half_made, now=now)
     assert (status.state, status.well) == ("interrupted", False)
+    assert status.notice.startswith("the last run was interrupted. The same preprocess command again")
     assert (status.slowest_stage, status.stages) == ("decode", {"decode": 0.75, "gaze": 0.1})
     # Begun again: shards that came after the record say that it runs.
     os.utime(shards.index_url(half_made, 0), (now, now))

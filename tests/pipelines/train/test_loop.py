@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from autogaze.gaze import Gaze
@@ -99,6 +101,25 @@ def test_a_run_does_not_go_on_as_another(gazes: str, smooth_run: Path, changed: 
     with pytest.raises(PipelineError, match=f"was begun with {field}; choose another run"):
         train(policy_config(gazes, smooth_run, changed))
     assert runs.tree(smooth_run) == before
+
+
+def test_all_settings_that_differ_are_named(gazes: str, smooth_run: Path) -> None:
+    with pytest.raises(PipelineError, match=r"with epochs=3\.0, not 4\.0; optimizer\.lr=0\.0005, not 0\.1; choose"):
+        train(policy_config(gazes, smooth_run, "optimizer.lr=0.1", "epochs=4"))
+
+
+def test_a_run_is_not_written_into_a_dataset(gazes: str) -> None:
+    before = runs.tree(Path(gazes))
+    with pytest.raises(PipelineError, match=f"run={gazes}: a dataset is there; choose another folder"):
+        train(policy_config(gazes, Path(gazes)))
+    assert runs.tree(Path(gazes)) == before
+
+
+def test_a_dataset_too_small_to_hold_a_video_out_is_told(gazes: str, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    words = ["epochs=0.2", "loader.val_fraction=0.0001", "val_clips=4"]
+    assert train(policy_config(gazes, tmp_path, *words), console=console) == "done"
+    assert "no video is held out, so nothing is validated: raise loader.val_fraction=0.0001" in console.file.getvalue()
 
 
 def test_where_and_how_often_may_change_within_a_run(gazes: str, smooth_run: Path, tmp_path: Path) -> None:
