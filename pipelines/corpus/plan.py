@@ -235,8 +235,9 @@ class PlanReader:
 
     def __init__(self, url: str) -> None:
         self._url, self._file = url, pq.ParquetFile(store.open_read(url))
-        statistics = [self._file.metadata.row_group(i).column(1).statistics for i in range(self._file.num_row_groups)]
-        self._last_shards = [int(group.max) for group in statistics]  # column 1 of SCHEMA is shard
+        groups, shard = range(self._file.num_row_groups), PLAN_SCHEMA.get_field_index("shard")
+        statistics = [self._file.metadata.row_group(group).column(shard).statistics for group in groups]
+        self._last_shards = [int(of_shard.max) for of_shard in statistics]
         self._group, self._rows = -1, pd.DataFrame()
 
     def shard(self, number: int) -> pd.DataFrame:
