@@ -183,6 +183,7 @@ def test_other_weights_are_refused_by_the_name_of_what_differs(gazed: Gazed, tmp
     assert resume(replace(gazed.config(cuda_graphs="on"), threshold=THRESHOLD, max_ratio=RATIO)) is not None
 
 
+@pytest.mark.slow
 def test_weights_that_change_under_a_running_job_stop_it(gazed: Gazed, tmp_path: Path) -> None:
     settled = resolve_gaze(gazed.config())
     other = replace(settled.settings, policy=PolicyConfig(str(changed_weights(tmp_path / "other"))))

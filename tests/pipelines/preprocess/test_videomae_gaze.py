@@ -230,6 +230,7 @@ def test_the_dataset_says_what_labelled_it_and_the_report_in_which_units(made: M
     assert reconstructor.units in page and reconstructor.fingerprint in page and "of 2 frames" in page
 
 
+@pytest.mark.slow
 def test_one_worker_and_a_checkpoint_that_moved_make_the_bytes_of_two_workers(made: Made, tmp_path: Path) -> None:
     moved = made.reconstructor(checkpoint=str(shutil.copytree(made.folder / "checkpoint", tmp_path / "moved")))
     output = tmp_path / "gaze"
