@@ -81,7 +81,9 @@ def _without_nan(value: Any) -> Any:
 
 def shown(status: DatasetStatus | RunStatus) -> Table:
     """The status as a table: a name and its value on each line."""
-    table = Table(show_header=False, title_justify="left", title=Text(status.url))
+    # As wide as the place, which a reader may want to copy: a title is folded at the width of its table.
+    place = Text(status.url)
+    table = Table(show_header=False, title_justify="left", title=place, min_width=place.cell_len)
     table.add_row("state", Text(status.state, style=_COLOURS.get(status.state, "red")))
     for name, value in _dataset_rows(status) if isinstance(status, DatasetStatus) else _run_rows(status):
         table.add_row(name, Text(value))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support import places
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 ROOT = places.ROOT
 
@@ -87,8 +87,8 @@ def kill(pid: int) -> None:
         return
 
 
-def all_gone(pids: set[int]) -> bool:
-    """Whether all these processes end (zombies count as ended)."""
+def all_gone(pids: set[int], seconds: float = PATIENCE_S) -> bool:
+    """Whether all these processes end (zombies count as ended). seconds: where they must end soon or not at all."""
 
     def running() -> list[int]:
         alive = []
@@ -100,4 +100,4 @@ def all_gone(pids: set[int]) -> bool:
                 continue
         return alive
 
-    return wait_until(lambda: not running(), every=0.1)
+    return wait_until(lambda: not running(), every=0.1, seconds=seconds)
