@@ -40,10 +40,11 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str) -> None:
     free = {key.name for key in settings_of(config) if key.on_resume != "same value"}
     before, now = _flat(begun), _flat(about)
     differing = [name for name, value in now.items() if name not in free and before.get(name) != value]
-    # A setting explains what else differs because of it.
+    # Another kind of training explains every other difference, and a setting what differs because of it.
     settings = [name for name in differing if name in {key.name for key in settings_of(config)}]
+    causes = ["kind"] if "kind" in differing else settings or differing[:1]
     if differing:
-        shown = "; ".join(f"{name}={before.get(name)}, not {now[name]}" for name in settings or differing[:1])
+        shown = "; ".join(f"{name}={before.get(name)}, not {now[name]}" for name in causes)
         raise PipelineError(f"run={config.run}: was begun with {shown}; choose another run")
 
 

@@ -142,7 +142,7 @@ def test_a_missing_bucket_is_one_clear_line(bucket: str, tmp_path: Path) -> None
         (f"{bucket}-nothing/x", str(tmp_path / "out")),
         (f"{bucket}/nothing", str(tmp_path / "out")),
     ):
-        done = runs.autogaze("preprocess", f"input={source}", f"output={output}")
+        done = runs.plainly("preprocess", f"input={source}", f"output={output}")
         assert done.returncode == 2 and "does not exist" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -152,7 +152,7 @@ def test_missing_credentials_are_one_clear_line_at_once(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    done = runs.autogaze("preprocess", f"input={bucket}/videos", f"output={tmp_path / 'out'}")
+    done = runs.plainly("preprocess", f"input={bucket}/videos", f"output={tmp_path / 'out'}")
     assert done.returncode == 2 and "no credentials found" in done.stderr and done.stderr.count("\n") == 1
 
 
