@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,10 +52,16 @@ def plain_ray_data() -> Iterator[None]:
     def no_ray(config: RayConfig) -> Iterator[ClusterSize]:
         yield ClusterSize(nodes=1, cpus=2, gpus=0)
 
+    @contextmanager
+    def this_node(nodes: object) -> Iterator[object]:
+        yield SimpleNamespace(call=lambda function, *arguments: function(*arguments))
+
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.data, "from_items", lambda items, **_: PlainDataset(items))
         patch.setattr(preprocess, "running", no_ray)
+        patch.setattr(preprocess, "alive_nodes", list)
+        patch.setattr(preprocess, "probing", this_node)
         patch.setattr(scan, "running", no_ray)
         yield
     torch.set_num_threads(threads)  # the gaze stage sets those of its process

@@ -64,7 +64,7 @@ videos = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(videos, st.integers(1, 12), st.integers(0, 2))
 def test_all_tiles_of_a_chunk_lie_in_one_shard_each_once(
     sizes: list[tuple[int, int, int, int]], room: int, per_video: int
