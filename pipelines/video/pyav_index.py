@@ -20,13 +20,13 @@ from pipelines.video import timing
 from pipelines.video.base import VideoError
 from pipelines.video.frame_index import NO_TIME, FrameIndex, Header, Packets, Timing, by_times
 from pipelines.video.pictures import BOTTOM, CLEAN, SHOWN, TOP, UNSURE, look_into, may_hold_fields
-from pipelines.video.pyav_video import Video, encrypted, is_encrypted, said_once
+from pipelines.video.pyav_video import Video, encrypted, flags_tell, is_encrypted, said_once
 
 # Containers whose time stamps the muxer wrote for each picture. Elsewhere libav derives them, and a trial shows whether
 # it did well.
 _STAMPED = ("mov", "matroska", "mpegts", "flv", "nut", "asf", "mxf")
 # Containers whose packets are whole or not there. Elsewhere data that was cut ends inside the last picture.
-_WHOLE = ("mov", "matroska", "flv", "ogg", "asf", "nut", "ivf")
+_WHOLE = ("mov", "matroska", "flv", "ogg", "ivf")
 _FREE_RUNNING = ("mpegts", "mpeg")
 
 _TRIAL = 64  # packets
@@ -100,7 +100,7 @@ class _Log:
     def __init__(self, video: Video):
         pts, dts, pos = array("q"), array("q"), array("q")
         size, duration = array("i"), array("i")
-        key, shown, discard = bytearray(), bytearray(), bytearray()
+        key, shown, discard, clean = bytearray(), bytearray(), bytearray(), bytearray()
         self.headers: list[Header] = []
         self.encrypted = -1
         self.fields = self.unsure = False
@@ -147,12 +147,17 @@ class _Log:
             elif what & SHOWN:
                 field_place = -1
             key.append(is_key and bool(what & SHOWN))
+            clean.append(bool(what & CLEAN))
             shown.append(visible)
             self.headers.extend(said_once(packet, place))
             if may_encrypt and self.encrypted < 0 and is_encrypted(packet):
                 self.encrypted = place
-            if not packet.is_corrupt:
+            if not (packet.is_corrupt and flags_tell(video)):
                 whole = place + 1
+        if video.format == "avi" and len(key) > 1 and all(key) and not video.intra_only:
+            # A file without its index, since it was cut: libav then calls every packet a keyframe.
+            key = clean
+            key[0] = True
         # Half packets at the end are where the data was cut.
         self.duration = np.frombuffer(duration, np.int32)[:whole]
         self.discard = np.frombuffer(discard, bool)[:whole]

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipelines.video.base import VideoError, too_short
 from pipelines.video.frame_index import NO_TIME, FrameIndex, Header
-from pipelines.video.pyav_video import Packet, Video, encrypted
+from pipelines.video.pyav_video import Packet, Video, encrypted, flags_tell
 
 # Containers that libav finds its way into at any byte.
 _BY_BYTES = ("mpegts", "mpeg", "h264", "hevc", "vvc", "mpegvideo", "m4v", "obu", "mjpeg", "dv")
@@ -147,7 +147,7 @@ class IndexedReader:
             at = self._next
             self._next += 1
             self._verify(packet, at)
-            if packet.is_corrupt:
+            if packet.is_corrupt and flags_tell(self._video) and not self._ends_a_recording(at):
                 self._damage.setdefault(at, "data missing")
             step = self._video.decode(packet, at, self._said)
             self._said = []
@@ -156,6 +156,16 @@ class IndexedReader:
         for frame in step.frames:
             self._take(frame)
         return True
+
+    def _ends_a_recording(self, at: int) -> bool:
+        """Whether what libav takes for lost packets of a transport stream may be the seam of two recordings.
+
+        Their packet counters differ; libav flags the last picture, or by its parser's delay the one before. If data is
+        missing all the same, the decoder says so, or two pictures at most suffer.
+        """
+        keys = self._index.keys
+        following = int(np.searchsorted(keys, at + 1))
+        return self._video.format == "mpegts" and following < len(keys) and keys[following] <= at + 2
 
     def _verify(self, packet: Packet, at: int) -> None:
         """Raise NotAsIndexed for a packet that is not the one known by its place."""
@@ -235,16 +245,15 @@ class IndexedReader:
         return False
 
     def _place_of(self, packet: Packet) -> int:
-        """The place of a packet that is a point; -1 for any other."""
+        """The place of a packet that is a point; -1 for any other, and for one that cannot be told from another."""
         index = self._index
-        size, pos, pts = packet.size, packet.pos, packet.pts
-        for point in np.flatnonzero(index.point_size == size).tolist():
-            if pos is not None and pos >= 0 and index.point_pos[point] >= 0:
-                if index.point_pos[point] == pos and (pts is None or index.point_pts[point] in (pts, NO_TIME)):
-                    return int(index.point_place[point])
-            elif pts is not None and index.point_pts[point] == pts:
-                return int(index.point_place[point])
-        return -1
+        same = np.flatnonzero(index.point_size == packet.size)
+        if packet.pos is not None and packet.pos >= 0:
+            here = same[index.point_pos[same] == packet.pos]
+            same = here if len(here) else same[index.point_pos[same] < 0]
+        if packet.pts is not None:
+            same = same[(index.point_pts[same] == packet.pts) | (index.point_pts[same] == NO_TIME)]
+        return int(index.point_place[same[0]]) if len(same) == 1 else -1
 
     def _skip(self, packets: Iterator[Packet], at: int, place: int) -> bool:
         """Pass over the packets from `at` up to `place`; False if there are not as many."""

@@ -79,6 +79,7 @@ class Video:
         self.codec: str = context.codec.canonical_name
         self.extradata = bytes(context.extradata or b"")
         self.reorders = bool(context.codec.properties & Properties.REORDER.value)
+        self.intra_only = bool(context.codec.properties & Properties.INTRA_ONLY.value)
         # Slices, not frames: with frame threads an error surfaces some packets after the packet it belongs to.
         self.stream.thread_type = "SLICE"
         context.thread_count = self._threads
@@ -179,6 +180,11 @@ def said_once(packet: Packet, place: int) -> list[Header]:
 
 def is_encrypted(packet: Packet) -> bool:
     return packet.has_sidedata("encryption_info")
+
+
+def flags_tell(video: Video) -> bool:
+    """Whether a packet that libav flags corrupt is. In program streams the flag is of a block, which holds several."""
+    return video.format != "mpeg"
 
 
 def encrypted(place: int) -> VideoError:
