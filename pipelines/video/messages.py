@@ -1,16 +1,16 @@
 """H.265 and H.266 packets without what touches no picture: SEI messages, delimiters, filler, units of other layers.
 
-These decoders run with err_detect=explode, so that a damaged slice is an error (see pipelines.video.pyav_video). It makes
-an error of everything else that is broken too, and hardware encoders write SEI messages of wrong lengths or without a
-stop bit. So they are left out before decoding, except the two kinds that decide what is shown: the recovery point and
-the display orientation (H.265 annex D).
+These decoders run with err_detect=explode, so that a damaged slice is an error (see pipelines.video.pyav_video). It
+makes an error of everything else that is broken too, and hardware encoders write SEI messages of wrong lengths or
+without a stop bit. So they are left out before decoding, except the two kinds that decide what is shown: the recovery
+point and the display orientation (H.265 annex D).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipelines.video.pictures import units
+from pipelines.video.pictures import framed, units
 
 _RECOVERY_POINT, _DISPLAY_ORIENTATION = 6, 47
 _SMALLEST = {_RECOVERY_POINT: 1, _DISPLAY_ORIENTATION: 1}
@@ -34,8 +34,7 @@ def without_messages(packet: memoryview, codec: str, length_size: int) -> bytes 
             keep.append(kept)
     if not changed:
         return None
-    mark = (lambda unit: len(unit).to_bytes(length_size, "big")) if length_size else (lambda unit: b"\0\0\0\1")
-    return b"".join(mark(unit) + unit for unit in keep)
+    return b"".join(framed(unit, length_size) for unit in keep)
 
 
 def _vvc_unit(unit: bytes) -> bytes:

@@ -69,9 +69,14 @@ def units(data: bytes, length_size: int) -> Iterator[tuple[int, int]]:
         begin = following + 3
 
 
+def framed(unit: bytes, length_size: int) -> bytes:
+    """A NAL unit as it stands in a packet."""
+    return (len(unit).to_bytes(length_size, "big") if length_size else b"\0\0\0\1") + unit
+
+
 def length_size(codec: str, extradata: bytes) -> int:
     """Bytes of the length before each NAL unit of a packet; 0 where start codes divide them."""
-    if not extradata or extradata[0] != 1 and not (codec in ("hevc", "vvc") and len(extradata) > 22):
+    if not extradata or (extradata[0] != 1 and not (codec in ("hevc", "vvc") and len(extradata) > 22)):
         return 0
     if extradata[:3] == b"\0\0\1" or extradata[:4] == b"\0\0\0\1":
         return 0
@@ -164,10 +169,7 @@ class _H264:
         known = self._sets.get(kind << 16 | number)
         if known != unit:
             self._sets[kind << 16 | number] = unit
-            before = (lambda part: len(part).to_bytes(self._length_size, "big")) if self._length_size else None
-            self.headers = b"".join(
-                (before(part) if before else b"\0\0\0\1") + part for _, part in sorted(self._sets.items())
-            )
+            self.headers = b"".join(framed(part, self._length_size) for _, part in sorted(self._sets.items()))
 
     def _learn(self, unit: bytes) -> int:
         """Take in a parameter set; its id."""
@@ -270,11 +272,8 @@ class _H265:
         if self._sets.get(name) != unit:
             self._sets.pop(name, None)
             self._sets[name] = unit
-            size = self._length_size
-            self.headers = b"".join(
-                (len(part).to_bytes(size, "big") if size else b"\0\0\0\1") + part
-                for part in sorted(self._sets.values(), key=lambda part: part[0] >> 1 if not self._vvc else part[1])
-            )
+            ordered = sorted(self._sets.values(), key=lambda part: part[1] >> 3 if self._vvc else part[0] >> 1 & 63)
+            self.headers = b"".join(framed(part, self._length_size) for part in ordered)
 
 
 class _Mpeg:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import av
 import numpy as np
@@ -38,6 +39,7 @@ from pipelines.video.pyav_video import Video
 # SWS_BILINEAR | SWS_ACCURATE_RND | SWS_BITEXACT: the same pixels whatever SIMD the CPU has, at no cost that could be
 # measured. As a number, because PyAV 17 takes these flags but does not name them.
 SCALING = 0x2 | 0x40000 | 0x80000
+
 
 def fingerprint() -> str:
     versions = av.library_versions
@@ -118,7 +120,11 @@ def decode_into(
             users = [(i, slot) for i, slot in uses[n] if i not in failed]
             if users:
                 try:
-                    frame = reader.read(n)
+                    try:
+                        frame = reader.read(n)
+                    except NotAsIndexed:
+                        reader = _without_seeking(video)
+                        frame = reader.read(n)
                     pixels = _pixels(scaler, frame, n, config.size, native)
                 except VideoError as error:
                     failed.update((i, error) for i, _ in users)
@@ -128,6 +134,15 @@ def decode_into(
             while delivered < len(order) and (order[delivered] in failed or max(clips[order[delivered]]) <= n):
                 yield order[delivered], failed.get(order[delivered])
                 delivered += 1
+
+
+def _without_seeking(video: Video) -> IndexedReader:
+    """Another reader for a video whose packets are not those of its index: of a fresh one, from the first packet on."""
+    video.rewind()
+    try:
+        return IndexedReader(video, make_index(video), seeks=False)
+    except NotAsIndexed:
+        raise VideoError("unreadable", "its packets differ from one reading to the next") from None
 
 
 def _pixels(
@@ -151,5 +166,5 @@ def _pixels(
 
 
 def _orientation(frame: av.VideoFrame) -> Orientation:
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     return Orientation() if matrix is None else Orientation.of_matrix(bytes(matrix))

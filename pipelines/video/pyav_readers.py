@@ -45,9 +45,11 @@ class IndexedReader:
     _point: int  # the next point of the index that the run comes by
     _said: list[Header]  # what holds for the run's first packet and was said before it
 
-    def __init__(self, video: Video, index: FrameIndex):
+    def __init__(self, video: Video, index: FrameIndex, seeks: bool = True):
+        """seeks=False: reach every packet from the first, where seeking leads to others than the index names."""
         self._video = video
         self._index = index
+        self._seeks = seeks
         self._from_start = False  # no keyframe turned out to be one: seek no more
         self._ready: deque[tuple[int, av.VideoFrame]] = deque()  # (number, frame), decoded and not yet read
         self._damage: dict[int, str] = {}  # place -> what is wrong with the packet
@@ -214,14 +216,14 @@ class IndexedReader:
         self._drained = self._suspect = self._from_start = False
         self._said = _in_force(index.headers, place)
         self._point = int(np.searchsorted(index.point_place, place))
-        if place and any(self._land(point, place) for point in self._points_before(place)):
+        if place and self._seeks and any(self._land(point, place) for point in self._points_before(place)):
             return
         self._video.rewind()
         if not self._skip(self._video.packets(), 0, place):
             raise NotAsIndexed
 
     def _points_before(self, place: int) -> list[int]:
-        """The points to seek to for a packet, the nearest one first: of these one in ten fails, and the next does not."""
+        """The points to seek to for a packet: the nearest one, and the one ahead of it where that fails."""
         at = int(np.searchsorted(self._index.point_place, place, side="right")) - 1
         return [point for point in (at, at - 1) if point > 0]
 

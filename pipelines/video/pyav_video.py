@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast, get_args
 
 import av
 from av.codec.codec import Properties
 from av.error import FFmpegError
-from av.packet import PacketSideData, packet_sidedata_type_from_literal
+from av.packet import PacketSideData, PktSideDataT
 from av.stream import Disposition
 
 from pipelines.video.base import Source, VideoError
@@ -78,8 +78,9 @@ class Video:
         self.format: str = self.container.format.name.split(",")[0]
         self.codec: str = context.codec.canonical_name
         self.extradata = bytes(context.extradata or b"")
-        self.reorders = bool(context.codec.properties & Properties.REORDER.value)
-        self.intra_only = bool(context.codec.properties & Properties.INTRA_ONLY.value)
+        properties: int = int(context.codec.properties)  # bits of AV_CODEC_PROP_*, some of them without a name in PyAV
+        self.reorders = bool(properties & int(Properties.REORDER.value))
+        self.intra_only = bool(properties & int(Properties.INTRA_ONLY.value))
         # Slices, not frames: with frame threads an error surfaces some packets after the packet it belongs to.
         self.stream.thread_type = "SLICE"
         context.thread_count = self._threads
@@ -136,10 +137,8 @@ class Video:
         for header in headers:
             if header.kind == "in_band":
                 packet = _with_data(packet, header.data + bytes(packet))
-            elif not packet.has_sidedata(header.kind):
-                said = PacketSideData(packet_sidedata_type_from_literal(header.kind), len(header.data))
-                said.update(header.data)
-                said.to_packet(packet)
+            else:
+                _say(packet, header)
         if self.codec in _SILENT:
             data = without_messages(memoryview(packet), self.codec, self._length_size)
             if data == b"":
@@ -175,7 +174,18 @@ class Video:
 
 def said_once(packet: Packet, place: int) -> list[Header]:
     """What a packet brings that holds until another says otherwise."""
-    return [Header(place, kind, bytes(side)) for side in packet.iter_sidedata() if (kind := side.data_type) in _SAID_ONCE]
+    return [
+        Header(place, kind, bytes(side)) for side in packet.iter_sidedata() if (kind := side.data_type) in _SAID_ONCE
+    ]
+
+
+def _say(packet: Any, header: Header) -> None:
+    """Add a header to a packet that has none of its kind. (PyAV's stubs leave PacketSideData's constructor out.)"""
+    if not packet.has_sidedata(header.kind):
+        make: Any = PacketSideData
+        said = make(get_args(PktSideDataT).index(header.kind), len(header.data))
+        said.update(header.data)
+        said.to_packet(packet)
 
 
 def is_encrypted(packet: Packet) -> bool:
@@ -193,12 +203,12 @@ def encrypted(place: int) -> VideoError:
 
 def _with_data(packet: Packet, data: bytes) -> Packet:
     """A packet like another, of other bytes. That its frame is to be discarded cannot be said: the index knows it."""
-    made: Packet = av.Packet(data)
+    made: Any = av.Packet(data)
     made.is_keyframe = packet.is_keyframe
     made.is_corrupt = packet.is_corrupt
     for side in packet.iter_sidedata():
         side.to_packet(made)
-    return made
+    return cast(Packet, made)
 
 
 def error_text(error: FFmpegError) -> str:
