@@ -7,7 +7,7 @@ the last keyframe that is not after it in either order, and going on to the fram
     pts      0   3   1   2 | 6   4   5
     frame    0   3   1   2 | 6   4   5        frames 4 and 5 are shown before keyframe 6 ("open GOP"): their anchor is 0
 
-Of a day at 30 frames a second the arrays take some 25 MB, as files that are mapped (pipelines.video.kept_index).
+Of a day at 30 frames a second the arrays take some 25 MB.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, TypeAlias, cast, get_args
 
 import av
-from av.codec.codec import Properties
 from av.error import FFmpegError
 from av.packet import PacketSideData, PktSideDataT
 from av.stream import Disposition
@@ -30,6 +29,9 @@ _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file,subfile"
 # By default these decoders neither report nor conceal a damaged slice: the rest of the picture is then whatever its
 # buffer held before. With err_detect=explode they fail on it.
 _SILENT = ("hevc", "vvc")
+
+# AV_CODEC_PROP_INTRA_ONLY and AV_CODEC_PROP_REORDER; PyAV's own flags do not take the bits that it does not name.
+_INTRA_ONLY, _REORDER = 1, 8
 
 _SAID_ONCE = ("new_extradata", "palette")
 
@@ -78,9 +80,9 @@ class Video:
         self.format: str = self.container.format.name.split(",")[0]
         self.codec: str = context.codec.canonical_name
         self.extradata = bytes(context.extradata or b"")
-        properties: int = int(context.codec.properties)  # bits of AV_CODEC_PROP_*, some of them without a name in PyAV
-        self.reorders = bool(properties & int(Properties.REORDER.value))
-        self.intra_only = bool(properties & int(Properties.INTRA_ONLY.value))
+        properties: Any = context.codec.properties
+        self.reorders = bool(properties & _REORDER)
+        self.intra_only = bool(properties & _INTRA_ONLY)
         # Slices, not frames: with frame threads an error surfaces some packets after the packet it belongs to.
         self.stream.thread_type = "SLICE"
         context.thread_count = self._threads
