@@ -1,8 +1,8 @@
 """How many CPUs this process may use: those of its affinity, and no more than the quotas of its control groups.
 
-A container with `--cpus=2` (Docker), a limit of CPUs (Kubernetes) or CPUQuota= (systemd) sees all CPUs of its host, and is
-stopped for the rest of each period once it has used its share. Kernel documentation: admin-guide/cgroup-v2 (cpu.max),
-scheduler/sched-bwc (cpu.cfs_quota_us).
+A container with `--cpus=2` (Docker), a limit of CPUs (Kubernetes) or CPUQuota= (systemd) sees all CPUs of its host, and
+is stopped for the rest of each period once it has used its share. Kernel documentation: admin-guide/cgroup-v2 (cpu.max)
+and scheduler/sched-bwc (cpu.cfs_quota_us).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _mounts(mountinfo: list[str], *, version_2: bool) -> Iterator[tuple[PurePosi
     """Of each mount of the hierarchy: the group that is its root, and where it is mounted."""
     for line in mountinfo:
         fields, _, about = line.partition(" - ")
-        kind, _, options = (about.split(" ", 2) + ["", ""])[:3]
+        kind, _, options = [*about.split(" ", 2), "", ""][:3]
         if kind == ("cgroup2" if version_2 else "cgroup") and (version_2 or "cpu" in options.split(",")):
             top, mounted = (_unescape(field) for field in fields.split(" ")[3:5])
             yield PurePosixPath(top), PurePosixPath(mounted)
@@ -56,9 +56,8 @@ def _unescape(field: str) -> str:
 
 def _group_and_parents(folder: Path, path: PurePosixPath, top: PurePosixPath) -> Iterator[Path]:
     """The folders of a group and of those above it, as far as the mount shows them."""
-    inside = (
-        path.relative_to(top) if path.is_relative_to(top) else PurePosixPath()
-    )  # else: of the host, not mounted here
+    # A path that is not below the mount's root is the host's name for a group that is not mounted here.
+    inside = path.relative_to(top) if path.is_relative_to(top) else PurePosixPath()
     if ".." not in inside.parts:
         yield from (folder / part for part in (inside, *inside.parents))
     else:

@@ -115,10 +115,13 @@ def _connected(config: RayConfig, paths: dict[str, str]) -> Iterator[ClusterSize
                 ray.init(address=config.address, runtime_env={"env_vars": where} if where else None, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ClusterError(
-                f"ray.address={config.address}: no Ray cluster answers ({first}); "
-                "start one with `ray start --head`, or leave ray.address empty to run on this machine"
-            ) from error
+            remedy = "start one with `ray start --head`, or leave ray.address empty to run on this machine"
+            if "Failed to connect" in first and config.address != "auto":  # though somebody listens there
+                remedy = (
+                    "its token is another (set RAY_AUTH_MODE and RAY_AUTH_TOKEN as where it was started), its version "
+                    "of Ray is, or the port is not that of `ray start --head`"
+                )
+            raise ClusterError(f"ray.address={config.address}: no Ray cluster answers ({first}); {remedy}") from error
     else:
         start_ray(
             **paths,
@@ -155,7 +158,9 @@ def start_ray(**options: Any) -> None:
             kill(set(descendants(os.getpid())) - others)  # a node that was late
             if not left or "timed out" not in str(error):
                 first = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise ClusterError(f"Ray did not start on this machine: {first}") from error
+                late = "timed out" in first
+                remedy = "; the machine is busy: set RAY_raylet_start_wait_time_s=120, and run it again" if late else ""
+                raise ClusterError(f"Ray did not start on this machine: {first}{remedy}") from error
 
 
 def _require_head(address: str) -> None:
