@@ -23,6 +23,7 @@ from cluster.probes import FailedNode, Probes, alive_nodes, probing
 from cluster.slurm_script import logs_folder
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import submit
+from jobs.terminal import write_exactly
 from pipelines.errors import PipelineError
 from pipelines.inspection import preflight as storage
 
@@ -62,7 +63,7 @@ def render(config: RenderConfig, console: Console) -> int:
     from jobs.cli import read_command  # here, not above: it imports this module by name
 
     command = read_command(words)
-    sys.stdout.write(submit.rendered(config, command.name, command.config))
+    write_exactly(submit.rendered(config, command.name, command.config))
     return 0
 
 
@@ -150,7 +151,21 @@ def _slurm_status(config: SubmittedConfig) -> str:
     if job.tasks:
         counts = Counter(job.tasks.values())
         words.append("tasks: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
-    return f"{config.id}: {', '.join(words)}"
+    return f"{config.id}: {', '.join(words)}{_planning(config)}"
+
+
+def _planning(config: SubmittedConfig) -> str:
+    """A line about the job that plans for an array, unless it is done; with its reason where it failed."""
+    first = "" if "_" in config.id else slurm.planner(config, config.id)
+    if not first:
+        return ""
+    try:
+        state = slurm.status(config, first).state
+    except ClusterError:
+        state = "ended"  # Slurm forgets a job after minutes
+    if state == "COMPLETED":
+        return ""
+    return f"\nits plan, job {first}: {state}; last words: {slurm.last_words(config, first, config.id) or 'none yet'}"
 
 
 def logs(config: SubmittedConfig, console: Console) -> int:
