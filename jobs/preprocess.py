@@ -12,6 +12,7 @@ from rich.table import Table
 from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
 from cluster.probes import alive_nodes, probing
+from jobs.wording import fewer, size
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import clear_video_cache
@@ -209,8 +210,8 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
         possible = totals.frames * VOCABULARY.size
         table.add_row(
             "gaze",
-            f"{totals.tokens:,} of {possible:,} patches: {possible / max(totals.tokens, 1):.1f}x fewer "
-            f"({totals.tokens / possible:.2%})",
+            f"{totals.tokens:,} of {possible:,} multi-scale patches ({totals.tokens / possible:.2%}): "
+            + fewer(totals.tokens, possible),
         )
         met = "" if job.gazer.threshold is None else f"; {totals.met / totals.ok:.1%} of frames met threshold "
         table.add_row(
@@ -218,6 +219,7 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
             f"{totals.loss / totals.ok:.4f} mean" + (met and f"{met}{job.gazer.threshold:g}"),
         )
     table.add_row("gazed by", f"{record.gaze}, on {record.device}")
+    table.add_row("size", f"{size(totals.bytes)} of shards and indexes")
     table.add_row("frames", f"{totals.frames:,} in {record.seconds:.1f} s: {record.frames_per_s:.1f} frames/s")
     for stage, parts in (("decode", ("fetch",)), ("encode", ()), ("gaze", ("search", "write"))):
         if stage in record.stages:

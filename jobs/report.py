@@ -22,6 +22,7 @@ from rich.console import Console
 
 from autogaze import reconstruction
 from autogaze.patches import PatchVocabulary
+from jobs import wording
 from jobs.pictures import charts, lettering, render
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
@@ -80,6 +81,8 @@ def build(dataset: Dataset, clips: int = 12) -> str:
     )
     environment.filters["plain"] = redact
     environment.filters["duration"] = duration
+    environment.filters["size"] = wording.size
+    environment.filters["times"] = wording.times
     return environment.get_template("report.html").render(
         name=dataset.url.name,
         url=dataset.url,
@@ -89,6 +92,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
         threshold=threshold,
         measure=measure,
         vocabulary=vocabulary,
+        vit_tokens=wording.vit_tokens(vocabulary),
         palette=[hex_colour(level) for level in range(len(vocabulary.scales))],
         survey=survey,
         planned_shards=dataset.shards,
