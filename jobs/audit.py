@@ -21,7 +21,7 @@ class AuditConfig:
 
     usage: ClassVar[str] = "autogaze audit /data/runs/1"
 
-    run: str = setting("", "folder or s3:// prefix of a training run", required=True)
+    run: str = setting("", "folder or s3:// prefix of a training run", required=True, place="location")
 
 
 def run(config: AuditConfig, console: Console) -> int:

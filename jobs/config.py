@@ -15,7 +15,10 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
+from jobs import presets
+from jobs.run_files import settings_of_run
 from pipelines.errors import PipelineError
+from pipelines.gazing.networks import find_network
 from pipelines.schema import Setting, ordered_fields, settings_of
 from pipelines.storage.credentials import refuse_credentials
 from pipelines.storage.location import Location
@@ -41,7 +44,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
     known = {key.name: key for key in settings_of(schema())}
     values: dict[str, Any] = {}
     if file is not None:
-        values.update(_from_file(file, known))
+        values.update(_from_file(file, known, schema))
     for argument in arguments:
         name, equals, text = argument.partition("=")
         # A path that exists and has a '=' in it is a path, not an unknown key.
@@ -53,6 +56,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
+    values = presets.filled(schema, values)
     from omegaconf import OmegaConf  # here, since --help does without
     from omegaconf.errors import OmegaConfBaseException
 
@@ -69,20 +73,28 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
 def with_absolute_places(config: T) -> T:
     """The same config, its relative paths made absolute: other processes of the job have other working folders.
 
-    A checkpoint that is no path here is left as it is: a hub id, or the name of a reconstructor.
+    A run, or a step of it, becomes the folder of its network. What is no path here is left as it is: a hub id, or the
+    name of a reconstructor. Raises PipelineError for a place that holds no network of the kind that is wanted.
     """
     copy = _sections_copied(config)
     for key in settings_of(config):
-        if key.place == "no" or not key.value:
-            continue
-        if key.place == "checkpoint":
-            there = os.path.exists(os.path.expanduser(key.value)) and key.value != "canvas"
-            text = str(Location(key.value)) if there else key.value
-        else:
-            text = ",".join(str(Location(part)) for part in key.value.split(",") if part)
-        *sections, last = key.name.split(".")
-        setattr(functools.reduce(getattr, sections, copy), last, text)
+        if key.place != "no" and key.value:
+            *sections, last = key.name.split(".")
+            setattr(functools.reduce(getattr, sections, copy), last, _absolute(key))
     return copy
+
+
+def _absolute(key: Setting) -> str:
+    """The place that a setting names, as an absolute path or a URL."""
+    if key.place == "locations" and not os.path.exists(os.path.expanduser(key.value)):
+        return ",".join(str(Location(part)) for part in key.value.split(",") if part)
+    if key.place in ("location", "locations"):
+        return str(Location(key.value))
+    if key.value == "canvas":
+        return str(key.value)
+    if key.place in ("policy", "reconstructor"):
+        return find_network(key.value, key.place, key.name)
+    return str(Location(key.value)) if os.path.exists(os.path.expanduser(key.value)) else str(key.value)
 
 
 def _sections_copied(config: T) -> T:
@@ -125,18 +137,20 @@ def type_name(kind: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
 
 
-def _from_file(file: str, known: dict[str, Setting]) -> dict[str, Any]:
+def _from_file(file: str, known: dict[str, Setting], schema: type) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
             tree = yaml.safe_load(stream) or {}
     except OSError as error:
-        raise PipelineError(f"{file}: {error.strerror}") from error
+        raise PipelineError(
+            f"--config {file}: {error.strerror}; give a YAML file of keys, such as --print-config prints"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not text, a date that does not exist
         raise PipelineError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise PipelineError(f"{file}: expected keys and values")
     values: dict[str, Any] = {}
-    for name, value in _leaves(tree, known):
+    for name, value in _leaves(settings_of_run(tree, file, schema), known):
         if name not in known:
             raise PipelineError(f"{file}: {name}: no such key{_nearest(name, known)}")
         refuse_credentials(str(value), name)

@@ -24,7 +24,7 @@ from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import device_of
-from pipelines.gazing.reconstructor import TeachersConfig
+from pipelines.gazing.reconstructor import TeachersConfig, open_reconstructor
 from pipelines.gazing.settings import Device
 from pipelines.inspection.evaluate import METHODS, Curve, Point, measure, sample_clips
 from pipelines.schema import check, section, setting
@@ -39,9 +39,11 @@ class EvaluateConfig:
 
     usage: ClassVar[str] = "autogaze evaluate /data/gaze"
 
-    data: str = setting("", "folder or s3:// prefix of a dataset with stored frames", required=True)
-    output: str = setting("", "folder for the results ('' = <dataset name>-evaluate here)")
-    reconstructor: str = setting("canvas", "what measures the error: canvas, or a checkpoint")
+    data: str = setting("", "folder or s3:// prefix of a dataset with stored frames", required=True, place="location")
+    output: str = setting("", "folder for the results ('' = <dataset name>-evaluate here)", place="location")
+    reconstructor: str = setting(
+        "canvas", "what measures the error: canvas, a run that trains one, or its folder", place="reconstructor"
+    )
     teachers: TeachersConfig = section(TeachersConfig)
     ratios: str = setting("0.01,0.02,0.05,0.1,0.2", "gazing ratios, with commas")
     methods: str = setting(",".join(METHODS), "what is compared, with commas")
@@ -121,12 +123,13 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
 
 
 def _load(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructor:
-    try:
-        return reconstruction.load(
-            config.reconstructor, dataset.vocabulary, teachers=config.teachers.given() or None, device=device
-        )
-    except ValueError as error:
-        raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
+    return open_reconstructor(
+        config.reconstructor,
+        "reconstructor",
+        vocabulary=dataset.vocabulary,
+        teachers=config.teachers.given() or None,
+        device=device,
+    )
 
 
 def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstructor) -> float | None:

@@ -47,8 +47,10 @@ class GazeConfig(GazeSettings):
 
     usage: ClassVar[str] = "autogaze gaze VIDEO output=FOLDER"
 
-    video: str = setting("", "a video file, or an s3:// URL of one", required=True)
-    output: str = setting("", "local folder for overlay.mp4, contact_sheet.png, gaze.json", required=True)
+    video: str = setting("", "a video file, or an s3:// URL of one", required=True, place="location")
+    output: str = setting(
+        "", "local folder for overlay.mp4, contact_sheet.png, gaze.json", required=True, place="location"
+    )
     clip: ClipConfig = section(ClipConfig)
     decoder: DecoderName = setting("pyav", "pyav, decord or torchcodec")
 

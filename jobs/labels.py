@@ -29,8 +29,8 @@ class ExportConfig:
 
     usage: ClassVar[str] = "autogaze export-labels /data/gaze output=labels.json"
 
-    data: str = setting("", "folder or s3:// prefix of the dataset", required=True)
-    output: str = setting("labels.json", "the label file, local or s3://")
+    data: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
+    output: str = setting("labels.json", "the label file, local or s3://", place="location")
 
 
 @dataclass
@@ -39,9 +39,11 @@ class ImportConfig:
 
     usage: ClassVar[str] = "autogaze import-labels labels.json data=/data/gaze output=/data/labelled"
 
-    labels: str = setting("", "label files, with commas; each may be a glob", required=True)
-    data: str = setting("", "folder or s3:// prefix of the dataset whose clips are labelled", required=True)
-    output: str = setting("", "folder or s3:// prefix of the new dataset", required=True)
+    labels: str = setting("", "label files, with commas; each may be a glob", required=True, place="locations")
+    data: str = setting(
+        "", "folder or s3:// prefix of the dataset whose clips are labelled", required=True, place="location"
+    )
+    output: str = setting("", "folder or s3:// prefix of the new dataset", required=True, place="location")
     threshold: float | None = setting(
         None, "error that frames are held against, in the labels' units (null = data's)", at_least=0
     )

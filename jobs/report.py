@@ -50,8 +50,8 @@ class ReportConfig:
 
     usage: ClassVar[str] = "autogaze report /data/gaze"
 
-    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True)
-    output: str = setting("", "the HTML file ('' = <dataset name>-report.html here)")
+    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
+    output: str = setting("", "the HTML file ('' = <dataset name>-report.html here)", place="location")
     clips: int = setting(12, "clips in the gallery, spread from the cheapest to the dearest", at_least=0)
 
 

@@ -32,7 +32,9 @@ class StatusConfig:
 
     usage: ClassVar[str] = "autogaze status /data/gaze"
 
-    place: str = setting("", "folder or s3:// prefix of a dataset or of a training run", required=True)
+    place: str = setting(
+        "", "folder or s3:// prefix of a dataset or of a training run", required=True, place="location"
+    )
     watch: float = setting(0.0, "look again every so many seconds until it ends (0 = once)", at_least=0)
     format: Literal["text", "json"] = setting("text", "text, or json (one object a line)")
     outcomes: bool = setting(True, "read every index for outcomes and reasons (false = only count shards)")

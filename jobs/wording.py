@@ -14,12 +14,9 @@ def size(count: int) -> str:
     """A number of bytes in decimal units: '412 bytes', '8.1 kB', '1.24 GB'."""
     if count < 1000:
         return plural(count, "byte")
-    value, unit = float(count), "bytes"
-    for unit in ("kB", "MB", "GB", "TB", "PB"):
-        value /= 1000
-        if value < 999.5:
-            break
-    return f"{value:.3g} {unit}"
+    units = ("kB", "MB", "GB", "TB", "PB")
+    power = next((p for p in range(1, len(units)) if count < 999.5 * 1000**p), len(units))
+    return f"{count / 1000**power:.3g} {units[power - 1]}"
 
 
 def times(ratio: float) -> str:

@@ -1,14 +1,15 @@
 """gaze=policy: the settings of the AutoGaze network, and loading the network they name.
 
-Only load_policy imports torch: a command starts without it, and so do decode actors.
+Only load_policy and open_policy import torch: a command starts without it, and so do decode actors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pipelines.errors import PipelineError
+from pipelines.gazing.networks import find_network, on_disk
 from pipelines.schema import setting
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ UNITS = "reconstruction loss as the policy predicts it, in the units its checkpo
 class PolicyConfig:
     """The network that gaze=policy gazes with, and how it is run."""
 
-    checkpoint: str = setting("", "folder or hub id (org/name) in the reference's format")
+    checkpoint: str = setting(
+        "", "a run that trains one, a folder in the reference's format, or a hub id (org/name)", place="policy"
+    )
     positions: Literal["", "reference", "consistent"] = setting(
         "", "reference or consistent decode positions ('' = what the checkpoint says)"
     )
@@ -50,17 +53,30 @@ def load_policy(config: PolicyConfig, device: str) -> AutoGaze:
     """
     import torch
 
-    from autogaze.model import AutoGaze, CheckpointError
-
     try:
-        return AutoGaze.from_pretrained(
+        return open_policy(
             config.checkpoint,
+            "policy.checkpoint",
             positions=config.positions or None,
             device=device,
             dtype=getattr(torch, config.dtype),
             cuda_graphs=CUDA_GRAPHS[config.cuda_graphs],
         )
-    except CheckpointError as error:
-        raise PipelineError(f"policy.checkpoint={config.checkpoint}: {error}") from error
     except ValueError as error:
         raise PipelineError(f"gaze=policy: {error}") from error
+
+
+def open_policy(place: str, key: str, **options: Any) -> AutoGaze:
+    """The policy that the setting `key` names: a run, a step of it, a folder here or on s3://, or a hub id.
+
+    options: of AutoGaze.from_pretrained.
+    Raises PipelineError when there is none or it does not load, ValueError for options that do not fit.
+    """
+    from autogaze.model import AutoGaze, CheckpointError
+
+    found = find_network(place, "policy", key)
+    try:
+        with on_disk(found) as folder:
+            return AutoGaze.from_pretrained(folder, **options)
+    except CheckpointError as error:
+        raise PipelineError(f"{key}={found}: {error}") from error

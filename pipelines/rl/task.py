@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ from pipelines.rl.rollouts import RolloutMaker
 from pipelines.rl.sources import OwnRollouts, Recording, Rollouts, record
 from pipelines.runs.events import Events
 from pipelines.train.policy import PolicyTask
+from pipelines.train.stopping import never
 from pipelines.train.task import RandomKey
 
 _WINDOW = 50  # steps that shares of time are averaged over
@@ -77,9 +78,9 @@ class RLTask(PolicyTask):
 
     # -- around the steps ------------------------------------------------------------------------------------------
 
-    def begin(self, loader: ShardLoader, step: int, steps: int) -> None:
+    def begin(self, loader: ShardLoader, step: int, steps: int, stopping: Callable[[], bool] = never) -> None:
         """Start the source of rollouts; publish the versions still needed, and request the first groups."""
-        self.steps = steps
+        self.steps, self.stopping = steps, stopping
         self.rollouts = self._rollouts(loader, steps)
         self.coming: Iterator[tuple[int, int, np.ndarray]] = loader.steps()
         self.stepped_at = time.perf_counter()
@@ -91,10 +92,13 @@ class RLTask(PolicyTask):
             self._request()
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        """Wait for the groups of the batch's clips. Returns their versions and hashes, for the ledger."""
+        """Wait for the groups of the batch's clips. Returns their versions and hashes, for the ledger.
+
+        Raises StopRequested when it is to stop before they are there.
+        """
         assert self.rollouts is not None
         began = time.perf_counter()
-        groups = self.rollouts.take(batch.step)
+        groups = self.rollouts.take(batch.step, self.stopping)
         wrong = [group.clip for group, key in zip(groups, batch.keys, strict=True) if group.clip != key]
         if wrong:
             raise RuntimeError(f"step {batch.step}: a group of {wrong[0]} where the order has another clip")

@@ -17,7 +17,7 @@ def test_a_dataset_begun_under_another_default_goes_on_with_its_own_threshold() 
     config = PreprocessConfig(**PLACES)
     begun = PreprocessConfig(**PLACES, threshold=0.05)
     written = describe(begun, resolve_gaze(begun))
-    with pytest.raises(PipelineError, match="threshold is 0.05 there, 0.02 here"):
+    with pytest.raises(PipelineError, match=r"threshold is 0\.05 there, 0\.02 here"):
         require_same(written, describe(config, resolve_gaze(config)), "/d")
     resumed = with_own_threshold(config, written)
     assert resumed.threshold == 0.05
