@@ -18,7 +18,7 @@ import yaml
 from jobs import presets
 from jobs.run_files import settings_of_run
 from pipelines.errors import PipelineError
-from pipelines.gazing.networks import find_network
+from pipelines.networks.find import find_network
 from pipelines.schema import Setting, ordered_fields, settings_of
 from pipelines.storage.credentials import refuse_credentials
 from pipelines.storage.location import Location

@@ -81,7 +81,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
     )
     environment.filters["plain"] = redact
     environment.filters["duration"] = duration
-    environment.filters["size"] = wording.size
+    environment.filters["size"] = wording.byte_size
     environment.filters["times"] = wording.times
     return environment.get_template("report.html").render(
         name=dataset.url.name,

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jobs.wording import plural
 from pipelines.inspection.dataset_status import DatasetStatus, StatusCache
 from pipelines.inspection.liveness import clock
 from pipelines.inspection.run_status import RunStatus
@@ -133,7 +134,7 @@ def _run_rows(status: RunStatus) -> list[tuple[str, str]]:
         rows.append(("bottleneck", status.bottleneck))
     rows += _time_rows(status)
     rows.append(("checkpoint", "none yet" if status.checkpoint is None else f"step {status.checkpoint:,}"))
-    ranks = "" if status.world is None else f", the last on {status.world} rank(s)"
+    ranks = "" if status.world is None else f", the last on {plural(status.world, 'rank')}"
     failed = f"; {status.failures} ended by a kill or an error" if status.failures else ""
     rows.append(("attempts", f"{status.attempts}{ranks}{failed}"))
     if status.skipped:

@@ -11,7 +11,7 @@ from cluster.local import RayConfig, running
 from jobs.config import with_absolute_places
 from jobs.presets import SMALL_POLICY, SMALL_RECONSTRUCTOR
 from pipelines.errors import PipelineError
-from pipelines.gazing.networks import Kind, find_network
+from pipelines.networks.find import Kind, find_network
 from pipelines.schema import section, setting
 from pipelines.storage.location import Location
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config

@@ -10,7 +10,7 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
-def size(count: int) -> str:
+def byte_size(count: int) -> str:
     """A number of bytes in decimal units: '412 bytes', '8.1 kB', '1.24 GB'."""
     if count < 1000:
         return plural(count, "byte")

@@ -23,7 +23,7 @@ OnResume: TypeAlias = Literal["same value", "same content", "any value", "same v
 is compared, by fingerprints); anything; or the same unless the user says extend=true, which is recorded."""
 PlaceKind: TypeAlias = Literal["no", "location", "locations", "checkpoint", "policy", "reconstructor"]
 """Whether a text setting says where something is: a path or URL; several with commas; a path or a hub id; or a network
-of this kind, by any name that pipelines.gazing.networks knows."""
+of this kind, by any name that pipelines.networks.find knows."""
 
 
 class Limits(NamedTuple):

@@ -1,15 +1,15 @@
 """gaze=policy: the settings of the AutoGaze network, and loading the network they name.
 
-Only load_policy and open_policy import torch: a command starts without it, and so do decode actors.
+Only load_policy imports torch: a command starts without it, and so do decode actors.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipelines.errors import PipelineError
-from pipelines.gazing.networks import find_network, on_disk
+from pipelines.networks.open import open_policy
 from pipelines.schema import setting
 
 if TYPE_CHECKING:
@@ -64,19 +64,3 @@ def load_policy(config: PolicyConfig, device: str) -> AutoGaze:
         )
     except ValueError as error:
         raise PipelineError(f"gaze=policy: {error}") from error
-
-
-def open_policy(place: str, key: str, **options: Any) -> AutoGaze:
-    """The policy that the setting `key` names: a run, a step of it, a folder here or on s3://, or a hub id.
-
-    options: of AutoGaze.from_pretrained.
-    Raises PipelineError when there is none or it does not load, ValueError for options that do not fit.
-    """
-    from autogaze.model import AutoGaze, CheckpointError
-
-    found = find_network(place, "policy", key)
-    try:
-        with on_disk(found) as folder:
-            return AutoGaze.from_pretrained(folder, **options)
-    except CheckpointError as error:
-        raise PipelineError(f"{key}={found}: {error}") from error

@@ -1,20 +1,19 @@
 """The learned reconstructor: its settings, those of teachers, labels and targets, and loading it.
 
-Only load_reconstructor and open_reconstructor import torch: a command starts without it, and so do decode actors.
+Only load_reconstructor imports torch: a command starts without it, and so do decode actors.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import PipelineError
-from pipelines.gazing.networks import find_network, on_disk
 from pipelines.gazing.policy import Dtype
+from pipelines.networks.open import open_reconstructor
 from pipelines.schema import setting
 
 if TYPE_CHECKING:
-    from autogaze.reconstruction.base import Reconstructor
     from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 
 
@@ -99,19 +98,3 @@ def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, de
     if not isinstance(reconstructor, VideoMAE):
         raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is not learned; use gaze=canvas for canvas")
     return reconstructor
-
-
-def open_reconstructor(place: str, key: str, **options: Any) -> Reconstructor:
-    """The reconstructor that the setting `key` names: canvas; a run or its step, a folder here or on s3://, a file.
-
-    options: of autogaze.reconstruction.load.
-    Raises PipelineError when there is none, it does not load, or has other patches than those wanted.
-    """
-    from autogaze import reconstruction
-
-    found = place if place == "canvas" else find_network(place, "reconstructor", key)
-    try:
-        with on_disk(found) as folder:
-            return reconstruction.load(folder, **options)
-    except ValueError as error:
-        raise PipelineError(f"{key}={found}: {error}") from error

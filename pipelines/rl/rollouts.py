@@ -24,8 +24,8 @@ from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Sampling
 from autogaze.reconstruction.targets import Targets
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.errors import PipelineError
-from pipelines.gazing.reconstructor import open_reconstructor
 from pipelines.loading.loader import ShardLoader
+from pipelines.networks.open import open_reconstructor
 from pipelines.rl.config import RLConfig, temperature
 from pipelines.rl.groups import Group, RolloutRequest
 

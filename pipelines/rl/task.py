@@ -42,6 +42,7 @@ from pipelines.train.stopping import never
 from pipelines.train.task import RandomKey
 
 _WINDOW = 50  # steps that shares of time are averaged over
+_TELLING = 5  # fewest steps after which a bottleneck is named
 
 
 class RLTask(PolicyTask):
@@ -80,7 +81,7 @@ class RLTask(PolicyTask):
 
     def begin(self, loader: ShardLoader, step: int, steps: int, stopping: Callable[[], bool] = never) -> None:
         """Start the source of rollouts; publish the versions still needed, and request the first groups."""
-        self.steps, self.stopping = steps, stopping
+        self.steps, self.begun, self.stopping = steps, step, stopping
         self.rollouts = self._rollouts(loader, steps)
         self.coming: Iterator[tuple[int, int, np.ndarray]] = loader.steps()
         self.stepped_at = time.perf_counter()
@@ -121,6 +122,8 @@ class RLTask(PolicyTask):
         now = time.perf_counter()
         wall, self.stepped_at = now - self.stepped_at, now
         read, gaze, reward = self.spent.tolist()
+        if step == self.begun + self._lag + 2:
+            self.recent.clear()  # the first groups were waited for while the actors started
         self.recent.append({"wall": wall, "read": read, "gaze": gaze, "reward": reward, "learner": wall - self.waited})
         return {"publish_s": published} | self._shares()
 
@@ -128,7 +131,9 @@ class RLTask(PolicyTask):
         """Log what the run mostly waits for."""
         if not self.recent or self.config.rollouts.replay:
             return
-        events.log("bottleneck", step=step, which=bottleneck(self._shares(), self.config.rollouts.actors))
+        events.log(
+            "bottleneck", step=step, which=bottleneck(self._shares(), self.config.rollouts.actors, len(self.recent))
+        )
 
     def close(self) -> None:
         """Close the source of rollouts."""
@@ -240,18 +245,21 @@ class RLTask(PolicyTask):
         }
 
 
-def bottleneck(shares: Mapping[str, float], actors: int) -> str:
-    """One line: what the run waits for, and what would help. shares: as RLTask computes them."""
+def bottleneck(shares: Mapping[str, float], actors: int, steps: int) -> str:
+    """One line: what the run waits for, and what may help. shares: as RLTask computes them, over so many steps."""
     parts = {name: shares[f"busy_{name}"] for name in ("read", "gaze", "reward")}
     worst = max(parts, key=lambda name: parts[name])
     busy_with = {"read": "reading clips", "gaze": "sampling gazes", "reward": "rebuilding frames"}[worst]
-    idle = f"rollouts idle {shares['idle_rollout']:.0%}, learner idle {shares['idle_learner']:.0%}"
+    idle = f"over {steps} steps rollouts idle {shares['idle_rollout']:.0%}, learner idle {shares['idle_learner']:.0%}"
+    if steps < _TELLING:
+        return f"{idle}: too few steps to say what would help"
     if not actors:
         return f"{idle}: one process does both; set rollouts.actors to sample beside the learner"
     if shares["idle_learner"] > max(0.1, shares["idle_rollout"]):
         return (
-            f"{idle}: rollouts, mostly {busy_with} ({parts[worst]:.0%} of their time); more rollouts.actors would help"
+            f"{idle}: rollouts, mostly {busy_with} ({parts[worst]:.0%} of their time); more rollouts.actors may help "
+            "where CPUs or GPUs are free"
         )
     if shares["idle_rollout"] > 0.1:
-        return f"{idle}: the learner; fewer rollouts.actors would do, more ranks (scale.max_workers) would help"
+        return f"{idle}: the learner; more ranks (scale.max_workers) may help, or fewer rollouts.actors do"
     return f"{idle}: none, both are busy"

@@ -50,8 +50,8 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str, done: int = 0, 
         named = {key.name for key in keys}.intersection(fixed if config.extend else differing)
         shown = [name for name in differing if name in named] or fixed[:1]
         told = "; ".join(f"{name}={before.get(name)}, not {now[name]}" for name in shown)
-        remedy = "choose another run" + ("" if fixed else ", or add extend=true to go on with this one so from here")
-        raise PipelineError(f"run={config.run}: was begun with {told}; {remedy}")
+        or_else = "" if fixed else ", or add extend=true to go on with this one so from here"
+        raise PipelineError(f"run={config.run}: was begun with {told}; choose another run{or_else}")
     if steps < done:
         raise PipelineError(f"run={config.run}: has done {done} steps already, and {steps} are asked for; give more")
     history = [*begun.get("extended", []), {"step": done, "before": {name: before[name] for name in differing}}]

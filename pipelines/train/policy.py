@@ -14,8 +14,7 @@ from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
 from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
-from pipelines.gazing.policy import open_policy
-from pipelines.gazing.reconstructor import open_reconstructor
+from pipelines.networks.open import open_policy, open_reconstructor
 from pipelines.train.config import PolicyTrainConfig
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
@@ -46,7 +45,10 @@ class PolicyTask(Task):
     def totals(self, gaze: Gaze) -> list[float]:
         """The number of slots in use, over which the losses are averaged."""
         if gaze.losses is None:
-            raise PipelineError("the gaze of this dataset has no losses, which a policy learns to predict; label it")
+            raise PipelineError(
+                "the gaze of this dataset has no losses, which a policy learns to predict; measure them: "
+                "autogaze import-labels LABELS data=DATASET output=NEW measure=canvas"
+            )
         return [float(gaze.counts().sum())]
 
     def losses(

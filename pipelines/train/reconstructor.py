@@ -23,7 +23,7 @@ from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.errors import PipelineError
-from pipelines.gazing.reconstructor import open_reconstructor
+from pipelines.networks.open import open_reconstructor
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked

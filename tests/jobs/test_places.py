@@ -10,7 +10,7 @@ import pytest
 from jobs.cli import JOBS
 from jobs.config import load, with_absolute_places
 from pipelines.schema import Setting, settings_of
-from tests.pipelines.gazing.test_networks import a_run
+from tests.pipelines.networks.test_find import a_run
 
 # Words that help of a text setting uses when it names a place.
 _SAYS_PLACE = re.compile(r"\b(folder|file|files|s3://|prefix|run that|manifest goes|where the)\b")

@@ -9,9 +9,8 @@ import pytest
 
 from autogaze.model import AutoGaze
 from pipelines.errors import PipelineError
-from pipelines.gazing.networks import Kind, find_network, on_disk
-from pipelines.gazing.policy import open_policy
-from pipelines.gazing.reconstructor import open_reconstructor
+from pipelines.networks.find import Kind, find_network, on_disk
+from pipelines.networks.open import open_policy, open_reconstructor
 from tests.support import places
 
 CONFIGS: dict[Kind, dict[str, object]] = {

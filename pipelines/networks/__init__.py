@@ -1,0 +1,1 @@
+"""Which network a user names, and opening it."""
