@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from autogaze.reconstruction.base import Reconstructor
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.shards import DATASET_FORMAT, Dataset
@@ -24,6 +23,9 @@ from pipelines.labels import files, into_dataset, keys
 from pipelines.networks.open import open_reconstructor
 from pipelines.schema import check, section, setting
 from pipelines.storage.location import Location
+
+if TYPE_CHECKING:
+    from autogaze.reconstruction.base import Reconstructor
 
 
 @dataclass

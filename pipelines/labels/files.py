@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
 
-from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from pipelines.errors import PipelineError
 from pipelines.labels import json_stream
@@ -28,7 +27,7 @@ from pipelines.labels.keys import clip_keys, video_key
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass
@@ -99,6 +98,10 @@ def _distinct_name(url: str, names: dict[str, str]) -> str:
 
 def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) -> bytes:
     """A label as the bytes of gaze.npz. Raises ValueError or TypeError, which says what does not fit."""
+    import torch  # here, not above: a job is checked before it is loaded
+
+    from autogaze.gaze import Gaze
+
     ids = _ids_of(entry, frames, stride, vocabulary)
     if "task_losses" not in entry:
         raise ValueError("has no task_losses; measure=canvas measures the errors on the frames of data instead")
@@ -131,6 +134,8 @@ def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) 
 
 def _tokens_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) -> bytes:
     """The patches of a label, without losses, as the bytes of gaze.npz. Raises as `_gaze_of` does."""
+    from autogaze.gaze import Gaze  # here, not above: a job is checked before it is loaded
+
     ids = _ids_of(entry, frames, stride, vocabulary)
     tokens = [[id - t * vocabulary.size for id in part] for t, part in enumerate(ids)]
     return Gaze.from_lists([tokens], vocabulary=vocabulary).to_npz()

@@ -10,13 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autogaze.gaze import Gaze
-from autogaze.measuring import measure_errors
-from autogaze.reconstruction.base import Reconstructor
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset, Outcome
 from pipelines.errors import PipelineError
@@ -24,6 +21,9 @@ from pipelines.labels.files import Labels
 from pipelines.labels.keys import clip_key
 from pipelines.storage import store
 from pipelines.storage.location import Location
+
+if TYPE_CHECKING:
+    from autogaze.reconstruction.base import Reconstructor
 
 UNKNOWN_UNITS = "as in the labels, which do not say"
 
@@ -118,6 +118,9 @@ def _make_shard(
     threshold: float,
     measurer: Reconstructor | None,
 ) -> Counter[str]:
+    from autogaze.gaze import Gaze  # here, not above: a job is checked before it is loaded
+    from autogaze.measuring import measure_errors
+
     shard = int(planned["shard"].iloc[0])
     made = []
     for row in shards.read_index(dataset.url, shard).to_pylist():
