@@ -50,8 +50,12 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),  # ok | failed
         pa.field("reason", pa.string()),  # a name of pipelines.video.decode.REASONS when failed
         pa.field("detail", pa.string()),
+        pa.field("mirrored", pa.bool_()),  # to be mirrored left to right for display, before it is turned
+        pa.field("fps_source", pa.string()),  # what says the rate: timestamps, header, or nothing ("")
+        pa.field("duration_source", pa.string()),
     ]
 )
+OPTIONAL_COLUMNS = ("mirrored", "fps_source", "duration_source")  # older versions did not write them: null
 _OBJECTS_PER_TASK = 16
 
 
@@ -97,8 +101,12 @@ def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = Deco
 
 
 def _failed_for_now(row: dict[str, Any]) -> bool:
-    """Whether a row failed, but not because of its bytes: they were not read, or the time limit was too short."""
-    return not row["fingerprint"] or row["reason"] == "decoder_timeout"
+    """Whether a video is to be opened again although it is the same.
+
+    It was not read, the time limit was too short, or an older version opened it, which took packets for frames and
+    believed headers.
+    """
+    return not row["fingerprint"] or row["reason"] == "decoder_timeout" or row["fps_source"] is None
 
 
 def _probe(task: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
@@ -172,6 +180,9 @@ def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: Isolat
         "status": "ok",
         "reason": None,
         "detail": None,
+        "mirrored": info.mirrored,
+        "fps_source": info.fps_source,
+        "duration_source": info.duration_source,
     }
 
 
@@ -194,6 +205,9 @@ def _failed(uri: str, entry: Entry, offset: int, size: int, mark: str, reason: s
         "status": "failed",
         "reason": reason,
         "detail": detail,
+        "mirrored": False,
+        "fps_source": "",
+        "duration_source": "",
     }
 
 
@@ -205,6 +219,7 @@ def manifest_bytes(manifest: pd.DataFrame) -> bytes:
 def read_manifest(url: str) -> pd.DataFrame:
     """A manifest written by manifest_bytes. Raises PipelineError when it is not one."""
     try:
-        return tables.read(url, MANIFEST_SCHEMA, "a manifest; make one with `autogaze scan`").to_pandas()
+        what = "a manifest; make one with `autogaze scan`"
+        return tables.read(url, MANIFEST_SCHEMA, what, optional=OPTIONAL_COLUMNS).to_pandas()
     except FileNotFoundError as error:
         raise PipelineError(f"{url}: no such manifest") from error
