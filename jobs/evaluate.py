@@ -27,7 +27,7 @@ from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import device_of
 from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.gazing.settings import Device
-from pipelines.inspection.evaluate import METHODS, POLICY, Curve, Point, measure, sample_clips
+from pipelines.inspection.evaluate import METHODS, POLICY, Curve, Point, measure_curves, sample_clips
 from pipelines.inspection.policy_gaze import OwnLimits, measure_own_limits
 from pipelines.networks.open import open_policy, open_reconstructor
 from pipelines.schema import check, section, setting
@@ -90,7 +90,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("clips", total=len(rows) * (1 if policy is None else 2))
-        curves = measure(
+        curves = measure_curves(
             dataset,
             rows,
             reconstructor,

@@ -102,7 +102,7 @@ def sample_clips(dataset: Dataset, clips: int, seed: int) -> list[dict[str, Any]
     return sorted(taken[:clips], key=lambda row: (row["shard"], row["position"]))
 
 
-def measure(
+def measure_curves(
     dataset: Dataset,
     rows: Sequence[dict[str, Any]],
     reconstructor: Reconstructor,
