@@ -54,9 +54,11 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     began = time.time()
     with running(config.ray) as cluster:
         ready = time.time()
+        if config.part == "plan":  # on a node that may be too small to make shards
+            return _without_work(job or plan_job(config, write=not dry_run), console, dry_run)
         workers = share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
         job = job or plan_job(config, write=not dry_run)
-        if dry_run or not job.missing or config.part == "plan":
+        if dry_run or not job.missing:
             return _without_work(job, console, dry_run)
         return _make_shards(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
 
