@@ -31,7 +31,7 @@ def test_every_planned_clip_has_exactly_one_row(undisturbed: Run, store_of_video
     failed = index[index["outcome"] == "failed"]
     assert failed[["video", "reason"]].to_numpy().tolist() == [[str(store_of_videos / "broken.mp4"), "unreadable"]]
     good = index[index["outcome"] == "ok"]
-    assert (good["met"] == 1).all() and (good["loss"] <= 0.05).all() and (good["tokens"] > 0).all()
+    assert (good["met"] == 1).all() and (good["loss"] <= 0.02).all() and (good["tokens"] > 0).all()
 
 
 def test_the_dataset_verifies_and_holds_nothing_that_varies(undisturbed: Run) -> None:
@@ -44,7 +44,7 @@ def test_the_dataset_verifies_and_holds_nothing_that_varies(undisturbed: Run) ->
         "index",
     }
     about = json.loads((undisturbed.output / "dataset.json").read_text())
-    assert about["config"]["threshold"] == 0.05 and "workers" not in about["config"]
+    assert about["config"]["threshold"] == 0.02 and "workers" not in about["config"]
     assert about["software"]["decoder"].startswith("pyav-")
 
 
@@ -161,7 +161,7 @@ def test_a_dry_run_writes_nothing(undisturbed: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change, told",
     [
-        ("threshold=0.1", "threshold is 0.05 there, 0.1 here"),
+        ("threshold=0.1", "threshold is 0.02 there, 0.1 here"),
         ("clip.frames=8", "clip.frames is 16 there, 8 here"),
         ("frames=raw", "frames is 'jpeg' there, 'raw' here"),
     ],
