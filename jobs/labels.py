@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,6 +31,9 @@ class ExportConfig:
 
     data: str = setting("", "folder or s3:// prefix of the dataset", required=True)
     output: str = setting("labels.json", "the label file, local or s3://")
+    keys: Literal["short", "full"] = setting(
+        "short", "short: videos by the last three parts of their paths, as the reference; full: by all of it"
+    )
 
 
 @dataclass
@@ -60,6 +63,7 @@ def export(config: ExportConfig, console: Console) -> int:
         done = label_export.export_labels(
             dataset,
             output,
+            config.keys == "full",
             lambda count, total: progress.update(task, completed=count, total=total),
         )
     _say(console, f"{done.clips:,} labels: {output}")
@@ -85,7 +89,7 @@ def import_(config: ImportConfig, console: Console) -> int:
     with console.status("reading the labels"):
         labels = files.read_labels(files.label_files(config.labels), dataset.plan, dataset.vocabulary)
     if not labels.gazes:
-        key = next(iter(keys.clip_keys(dataset.plan)), "none")
+        key = next(iter(keys.clip_keys(dataset.plan.head(1))), "none")
         raise PipelineError(
             f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {key}, "
             f"in the labels {labels.example or 'none'}"

@@ -12,11 +12,12 @@ from rich.table import Table
 from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
 from cluster.probes import alive_nodes, probing
+from jobs.scan_progress import ScanProgress, show_passed
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decode_stage import clear_video_cache
 from pipelines.preprocess.graph import execute
-from pipelines.preprocess.job import Job, plan_job, prepare_output, remove_leftovers, resume
+from pipelines.preprocess.job import Job, hopeless_clips, plan_job, prepare_output, remove_leftovers, resume
 from pipelines.preprocess.record import run_record
 from pipelines.preprocess.series import PreprocessSeries
 from pipelines.preprocess.totals import Totals
@@ -43,14 +44,27 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
         if job and config.retry:  # which takes shards back
             job = resume(config)
     if job and job.notice:
-        console.print(job.notice, style="yellow", highlight=False)
+        console.print(job.notice, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if job and config.retry and (hopeless := hopeless_clips(job)):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in hopeless.items())
+        console.print(
+            f"not tried again: {sum(hopeless.values())} clips that had failed when they were planned ({reasons}); mend "
+            "their videos, and preprocess these into another output",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     if job and (dry_run or not job.missing or config.part == "plan"):
         return _without_work(job, console, dry_run)
     began = time.time()
     with running(config.ray) as cluster:
         ready = time.time()
         workers = share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
-        job = job or plan_job(config, write=not dry_run)
+        if job is None:
+            with ScanProgress(console) as progress:
+                job = plan_job(config, write=not dry_run, on_progress=progress.update)
+            if job.notice:
+                console.print(job.notice, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if dry_run or not job.missing or config.part == "plan":
             return _without_work(job, console, dry_run)
         return _make_shards(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
@@ -198,6 +212,7 @@ def _show_plan(job: Job, console: Console) -> None:
     ):
         table.add_row(name, value)
     console.print(table)
+    show_passed(console, job.passed)
 
 
 def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console) -> None:
@@ -234,6 +249,7 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
     if totals.restarts:
         table.add_row("decoders", f"[yellow]{totals.restarts} died or hung and were replaced[/yellow]")
     console.print(table)
+    show_passed(console, job.passed)
     console.print(f"dataset: {job.output}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at it: autogaze report {job.output}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"check it:   autogaze verify {job.output}", highlight=False, markup=False, soft_wrap=True)

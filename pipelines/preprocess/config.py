@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from pipelines.corpus.inputs import covers, normal_input, split_input
 from pipelines.corpus.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
 from pipelines.dataset.frames import FrameStorage
 from pipelines.dataset.shards import ShardConfig
@@ -32,7 +33,12 @@ class PreprocessConfig(GazeSettings):
 
     usage: ClassVar[str] = "autogaze preprocess input=/data/videos output=/data/gaze"
 
-    input: str = setting("", "folder, file, s3:// prefix, tar of videos, or a manifest.parquet", required=True)
+    input: str = setting(
+        "",
+        "folder, file, s3:// prefix, tar, pattern (videos/**/*.mp4), list of videos (.txt, .csv, .parquet with a "
+        "column url), several of these with commas, or a manifest of autogaze scan",
+        required=True,
+    )
     output: str = setting("", "folder or s3:// prefix of the dataset", required=True, on_resume="any value")
     targets: TargetsConfig = section(TargetsConfig)
     clip: ClipConfig = section(ClipConfig)
@@ -77,7 +83,7 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
         del kept["labels"]
     if not config.targets.frames:
         del kept["targets"]
-    return kept | {"input": Location(config.input)}
+    return kept | {"input": normal_input(config.input)}
 
 
 def shards_of_part(part: str, shards: int) -> range:
@@ -115,8 +121,8 @@ def check_preprocess_config(config: PreprocessConfig) -> None:
             f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
             f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
         )
-    source, output = Location(config.input) + "/", Location(config.output) + "/"
-    if output.startswith(source):
+    output = Location(config.output)
+    if any(covers(part, output / "shards/000000.tar") for part in split_input(config.input)):
         raise PipelineError(
             f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "
             "put it beside the input"
