@@ -2,3 +2,5 @@
 
 Nothing here knows of storage, clusters or command lines (docs/architecture.md).
 """
+
+__version__ = "0.1.0"

@@ -71,6 +71,12 @@ class Gaze:
             if count and not (rising.all() and self.places.min() >= 0 and (self.places < room[frame]).all()):
                 raise ValueError("places must rise within each frame and lie in 0..slots-1")
 
+    def __repr__(self) -> str:
+        """A line: numbers of clips, frames and tokens, not the tensors."""
+        known = [name for name in ("losses", "initial", "places") if getattr(self, name) is not None]
+        held = f", with {', '.join(known)}" if known else ""
+        return f"Gaze({self.clips} clips of {self.num_frames} frames, {len(self.tokens)} tokens{held})"
+
     # -- parts ---------------------------------------------------------------------------------------------------
 
     @property

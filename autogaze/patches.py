@@ -5,16 +5,20 @@ of a coarse scale covers a larger region of the frame. Ids run from the coarsest
 released scales 32, 64, 112 and 224 with patches of 16 pixels give 4 + 16 + 49 + 196 = 265 ids.
 """
 
+from __future__ import annotations
+
 import bisect
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
-Ids = TypeVar("Ids", int, np.ndarray, torch.Tensor)
+if TYPE_CHECKING:  # what only counts patches, such as a command that is refused, does without torch's seconds
+    import torch
+
+Ids = TypeVar("Ids", int, np.ndarray, "torch.Tensor")
 
 
 @dataclass(frozen=True)
@@ -78,21 +82,23 @@ class PatchVocabulary:
 
         Raises ValueError if an id stands for no patch.
         """
-        if isinstance(ids, torch.Tensor):
-            self._check_range(ids.numel(), ids)
-            scale = torch.bucketize(ids, torch.tensor(self.offsets, device=ids.device), right=True) - 1
-            within = ids - torch.tensor(self.offsets, device=ids.device)[scale]
-            grid = torch.tensor(self.grids, device=ids.device)[scale]
+        if isinstance(ids, int | np.integer):
+            self._check_range(1, ids)
+            scale = bisect.bisect_right(self.offsets, ids) - 1
+            within = ids - self.offsets[scale]
+            grid = self.grids[scale]
         elif isinstance(ids, np.ndarray):
             self._check_range(ids.size, ids)
             scale = np.searchsorted(self.offsets, ids, side="right") - 1
             within = ids - np.asarray(self.offsets)[scale]
             grid = np.asarray(self.grids)[scale]
         else:
-            self._check_range(1, ids)
-            scale = bisect.bisect_right(self.offsets, ids) - 1
-            within = ids - self.offsets[scale]
-            grid = self.grids[scale]
+            import torch
+
+            self._check_range(ids.numel(), ids)
+            scale = torch.bucketize(ids, torch.tensor(self.offsets, device=ids.device), right=True) - 1
+            within = ids - torch.tensor(self.offsets, device=ids.device)[scale]
+            grid = torch.tensor(self.grids, device=ids.device)[scale]
         return scale, within // grid, within % grid
 
     def id(self, scale_index: int, row: int, col: int) -> int:
@@ -136,6 +142,8 @@ class PatchVocabulary:
         tokens: int64 [N], the ids of all frames one after another. lengths: int64 [...], tokens of each frame, in that
         order. Returns one uint8 [..., count] of 0 and 1 for each scale, coarse to fine.
         """
+        import torch
+
         frames = lengths.numel()
         frame = torch.repeat_interleave(torch.arange(frames, device=tokens.device), lengths.reshape(-1))
         mask = torch.zeros(frames, self.size, dtype=torch.uint8, device=tokens.device)

@@ -19,12 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.cpus import usable_cpus
 from cluster.errors import ClusterError
+from cluster.node import RAY_PATH_BYTES, private_folder
 from cluster.processes import descendants, kill
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
 _STARTS = 3
+_SHORT = "/tmp"  # noqa: S108
 _STORAGE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
@@ -35,7 +38,7 @@ class RayConfig:
     address: str = field(
         default="", metadata={"help": "'' starts one on this machine; 'auto' or host:port joins a cluster"}
     )
-    cpus: int = field(default=0, metadata={"help": "CPUs of the Ray we start (0 = all of this machine)"})
+    cpus: int = field(default=0, metadata={"help": "CPUs of the Ray we start (0 = all that this process may use)"})
     object_store_mb: int = field(default=0, metadata={"help": "memory for rows in flight (0 = Ray's own choice)"})
 
 
@@ -55,6 +58,41 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
     Raises ClusterError when no cluster answers at the address, or one whose head has lost its raylet: its GCS would
     still take the job, and Ray then wait for the head without end. Also when Ray cannot be started on this machine.
     """
+    with _short_paths(config) as paths, _connected(config, paths) as size:
+        yield size
+
+
+@contextmanager
+def _short_paths(config: RayConfig) -> Iterator[dict[str, str]]:
+    """Options for a Ray of our own whose sockets would have too long names, as in a long $TMPDIR; {} for all others.
+
+    Its files then go to a private folder in /tmp, which is removed at the end. Objects that do not fit in memory, which
+    may be large, still go to $TMPDIR. Raises ClusterError: it cannot be had.
+    """
+    wanted = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SHORT
+    longest = RAY_PATH_BYTES - len("/ray")
+    if config.address or len(os.fsencode(wanted)) <= longest:
+        yield {}
+        return
+    if "RAY_TMPDIR" in os.environ:
+        raise ClusterError(
+            f"RAY_TMPDIR={wanted}: too long for the names of Ray's sockets; give a folder of at most {longest} bytes"
+        )
+    try:
+        with private_folder(_SHORT) as folder:
+            yield {"_temp_dir": str(folder / "ray"), "object_spilling_directory": wanted}
+    except ClusterError as error:
+        if str(error).startswith("environment.tmp="):
+            raise ClusterError(
+                f"TMPDIR={wanted}: too long for the names of Ray's sockets, and {_SHORT} cannot be used instead; "
+                f"set RAY_TMPDIR to a folder of at most {longest} bytes"
+            ) from error
+        raise
+
+
+@contextmanager
+def _connected(config: RayConfig, paths: dict[str, str]) -> Iterator[ClusterSize]:
+    """As `running`. paths: further options of a Ray that we start."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns of normal operation on our terminal
     # Ray reads these when it is imported, and so it is imported below; a process that already has goes by the settings
@@ -77,14 +115,18 @@ def running(config: RayConfig) -> Iterator[ClusterSize]:
                 ray.init(address=config.address, runtime_env={"env_vars": where} if where else None, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ClusterError(
-                f"ray.address={config.address}: no Ray cluster answers ({first}); "
-                "start one with `ray start --head`, or leave ray.address empty to run on this machine"
-            ) from error
+            remedy = "start one with `ray start --head`, or leave ray.address empty to run on this machine"
+            if "Failed to connect" in first and config.address != "auto":  # though somebody listens there
+                remedy = (
+                    "its token is another (set RAY_AUTH_MODE and RAY_AUTH_TOKEN as where it was started), its version "
+                    "of Ray is, or the port is not that of `ray start --head`"
+                )
+            raise ClusterError(f"ray.address={config.address}: no Ray cluster answers ({first}); {remedy}") from error
     else:
         start_ray(
+            **paths,
             # Two stages hold a CPU each: a machine of one core runs them in turns.
-            num_cpus=config.cpus or max(2, len(os.sched_getaffinity(0))),
+            num_cpus=config.cpus or max(2, usable_cpus()),
             object_store_memory=config.object_store_mb << 20 or None,
             include_dashboard=False,
             **quiet,
@@ -116,7 +158,9 @@ def start_ray(**options: Any) -> None:
             kill(set(descendants(os.getpid())) - others)  # a node that was late
             if not left or "timed out" not in str(error):
                 first = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise ClusterError(f"Ray did not start on this machine: {first}") from error
+                late = "timed out" in first
+                remedy = "; the machine is busy: set RAY_raylet_start_wait_time_s=120, and run it again" if late else ""
+                raise ClusterError(f"Ray did not start on this machine: {first}{remedy}") from error
 
 
 def _require_head(address: str) -> None:

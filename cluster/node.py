@@ -17,7 +17,9 @@ from cluster.errors import ClusterError
 
 _PREFIX = "ag-"
 _SOCKET_PATH = 107  # bytes that a Unix socket's name may have, and Ray's, from its folder on, in the longest case
-_RAY_SOCKET = len("/ray/session_2026-11-23_00-13-38_123456_1234567/sockets/plasma_store_1")
+_RAY_SOCKET = len("/session_2026-11-23_00-13-38_123456_1234567/sockets/plasma_store_1")
+RAY_PATH_BYTES = _SOCKET_PATH - _RAY_SOCKET
+"""Bytes that the path of Ray's temporary folder may have."""
 _STALE_S = 60.0
 
 
@@ -46,7 +48,7 @@ def private_folder(tmp: str) -> Iterator[Path]:
     lock = os.open(folder, os.O_RDONLY)  # closed on exec: no child keeps it
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if len(os.fsencode(folder)) + _RAY_SOCKET > _SOCKET_PATH:
+        if len(os.fsencode(folder / "ray")) > RAY_PATH_BYTES:
             raise ClusterError(f"environment.tmp={tmp}: too long for the names of Ray's sockets; use a shorter one")
         yield folder
     finally:

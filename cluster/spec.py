@@ -164,8 +164,6 @@ def check_spec(spec: ClusterSpec) -> None:
         or spec.kuberay.ttl_s < 0
     ):
         raise ClusterError("slurm.array, slurm.array_parallel, kuberay.backoff_limit and ttl_s must be 0 or more")
-    if spec.slurm.time.isdigit():  # YAML reads 24:00:00 without quotes as a number of seconds; Slurm, as minutes
-        raise ClusterError(f"slurm.time={spec.slurm.time}: give days-hours:minutes:seconds, in quotes: '1-00:00:00'")
     for name, seconds in (("ready_s", spec.timeouts.ready_s), ("grace_s", spec.timeouts.grace_s)):
         if seconds < 1:
             raise ClusterError(f"timeouts.{name}={seconds}: must be at least 1")

@@ -9,15 +9,18 @@ Exit status: 0 done; 1 the job ran and something is wrong with its result; 2 the
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
+from autogaze import __version__
 from cluster.errors import ClusterError
 from jobs import config as configs
+from jobs import terminal
 from pipelines.errors import PipelineError
 from pipelines.schema import settings_of
 
@@ -117,6 +120,7 @@ CLUSTER_VERBS = {
     )
 }
 COMMANDS = JOBS | CLUSTER_VERBS
+_SUBMIT = "autogaze submit JOB [KEY=VALUE ...] cluster=FILE [--config FILE] [--dry-run]"
 
 
 @dataclass(frozen=True)
@@ -132,19 +136,57 @@ class CommandLine:
     dry_run: bool
 
 
-def _main_parser() -> argparse.ArgumentParser:
+def _help(group: str = "") -> str:
+    """What `autogaze --help` prints, or `autogaze GROUP --help` of commands whose first word is GROUP."""
+    if group:
+        rows = [f"  {name:<21}{each.help}" for name, each in COMMANDS.items() if name.split()[0] == group]
+        end = f"`autogaze {group} WORD --help` lists the keys of one."
+        return "\n".join([f"usage: autogaze {group} WORD [KEY=VALUE ...]", "", *rows, "", end])
     jobs = "\n".join(f"  {name:<21}{job.help}" for name, job in JOBS.items())
     verbs = "\n".join(f"  {name:<21}{verb.help}" for name, verb in CLUSTER_VERBS.items())
-    parser = argparse.ArgumentParser(
-        prog="autogaze",
-        description="Turn videos into gaze data.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"jobs:\n{jobs}\n\nelsewhere:\n"
-        f"  {'submit JOB':<21}run a job where cluster=FILE says: here, on Slurm, on Kubernetes\n{verbs}\n\n"
-        "`autogaze JOB --help` lists a job's keys.",
-    )
-    parser.add_argument("job", choices=[*COMMANDS, "submit"], metavar="JOB")
-    return parser
+    return f"""usage: autogaze JOB [KEY=VALUE ...] [--config FILE] [--print-config]
+       {_SUBMIT}
+       autogaze --help | --version
+
+Turn videos into gaze data.
+
+jobs:
+{jobs}
+
+elsewhere:
+  {"submit JOB":<21}run a job where cluster=FILE says: here, on Slurm, on Kubernetes
+{verbs}
+
+`autogaze JOB --help` lists a job's keys."""
+
+
+def _command_name(arguments: list[str], submitting: bool) -> str:
+    """The command that the first words name. Exits after --help and --version. Raises PipelineError: there is none."""
+    for name in (" ".join(arguments[:2]), *arguments[:1]):
+        if name in COMMANDS:
+            return name
+    first, second = [*arguments, "", ""][:2]
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    if submitting and not first:
+        raise PipelineError(f"no job is named: {_SUBMIT}")
+    if first == "--version":
+        _print(f"autogaze-pipelines {__version__}")
+    if first in ("", "-h", "--help"):
+        _print(f"usage: {_SUBMIT}" if submitting else _help())
+    if first in groups and second in ("-h", "--help"):
+        _print(_help(first))
+    given = f"{first} {second}".strip() if first in groups else first
+    near = [name for name in COMMANDS if name.startswith(f"{given} ")]
+    near = near or difflib.get_close_matches(f"{first} {second}", COMMANDS, 1, 0.75)
+    near = near or difflib.get_close_matches(first, [*COMMANDS, *groups, "submit"], 1, 0.6)
+    meant = f"; did you mean {' or '.join(f'autogaze {name}' for name in near)}?" if near else ""
+    raise PipelineError(f"{given}: no such job{meant or '; `autogaze --help` lists all'}")
+
+
+def _print(text: str) -> NoReturn:
+    """End with this text, as a command line that asks for help does."""
+    print(text)
+    raise SystemExit(0)
 
 
 def _job_parser(name: str, schema: type, submitting: bool) -> argparse.ArgumentParser:
@@ -155,6 +197,7 @@ def _job_parser(name: str, schema: type, submitting: bool) -> argparse.ArgumentP
     width = max(len(left) for left, _ in rows) + 2
     parser = argparse.ArgumentParser(
         prog=f"autogaze submit {name}" if submitting else f"autogaze {name}",
+        usage=_SUBMIT.replace("JOB", name) if submitting else None,
         description=job.help,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys, with their defaults:\n" + "\n".join(f"  {left:<{width}}{right}" for left, right in rows),
@@ -173,14 +216,12 @@ def _job_parser(name: str, schema: type, submitting: bool) -> argparse.ArgumentP
 def read_command(arguments: list[str], submitting: bool = False) -> CommandLine:
     """The job that a command line names, with its config.
 
-    Raises PipelineError for a key or value that is wrong; exits, as argparse does, where there is no such job.
+    Raises PipelineError for a job, key or value that is wrong; exits, as argparse does, after --help and --version.
     """
     for word in arguments:  # first, so that no message can repeat a secret
         configs.refuse_secrets(word)
-    if not {arguments[0] if arguments else "", " ".join(arguments[:2])} & COMMANDS.keys():
-        _main_parser().parse_args(arguments or ["--help"])
-    words = 1 if arguments[0] in COMMANDS else 2
-    name = " ".join(arguments[:words])
+    name = _command_name(arguments, submitting)
+    words = len(name.split())
     job = COMMANDS[name]
     schema = job.load_schema()
     # intermixed: flags may stand before, between and after the settings
@@ -201,11 +242,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     arguments = sys.argv[1:] if argv is None else argv
     submitting = arguments[:1] == ["submit"]
+    terminal.escape_what_is_missing()
     console = Console()
     try:
         command = read_command(arguments[submitting:], submitting)
         if command.print_config:
-            sys.stdout.write(configs.to_yaml(command.config))
+            sys.stdout.write(configs.to_yaml(command.config, sys.stdout.encoding))
             return 0
         if submitting:
             return _submit(command, console)
@@ -224,7 +266,7 @@ def _submit(command: CommandLine, console: Console) -> int:
 
     command.job.check_config(command.config)
     if command.dry_run:
-        sys.stdout.write(submit.rendered(submit.load_spec(command.cluster), command.name, command.config))
+        terminal.write_exactly(submit.rendered(submit.load_spec(command.cluster), command.name, command.config))
         return 0
     return submit.submit(command.cluster, command.name, command.config, command.job.run, console)
 

@@ -23,6 +23,7 @@ from cluster.probes import FailedNode, Probes, alive_nodes, probing
 from cluster.slurm_script import logs_folder
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import submit
+from jobs.terminal import write_exactly
 from pipelines.errors import PipelineError
 from pipelines.inspection import preflight as storage
 
@@ -62,7 +63,7 @@ def render(config: RenderConfig, console: Console) -> int:
     from jobs.cli import read_command  # here, not above: it imports this module by name
 
     command = read_command(words)
-    sys.stdout.write(submit.rendered(config, command.name, command.config))
+    write_exactly(submit.rendered(config, command.name, command.config))
     return 0
 
 

@@ -1,7 +1,8 @@
 """KEY=VALUE arguments and YAML files -> a typed config, with one clear line for every mistake.
 
 A job's config is a dataclass of settings (pipelines.schema): the keys, --print-config and the error that names the
-nearest valid key come from it. Values of text settings are taken as they stand: a path may hold anything.
+nearest valid key come from it. The text of a value reaches its setting as it was written, in both: what it means is for
+the setting's type to say, so that a folder may be called 2024_01_01, 0123, no or ${x}.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ import dataclasses
 import difflib
 import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import yaml
 
 from pipelines.errors import PipelineError
 from pipelines.schema import Setting, ordered_fields, settings_of
 from pipelines.storage.credentials import refuse_credentials
-from pipelines.storage.location import Location
+from pipelines.storage.location import Location, places_in
 
 T = TypeVar("T")
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_KEY = re.compile(r"[\w.]+")
+_YAML_FLOAT = re.compile(r"^([+-]?)\.(inf|nan)$")  # .inf and .nan are YAML's names for what Python calls inf and nan
+_NULL = "tag:yaml.org,2002:null"
 
 
 def load(schema: type[T], arguments: Sequence[str], file: str | None = None, positional: str = "") -> T:
     """A config from defaults, then a YAML file, then KEY=VALUE arguments; later ones win.
 
-    OmegaConf holds the values: types and words are checked here, ranges by pipelines.schema.check.
+    Types and words are checked here, ranges by pipelines.schema.check.
 
     Args:
         schema: the config dataclass.
@@ -38,14 +43,16 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
     Raises:
         PipelineError: unknown key (with the nearest valid one), wrong type, unreadable file.
     """
-    known = {key.name: key for key in settings_of(schema())}
+    config = schema()
+    known = {key.name: key for key in settings_of(config)}
     values: dict[str, Any] = {}
     if file is not None:
         values.update(_from_file(file, known))
     for argument in arguments:
         name, equals, text = argument.partition("=")
-        # A path that exists and has a '=' in it is a path, not an unknown key.
-        bare = not equals or (positional and name not in known and os.path.exists(argument))
+        # A path with a '=' in it is a path, not an unknown key.
+        a_path = name not in known and (not _KEY.fullmatch(name) or os.path.exists(argument))
+        bare = not equals or (positional and a_path)
         if bare and positional and positional not in values:
             name, text = positional, argument
         elif not equals:
@@ -53,17 +60,15 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
-    from omegaconf import OmegaConf  # here, since --help does without
-    from omegaconf.errors import OmegaConfBaseException
-
-    tree = OmegaConf.structured(schema)
     for name, value in values.items():
-        try:
-            # OmegaConf reads ${...} as a reference to another key; in a path it is only text.
-            OmegaConf.update(tree, name, value.replace("${", "\\${") if isinstance(value, str) else value)
-        except OmegaConfBaseException as error:
-            raise PipelineError(f"{name}={value}: must be {known[name].allowed}") from error
-    return cast(T, OmegaConf.to_object(tree))
+        _set(config, name, value)
+    return config
+
+
+def _set(config: Any, name: str, value: Any) -> None:
+    """Set a key by its dotted name."""
+    *sections, last = name.split(".")
+    setattr(functools.reduce(getattr, sections, config), last, value)
 
 
 def with_absolute_places(config: T) -> T:
@@ -78,10 +83,11 @@ def with_absolute_places(config: T) -> T:
         if key.place == "checkpoint":
             there = os.path.exists(os.path.expanduser(key.value)) and key.value != "canvas"
             text = str(Location(key.value)) if there else key.value
+        elif key.place == "locations":
+            text = ",".join(map(str, places_in(key.value)))
         else:
-            text = ",".join(str(Location(part)) for part in key.value.split(",") if part)
-        *sections, last = key.name.split(".")
-        setattr(functools.reduce(getattr, sections, copy), last, text)
+            text = str(Location(key.value))
+        _set(copy, key.name, text)
     return copy
 
 
@@ -106,15 +112,21 @@ def refuse_secrets(word: str) -> None:
 
 
 def _parse(key: Setting, text: str) -> Any:
+    if "\0" in text:
+        raise PipelineError(f"{key.name}: holds a NUL character, which no path or word may")
+    if key.choices and text not in key.choices:
+        raise PipelineError(f"{key.name}={text}: must be {key.allowed}")
     if key.type is str:
         return text
     lowered = text.strip().lower()
-    if key.optional and lowered in ("", "null"):
+    if key.optional and lowered in ("", "null", "~"):
         return None
     try:
         if key.type is bool:
             return _BOOLEANS[lowered]
-        return key.type(lowered.replace("_", "") if key.type is int else lowered)
+        if key.type is int:
+            return int(lowered.replace("_", ""))
+        return float(_YAML_FLOAT.sub(r"\1\2", lowered))
     except (ValueError, KeyError) as error:
         example = " (or null)" if key.optional else f", such as {key.value}"
         raise PipelineError(f"{key.name}={text}: {type_name(key.type)} expected{example}") from error
@@ -125,23 +137,57 @@ def type_name(kind: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
 
 
+class _AsWritten(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no annotations
+    """YAML whose values keep their text: PyYAML makes a number of 2024_01_01, another of 0123, and False of no."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        return _Null(node.value) if node.tag == _NULL else node.value
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for number, key in enumerate(given) if key in given[:number]]:
+            raise yaml.YAMLError(f"{twice[0]} is given twice")
+        return node
+
+
+class _Null(str):
+    """What YAML reads as nothing: nothing at all, ~ or null without quotes."""
+
+
 def _from_file(file: str, known: dict[str, Setting]) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
-            tree = yaml.safe_load(stream) or {}
+            tree = yaml.load(stream, _AsWritten) or {}  # noqa: S506 (a SafeLoader)
+        leaves = list(_leaves(tree, known)) if isinstance(tree, dict) else None
     except OSError as error:
         raise PipelineError(f"{file}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not text, a date that does not exist
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not text
         raise PipelineError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
+    except RecursionError:
+        raise PipelineError(f"{file}: not YAML: nested too deeply, or in itself") from None
+    if leaves is None:
         raise PipelineError(f"{file}: expected keys and values")
     values: dict[str, Any] = {}
-    for name, value in _leaves(tree, known):
+    for name, value in leaves:
         if name not in known:
             raise PipelineError(f"{file}: {name}: no such key{_nearest(name, known)}")
         refuse_credentials(str(value), name)
-        values[name] = _parse(known[name], "" if value is None else str(value))
+        values[name] = _parse(known[name], _text(known[name], value))
     return values
+
+
+def _text(key: Setting, value: Any) -> str:
+    """The text of a value in a file. Raises PipelineError for several values, and for what may be nothing or a word."""
+    if not isinstance(value, str):
+        raise PipelineError(
+            f"{key.name}: {type_name(key.type)} expected, not {'keys' if isinstance(value, dict) else 'a list'}"
+        )
+    if isinstance(value, _Null) and value and key.type is str:
+        raise PipelineError(f"{key.name}: {value}: is that a word, or nothing? write '{value}' or '', with the quotes")
+    return value
 
 
 def _leaves(tree: dict[Any, Any], known: dict[str, Setting], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -162,19 +208,32 @@ def _nearest(name: str, known: dict[str, Setting]) -> str:
     return f"; did you mean {matches[0]}?" if matches else f"; the keys are {', '.join(known)}"
 
 
-def to_yaml(config: Any) -> str:
-    """A config as YAML, each key with its help: a file that --config reads back."""
+def to_yaml(config: Any, encoding: str = "utf-8") -> str:
+    """A config as YAML, each key with its help: a file that --config reads back.
+
+    encoding: of the stream that it is written to; what that does not have is escaped.
+    """
     lines = [f"# {(type(config).__doc__ or '').strip().splitlines()[0]}"]
-    _yaml_lines(config, "", lines)
+    _yaml_lines(config, "", encoding, lines)
     return "\n".join(lines) + "\n"
 
 
-def _yaml_lines(config: Any, indent: str, lines: list[str]) -> None:
+def _yaml_lines(config: Any, indent: str, encoding: str, lines: list[str]) -> None:
     for field in ordered_fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             lines.append(f"{indent}{field.name}:")
-            _yaml_lines(value, indent + "  ", lines)
+            _yaml_lines(value, indent + "  ", encoding, lines)
         else:
-            text = yaml.safe_dump(value, allow_unicode=True, width=10**6).removesuffix("\n...\n").rstrip("\n")
-            lines.append(f"{indent}{field.name}: {text}".ljust(40) + f" # {field.metadata.get('help', '')}")
+            text = f"{indent}{field.name}: {_yaml_scalar(value, encoding)}"
+            lines.append(text.ljust(40) + f" # {field.metadata.get('help', '')}")
+
+
+def _yaml_scalar(value: Any, encoding: str) -> str:
+    try:
+        # YAML ends a line at these as well, and PyYAML writes them as they are.
+        as_it_is = not {"\x85", "\u2028", "\u2029"} & set(str(value)) and bool(str(value).encode(encoding))
+    except UnicodeEncodeError:
+        as_it_is = False
+    text: str = yaml.safe_dump(value, allow_unicode=as_it_is, width=10**6)
+    return text.removesuffix("\n...\n").rstrip("\n")

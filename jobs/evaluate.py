@@ -180,16 +180,15 @@ def _show(
         title=f"{reconstructor.name} error at each gazing ratio, mean of {clips} clips ± its standard error",
         title_justify="left",
     )
-    table.add_column("gaze")
-    for ratio in ratios:
-        table.add_column(_percent(ratio), justify="right")
-    table.add_column(f"stored lengths ({_percent(curves[0].as_stored.ratio)})", justify="right")
-    if threshold is not None:
-        table.add_column(f"ratio for {threshold:g}", justify="right")
+    table.add_column("ratio")
     for curve in curves:
-        cells = {point.asked: _cell(point) for point in curve.points}
-        row = [names[curve.method], *(cells.get(ratio, "") for ratio in ratios), _cell(curve.as_stored)]
-        table.add_row(*row, *([] if threshold is None else [_needed(curve, threshold)]))
+        table.add_column(names[curve.method], justify="right")
+    for ratio in ratios:  # a row each: there are always as few columns as methods, which fit a narrow terminal
+        cells = [[_cell(point) for point in curve.points if point.asked == ratio] for curve in curves]
+        table.add_row(_percent(ratio), *(cell[0] if cell else "" for cell in cells))
+    table.add_row(f"as stored ({_percent(curves[0].as_stored.ratio)})", *(_cell(curve.as_stored) for curve in curves))
+    if threshold is not None:
+        table.add_row(f"ratio for {threshold:g}", *(_needed(curve, threshold) for curve in curves))
     console.print(table)
     console.print(f"error: {reconstructor.units}", highlight=False, markup=False, soft_wrap=True)
     if threshold is None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import av
 import numpy as np
@@ -24,19 +24,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autogaze.tiling import TileGrid
 from jobs.pictures import render
 from jobs.pictures.gaze_files import LABELS, OVERLAY, SHEET, LabelWriter, Overlay, finished, save_png
-from jobs.pictures.gaze_views import GazedFrame, TiledView, View, WholeView
 from jobs.pictures.lettering import plural
 from jobs.threads import one_torch_thread
 from pipelines.corpus.plan import ClipConfig, check_clip_config, clip_starts
 from pipelines.errors import PipelineError
-from pipelines.gazing import gazers
-from pipelines.gazing.gazers import Gazer
 from pipelines.gazing.settings import GazeSettings, check_gaze
 from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.location import Location
 from pipelines.video.base import REASONS, DecodeConfig, DecoderName, Source, VideoError, VideoInfo
 from pipelines.video.isolated import IsolatedDecoder
+
+if TYPE_CHECKING:
+    from jobs.pictures.gaze_views import GazedFrame, View
+    from pipelines.gazing.gazers import Gazer
 
 FRAMES_AT_ONCE = 512  # decoded frames held in memory, 150 KB each; fewer where they are larger
 
@@ -108,6 +109,8 @@ def run(config: GazeConfig, console: Console) -> Path:
     Raises PipelineError: no such video, not a video, no frame of it can be decoded, output not writable.
     """
     check_gaze_config(config)
+    from pipelines.gazing import gazers  # after the check, since it imports torch
+
     output = Path(Location(config.output))
     with _local(config.video) as source, one_torch_thread():
         gazer = gazers.load(config, gazers.device_of(config.device))
@@ -212,6 +215,8 @@ def _gaze_video(
 
 
 def _view(config: GazeConfig, gazer: Gazer, info: VideoInfo) -> View[Any]:
+    from jobs.pictures.gaze_views import TiledView, WholeView
+
     title = Location(config.video).name + (f" · {gazer.note}" if gazer.note else "")
     if config.clip.tiles == "whole":
         return WholeView(gazer, title, info.fps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,16 +15,16 @@ from cluster.local import ClusterSize, RayConfig, running
 from cluster.probes import alive_nodes, probing
 from jobs.scan_progress import ScanProgress, show_passed
 from pipelines.dataset.run_records import RunRecord, new_record_url
-from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.decode_stage import clear_video_cache
-from pipelines.preprocess.graph import execute
-from pipelines.preprocess.job import Job, hopeless_clips, plan_job, prepare_output, remove_leftovers, resume
-from pipelines.preprocess.record import run_record
 from pipelines.preprocess.series import PreprocessSeries
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers, share_workers
 from pipelines.schema import section
 from pipelines.storage import store
+
+if TYPE_CHECKING:
+    from pipelines.preprocess.job import Job
 
 _PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _RECORD_SECONDS = 15.0  # between two records of a run that goes on, for `autogaze status` elsewhere
@@ -38,6 +39,10 @@ class PreprocessJob(PreprocessConfig):
 
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run show what it would do; the exit status."""
+    check_preprocess_config(config)
+    # After the check, since it imports torch.
+    from pipelines.preprocess.job import hopeless_clips, plan_job, prepare_output, resume
+
     job = resume(config)
     if not dry_run:
         prepare_output(config, job)
@@ -72,6 +77,8 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
 
 def _without_work(job: Job, console: Console, dry_run: bool) -> int:
     """End a job that makes no shard: a dry run, one that only plans, or one with nothing left to do."""
+    from pipelines.preprocess.job import remove_leftovers
+
     if dry_run:
         _show_plan(job, console)
     elif job.config.part == "plan":
@@ -86,6 +93,9 @@ def _without_work(job: Job, console: Console, dry_run: bool) -> int:
 
 
 def _make_shards(job: Job, workers: Workers, cluster: ClusterSize, console: Console, start_up: dict[str, float]) -> int:
+    from pipelines.preprocess.graph import execute
+    from pipelines.preprocess.job import remove_leftovers
+
     planned = int(job.plan["shard"].isin(job.missing).sum())
     done_before = job.shards - len(job.missing)
     console.print(
@@ -139,6 +149,8 @@ class _Recorder:
             self.publish(totals, "running")
 
     def publish(self, totals: Totals, status: str) -> RunRecord:
+        from pipelines.preprocess.record import run_record
+
         seconds = time.time() - self._began
         record = run_record(
             self._job, totals, self._workers, asdict(self._cluster), self._began, seconds, status, self._start_up

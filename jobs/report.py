@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from autogaze import reconstruction
 from autogaze.patches import PatchVocabulary
 from jobs.pictures import charts, lettering, render
 from jobs.threads import one_torch_thread
@@ -57,8 +56,8 @@ class ReportConfig:
 def run(config: ReportConfig, console: Console) -> str:
     """Write the report; its URL. Raises PipelineError: no dataset, damaged dataset, output not writable."""
     check(config)
+    dataset = shards.open_dataset(config.dataset)
     with console.status("reading the dataset"), one_torch_thread():
-        dataset = shards.open_dataset(config.dataset)
         page = build(dataset, config.clips)
     name = dataset.url.name
     output = Location(config.output or f"{name}-report.html")
@@ -178,6 +177,8 @@ def card(dataset: Dataset, survey: Survey, place: int, quantile: float) -> Card:
 
     place: of the clip in the survey. quantile: where it stands among all, 0 to 1.
     """
+    from autogaze import reconstruction  # here, not above: a place that is no dataset is refused without torch
+
     vocabulary, row = dataset.vocabulary, index_row(dataset, survey, place)
     members = dataset.read_clip(row)
     frames, gaze = dataset.frames_of(row, members), dataset.gaze_of(row, members)

@@ -65,8 +65,9 @@ def run(config: StatusConfig, console: Console) -> int:
 
 def _print(status: DatasetStatus | RunStatus, config: StatusConfig, console: Console) -> None:
     if config.format == "json":
+        utf = console.encoding.startswith("utf")
         document = asdict(status) | {"well": status.well}
-        console.file.write(json.dumps(_without_nan(document), ensure_ascii=False, allow_nan=False) + "\n")
+        console.file.write(json.dumps(_without_nan(document), ensure_ascii=not utf, allow_nan=False) + "\n")
         console.file.flush()
     else:
         console.print(shown(status))

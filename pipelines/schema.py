@@ -21,8 +21,8 @@ T = TypeVar("T")
 OnResume: TypeAlias = Literal["same value", "same content", "any value"]
 """What a setting must be when a job goes on with what it began: the same; another path, say, to the same content (which
 is compared, by fingerprints); or anything."""
-PlaceKind: TypeAlias = Literal["no", "location", "checkpoint"]
-"""Whether a text setting says where something is: a path or URL (several with commas), or a path or a hub id."""
+PlaceKind: TypeAlias = Literal["no", "location", "locations", "checkpoint"]
+"""Whether a text setting says where something is: a path or URL, several with commas, or a path or a hub id."""
 
 
 class Limits(NamedTuple):

@@ -36,6 +36,11 @@ class Scores(NamedTuple):
     loss_predictions: Tensor
     entropies: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Shapes, not the numbers."""
+        held = (f"{name}={None if part is None else list(part.shape)}" for name, part in self._asdict().items())
+        return f"Scores({', '.join(held)})"
+
 
 @of_new_shapes()
 def score(

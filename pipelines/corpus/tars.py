@@ -18,7 +18,7 @@ _LONGEST_END = 16 << 20  # bytes of zeros after an end mark that are read in sea
 AFTER_END = "tars with something after their end mark that is no tar"
 OLDER = "members of a tar that a later one of the same name replaces"
 LINK = "links in a tar to what is no video in it"
-NO_FILE = "devices and pipes in a tar"
+DEVICE = "devices and pipes in a tar"
 
 
 class Member(NamedTuple):
@@ -64,7 +64,7 @@ def tar_videos(url: str) -> TarVideos:
             elif member.target:
                 links.append(member)
             elif not member.regular:
-                passed.add(NO_FILE, example)
+                passed.add(DEVICE, example)
             elif not is_video(member.name):
                 passed.add_file(member.name, example)
             else:

@@ -17,14 +17,13 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset.frames import decode_frames
@@ -33,6 +32,9 @@ from pipelines.errors import PipelineError
 from pipelines.schema import setting
 from pipelines.storage import store, tables
 from pipelines.storage.location import Location
+
+if TYPE_CHECKING:
+    from autogaze.gaze import Gaze
 
 DATASET_FORMAT = 2
 OUTCOMES = ("ok", "filtered", "failed")
@@ -229,6 +231,8 @@ class Dataset:
 
     def gaze_of(self, row: Mapping[str, Any], members: Members) -> Gaze:
         """The gaze among the members of a clip. Raises PipelineError."""
+        from autogaze.gaze import Gaze  # here, not above: status, verify and report begin without torch
+
         try:
             return Gaze.from_npz(bytes(members["gaze.npz"]), self.vocabulary)
         except (KeyError, ValueError) as error:

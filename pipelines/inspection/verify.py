@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from autogaze.gaze import Gaze
-from autogaze.reconstruction.targets import Targets, target_frames
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import split_members
@@ -120,6 +118,8 @@ def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict
 
 def _check_clip(dataset: Dataset, row: dict[str, Any], data: bytes) -> list[str]:
     """What is wrong with one ok clip, given the bytes that its index row names."""
+    from autogaze.gaze import Gaze  # here, not above: a place that is no dataset is refused without torch
+
     if len(data) != int(row["size"]):
         return [f"{len(data)} of {int(row['size'])} bytes are there"]
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
@@ -146,6 +146,8 @@ def _check_targets(dataset: Dataset, row: dict[str, Any], data: memoryview | Non
     count = dataset.config.get("targets", {}).get("frames", 0)
     if data is None:
         return [f"no targets stored, those of {count} frames expected"] if count else []
+    from autogaze.reconstruction.targets import Targets, target_frames
+
     try:
         targets = Targets.from_npz(bytes(data))
     except ValueError as error:

@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
 
-from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from pipelines.errors import PipelineError
 from pipelines.labels import json_stream
@@ -28,7 +27,7 @@ from pipelines.labels.keys import clip_keys, video_key
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass
@@ -61,8 +60,8 @@ def read_labels(urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabu
     clips = list(zip(plan["clip"], plan["frames"].tolist(), plan["stride"].tolist(), strict=True))
     wanted: dict[str, tuple[str, int, int]] = {}
     shared: dict[str, str] = {}  # keys of several clips, and the video of the first
-    for key, video, clip in zip(clip_keys(plan), plan["video"], clips, strict=True):
-        if wanted.setdefault(key, clip) is not clip:
+    for key, video, facts in zip(clip_keys(plan), plan["video"], clips, strict=True):
+        if wanted.setdefault(key, facts) is not facts:
             shared.setdefault(key, video)
     by_path = dict(zip(clip_keys(plan, full=True), clips, strict=True))
     labels = Labels()
@@ -106,6 +105,10 @@ def _distinct_name(url: str, names: dict[str, str]) -> str:
 
 def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) -> bytes:
     """A label as the bytes of gaze.npz. Raises ValueError or TypeError, which says what does not fit."""
+    import torch  # here, not above: a job is checked before it is loaded
+
+    from autogaze.gaze import Gaze
+
     if not isinstance(entry, dict):
         raise ValueError(f"a label is an object, this is {json.dumps(entry)[:40]}")
     size = vocabulary.size

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from autogaze.gaze import Gaze
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset, Outcome
 from pipelines.errors import PipelineError
@@ -103,6 +102,8 @@ def make(
 
 
 def _make_shard(dataset: Dataset, output: str, planned: pd.DataFrame, labels: Labels, threshold: float) -> Counter[str]:
+    from autogaze.gaze import Gaze  # here, not above: a job is checked before it is loaded
+
     shard = int(planned["shard"].iloc[0])
     made = []
     for row in shards.read_index(dataset.url, shard).to_pylist():

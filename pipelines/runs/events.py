@@ -13,21 +13,21 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-import torch
-import torch.distributed as dist
 from rich.console import Console
 
 from pipelines.errors import PipelineError
-from pipelines.runs.peak import Peak
 from pipelines.runs.progress import ProgressDisplay, short_number
 from pipelines.runs.series import TrainSeries
 from pipelines.runs.sinks import LocalFile, Parts, Sink
 from pipelines.runs.tensorboard import board_header, board_scalars, board_start
 from pipelines.storage import store
 from pipelines.storage.location import Location
+
+if TYPE_CHECKING:
+    from pipelines.runs.peak import Peak
 
 Reduction = Literal["mean", "sum", "max"]
 
@@ -111,6 +111,8 @@ class Events:
         Returns:
             Every number of the step, reduced over the ranks: the same on each.
         """
+        import torch  # here, not above: `autogaze status` reads events without it
+
         if taken := [name for name in values if name in _RESERVED]:
             raise ValueError(f"{taken[0]}: a name that Events uses itself")
         mine = {**values, "samples": samples, "seconds": seconds, "waited": waited, "rss_mb": _rss_mb()}
@@ -181,6 +183,9 @@ def _open_sinks(url: Location) -> tuple[Sink, Sink]:
 
 def _reduce(values: dict[str, float], reductions: Mapping[str, Reduction]) -> dict[str, float]:
     """Each value reduced over the ranks: as `reductions` says for its name, else the mean."""
+    import torch
+    import torch.distributed as dist
+
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return {name: float(value) for name, value in values.items()}
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"

@@ -87,6 +87,27 @@ class Entry:
     modified: float | None = None
 
 
+def places_in(text: str) -> list[Location]:
+    """The places that a text names, separated by commas; one that is there and has a comma in its name is one place.
+
+    What follows the comma of a URL is a part of its name, unless it is a URL or a local path that is there.
+    """
+    words, places = ([text] if _is_there(text) else text.split(",")), list[str]()
+    while words:
+        runs = (number for number in range(1, len(words) + 1) if _is_there(",".join(words[:number])))
+        number = next(runs, 1) if is_local(words[0]) else 1
+        word, words = ",".join(words[:number]), words[number:]
+        if word and places and not is_local(places[-1]) and is_local(word) and not _is_there(word):
+            places[-1] += f",{word}"
+        elif word:
+            places.append(word)
+    return [Location(place) for place in places]
+
+
+def _is_there(text: str) -> bool:
+    return bool(text) and is_local(text) and os.path.exists(Location(text))
+
+
 def scheme_of(text: str) -> str:
     """'file' for a local path, else the URL's scheme in lower case."""
     match = _SCHEME.match(text)

@@ -360,7 +360,9 @@ def explain(error: BaseException, url: str) -> str:
 def reason(error: BaseException) -> str:
     """What kept a store from answering, in a few words."""
     name = type(error).__name__
-    if name in ("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError"):
+    if name == "ProxyConnectionError":
+        return f"cannot connect to the proxy of HTTPS_PROXY or HTTP_PROXY; correct it, or add {endpoint()} to NO_PROXY"
+    if name in ("EndpointConnectionError", "ConnectTimeoutError"):
         return f"cannot connect to {endpoint()}; is it up, and AWS_ENDPOINT_URL right?"
     return _short(error)
 

@@ -11,6 +11,7 @@ from pipelines.gazing.policy import Dtype
 from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.loading.config import LoaderConfig, ReadConfig
 from pipelines.schema import check, section, setting
+from pipelines.storage.location import places_in
 
 
 @dataclass
@@ -81,7 +82,7 @@ class TrainConfig:
         "dataset made by preprocess; several separated by commas",
         required=True,
         on_resume="same content",
-        place="location",
+        place="locations",
     )
     run: str = setting(
         "",
@@ -105,7 +106,7 @@ class TrainConfig:
     @property
     def datasets(self) -> list[str]:
         """The URLs that `data` names."""
-        return [url for url in self.data.split(",") if url]
+        return [str(place) for place in places_in(self.data)]
 
     @property
     def loader_config(self) -> LoaderConfig:

@@ -113,7 +113,14 @@ def test_arguments_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
         ("clip: [1]", "clip: no such key"),
         ("a: [", "not YAML"),
         ("just text", "expected keys and values"),
-        ("threshold: [1, 2]", "a number expected"),
+        ("threshold: [1, 2]", "threshold: a number expected, not a list"),
+        ("input: {a: b}", "input: text expected, not keys"),
+        ("input: a\ninput: b", "not YAML: input is given twice"),
+        ("input: null", "input: null: is that a word, or nothing? write 'null' or '', with the quotes"),
+        ("input: ~", "input: ~: is that a word, or nothing? write '~' or '', with the quotes"),
+        ("clip: &c {x: *c}", "not YAML: nested too deeply, or in itself"),
+        ("[" * 700, "not YAML: nested too deeply, or in itself"),
+        ('input: "a\\0b"', "input: holds a NUL character"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, told: str) -> None:

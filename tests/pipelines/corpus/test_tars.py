@@ -144,7 +144,7 @@ def test_a_tar_tells_what_else_is_in_it(make_tar: Make, tmp_path: Path, decoder:
     assert found.passed.lines() == [
         "4 other files: 2 .json, 1 without a suffix, 1 .txt",
         f"1 {passed.ARCHIVE} (such as {path}#more.tar.gz)",
-        f"1 {tars.NO_FILE} (such as {path}#dev.mp4)",
+        f"1 {tars.DEVICE} (such as {path}#dev.mp4)",
     ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.storage.location import Location
+from pipelines.storage.location import Location, places_in
 
 
 def test_a_location_reads_what_a_user_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -59,3 +59,31 @@ def test_a_url_without_a_store_or_with_credentials_is_refused(given: str) -> Non
     with pytest.raises(PipelineError) as error:
         Location(given)
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_commas_separate_places_but_where_a_place_has_one_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "x,y", "x,y,z", "p,", "q, r"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    cases = {
+        "a,b": ["a", "b"],
+        "x,y": ["x,y"],
+        "a,x,y,b": ["a", "x,y", "b"],
+        "x,y,z": ["x,y,z"],
+        "p,": ["p,"],
+        "q, r,a": ["q, r", "a"],
+        "a,,b,": ["a", "b"],
+        "new,other": ["new", "other"],
+        "s3://b/x,y": ["s3://b/x,y"],
+        "s3://b/x,y,s3://b/z,": ["s3://b/x,y", "s3://b/z"],
+        "s3://b/x,a": ["s3://b/x", "a"],
+        "a,s3://b/x": ["a", "s3://b/x"],
+        "": [],
+        ",": [],
+    }
+    for text, names in cases.items():
+        expected = [Location(name) for name in names]
+        assert places_in(text) == expected, text
+        assert places_in(",".join(expected)) == expected, "absolute"
