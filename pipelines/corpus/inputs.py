@@ -153,9 +153,10 @@ def list_input(text: str) -> Listing:
             _add_place(part.url, listing, add)
     listing.entries = sorted(found.values(), key=lambda entry: entry.url)
     if not listing.entries and not listing.unusable:
+        told = "; ".join(listing.passed.lines()) or "it is empty"
         raise PipelineError(
-            f"input={text}: no videos among its {listing.passed.total} files ({'; '.join(listing.passed.lines())}); "
-            f"looked for {TAR_SUFFIX} and {' '.join(sorted(VIDEO_SUFFIXES))}"
+            f"input={text}: no videos among its {listing.passed.total} files ({told}); looked for {TAR_SUFFIX} and "
+            + " ".join(sorted(VIDEO_SUFFIXES))
         )
     return listing
 

@@ -37,8 +37,10 @@ def read_list(url: Location) -> list[str]:
         else:
             named = _of_csv(_text(data), "\t" if kind == ".tsv" else ",")
     except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
-        what = "neither a manifest nor a list of videos" if kind == ".parquet" else "not a list of videos"
-        raise PipelineError(f"input={url}: {what}: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split())
+        if kind == ".parquet":
+            raise PipelineError(f"input={url}: neither a manifest nor a list of videos: {why}") from error
+        raise PipelineError(f"input={url}: not a list of videos: {why}") from error
     named = [name for name in named if name.strip()]
     if not named:
         raise PipelineError(f"input={url}: lists no video")
