@@ -21,6 +21,7 @@ from typing import Any
 
 from cluster.cpus import usable_cpus
 from cluster.errors import ClusterError
+from cluster.modules import CodePaths
 from cluster.node import RAY_PATH_BYTES, private_folder
 from cluster.processes import descendants, kill
 
@@ -103,9 +104,11 @@ def _connected(config: RayConfig, paths: dict[str, str]) -> Iterator[ClusterSize
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    code = ray.job_config.JobConfig()
+    code._py_driver_sys_path = CodePaths()
     sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: not set from Python
     # Ray otherwise prints one line per dataset and a banner per connection; a job has its own progress and summary.
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "job_config": code}
     if config.address:
         require_listening(config.address, "ray.address")
         # Its nodes have the environment of their `ray start`; which server `s3://` means is this job's to say.

@@ -30,8 +30,9 @@ class ScanConfig:
         "folder, file, s3:// prefix, tar, pattern (videos/**/*.mp4), list of videos (.txt, .csv, .parquet with a "
         "column url), or several of these with commas",
         required=True,
+        place="input",
     )
-    output: str = setting("manifest.parquet", "where the manifest goes")
+    output: str = setting("manifest.parquet", "where the manifest goes", place="location")
     decoder_timeout_s: float = setting(
         60.0, "a video that takes longer to open fails as decoder_timeout", more_than=0, at_most=LONGEST_TIMEOUT_S
     )

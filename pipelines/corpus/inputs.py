@@ -74,28 +74,32 @@ class Listing:
     passed: PassedOver = field(default_factory=PassedOver)
 
 
-def split_input(text: str) -> list[Part]:
-    """The parts of an input. Commas separate them, unless something exists by a name that has them.
+def words_of(text: str) -> list[Location]:
+    """The parts of an input as absolute paths and URLs. Commas separate them, unless something exists by their name.
 
-    Raises PipelineError for a URL that holds credentials or names nothing. StoreError.
+    Raises PipelineError for a URL that holds credentials or names nothing.
     """
-    names, parts = text.split(","), []
-    while names:
+    words, found = text.split(","), list[Location]()
+    while words:
         # As many as make a name that exists; at least one.
-        count = next((n for n in range(len(names), 1, -1) if _exists(",".join(names[:n]))), 1)
-        if name := ",".join(names[:count]).strip():
-            parts.append(_part(name))
-        names = names[count:]
-    if not parts:
+        count = next((n for n in range(len(words), 1, -1) if _exists(",".join(words[:n]))), 1)
+        if word := ",".join(words[:count]).strip():
+            found.append(Location(word))
+        words = words[count:]
+    if not found:
         raise PipelineError(f"input={text}: names nothing")
-    return parts
+    return found
 
 
-def _part(name: str) -> Part:
-    url = Location(name)
-    if _is_pattern(name) and not _exists(name):
+def split_input(text: str) -> list[Part]:
+    """The parts of an input, and what each is. Raises PipelineError as words_of does, and StoreError."""
+    return [_part(word) for word in words_of(text)]
+
+
+def _part(url: Location) -> Part:
+    if _is_pattern(url) and not _exists(url):
         return Part("pattern", url)
-    return Part("list" if is_list(name) and store.entry(url) is not None else "place", url)
+    return Part("list" if is_list(url) and store.entry(url) is not None else "place", url)
 
 
 def _is_pattern(name: str) -> bool:
@@ -104,19 +108,23 @@ def _is_pattern(name: str) -> bool:
 
 def _exists(name: str) -> bool:
     url = Location(name.strip())
-    return store.exists(url) or (not url.is_local and next(store.list_objects(url), None) is not None)
+    if url.is_local:
+        return store.exists(url)
+    try:
+        return next(store.list_objects(url), None) is not None
+    except retry.StoreError:  # whoever lists it says so; submitting a job needs no access to its input
+        return False
 
 
 def normal_input(text: str) -> str:
     """An input in one form, whatever folder it is named from: each part absolute."""
-    return ",".join(part.url for part in split_input(text))
+    return ",".join(words_of(text))
 
 
-def covers(part: Part, url: str) -> bool:
-    """Whether an object that appears at `url` would belong to this part of an input."""
-    if part.kind == "pattern":
-        return _named_by(part.url)(url)
-    return part.kind == "place" and url.startswith(f"{part.url}/")
+def covers(text: str, url: str) -> bool:
+    """Whether an object that appears at `url` would belong to an input."""
+    words = words_of(text)
+    return any(url.startswith(f"{word}/") or (_is_pattern(word) and _named_by(word)(url)) for word in words)
 
 
 def is_manifest(text: str) -> bool:

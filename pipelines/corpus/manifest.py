@@ -45,9 +45,17 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),  # a name of pipelines.video.decode.REASONS when failed
         pa.field("detail", pa.string()),
         pa.field("passed_over", pa.string()),  # of a tar, in its first row: what a scan left out of it, JSON by reason
+        pa.field("mirrored", pa.bool_()),  # to be mirrored left to right for display, before it is turned
+        pa.field("fps_source", pa.string()),  # what says the rate: timestamps, header, or nothing ("")
+        pa.field("duration_source", pa.string()),
     ]
 )
-OPTIONAL_COLUMNS = ("passed_over",)  # older versions did not write them: null
+OPTIONAL_COLUMNS = (
+    "passed_over",
+    "mirrored",
+    "fps_source",
+    "duration_source",
+)  # older versions did not write them: null
 _OBJECTS_PER_TASK = 16
 Rows = list[dict[str, Any]]
 
@@ -129,8 +137,12 @@ def unchanged(row: dict[str, Any], entry: Entry) -> bool:
 
 
 def _failed_for_now(row: dict[str, Any]) -> bool:
-    """Whether a row failed, but not because of its bytes: they were not read, or the time limit was too short."""
-    return not row["fingerprint"] or row["reason"] == "decoder_timeout"
+    """Whether a video is to be opened again although it is the same.
+
+    It was not read, the time limit was too short, or an older version opened it, which took packets for frames and
+    believed headers.
+    """
+    return not row["fingerprint"] or row["reason"] == "decoder_timeout" or row["fps_source"] is None
 
 
 def _probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, Rows]]:
@@ -220,6 +232,9 @@ def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: Isolat
         "reason": None,
         "detail": None,
         "passed_over": None,
+        "mirrored": info.mirrored,
+        "fps_source": info.fps_source,
+        "duration_source": info.duration_source,
     }
 
 
@@ -243,6 +258,9 @@ def _failed(uri: str, entry: Entry, offset: int, size: int, mark: str, reason: s
         "reason": reason,
         "detail": detail,
         "passed_over": None,
+        "mirrored": False,
+        "fps_source": "",
+        "duration_source": "",
     }
 
 

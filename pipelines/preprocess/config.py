@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from pipelines.corpus.inputs import covers, normal_input, split_input
+from pipelines.corpus.inputs import covers, normal_input
 from pipelines.corpus.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
 from pipelines.dataset.frames import FrameStorage
 from pipelines.dataset.shards import ShardConfig
@@ -38,8 +38,11 @@ class PreprocessConfig(GazeSettings):
         "folder, file, s3:// prefix, tar, pattern (videos/**/*.mp4), list of videos (.txt, .csv, .parquet with a "
         "column url), several of these with commas, or a manifest of autogaze scan",
         required=True,
+        place="input",
     )
-    output: str = setting("", "folder or s3:// prefix of the dataset", required=True, on_resume="any value")
+    output: str = setting(
+        "", "folder or s3:// prefix of the dataset", required=True, on_resume="any value", place="location"
+    )
     targets: TargetsConfig = section(TargetsConfig)
     clip: ClipConfig = section(ClipConfig)
     shard: ShardConfig = section(ShardConfig)
@@ -122,7 +125,7 @@ def check_preprocess_config(config: PreprocessConfig) -> None:
             f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
         )
     output = Location(config.output)
-    if any(covers(part, output / "shards/000000.tar") for part in split_input(config.input)):
+    if covers(config.input, output / "shards/000000.tar"):
         raise PipelineError(
             f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "
             "put it beside the input"

@@ -29,7 +29,7 @@ from pipelines.preprocess.config import (
     parse_part,
     shards_of_part,
 )
-from pipelines.preprocess.description import describe, require_same
+from pipelines.preprocess.description import describe, require_same, with_own_threshold
 from pipelines.preprocess.inputs import Progress, planned_input, read_input, require_input
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -87,13 +87,15 @@ def resume(config: PreprocessConfig) -> Job | None:
     that does not load.
     """
     check_preprocess_config(config)
-    gazer = resolve_gaze(config)
     output = Location(config.output)
     if store.exists(output / "dataset.json"):
         dataset = shards.open_dataset(output)
+        config = with_own_threshold(config, dataset.about)
+        gazer = resolve_gaze(config)
         require_same(dataset.about, describe(config, gazer), output)
         _require_own_plan(dataset)
         return _job(config, gazer, output, dataset.plan, *planned_input(config, output))
+    resolve_gaze(config)  # refuses a checkpoint that does not load
     if shards.committed_shards(output):
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
     require_input(config)

@@ -20,6 +20,7 @@ REASONS: dict[str, str] = {
     "empty_file": "the file has no bytes",
     "unreadable": "the file cannot be opened, or its bytes are no video container",
     "no_video_stream": "the container holds no video stream (audio only, or only a cover picture)",
+    "encrypted": "the video is encrypted (DRM), and the decoder has no key",
     "unsupported_codec": "the installed decoder does not know the codec of the video stream",
     "no_frames": "the video stream holds no frame at all",
     "too_short": "the video has fewer frames than were asked for",
@@ -108,9 +109,12 @@ class VideoInfo:
     width: int  # coded size in pixels: before rotation, pixels taken as square
     height: int
     rotation: int  # degrees clockwise the picture must be turned for display: 0, 90, 180 or 270
-    fps: float  # the average the container states; 0 where it states none
+    fps: float  # mean over the whole video; 0 where nothing says
     frames: int  # what a sequential decode delivers; of a truncated file, what its header promises
     duration: float  # seconds
+    mirrored: bool = False  # whether it must be mirrored left to right for display, before it is turned
+    fps_source: str = ""  # what says so: timestamps (of the frames), header (where there are none), "" (nothing)
+    duration_source: str = ""
 
 
 @dataclass

@@ -63,7 +63,8 @@ def probe(source: Source) -> VideoInfo:
     """The facts of a video, from its header, its index and its first frame. Raises VideoError.
 
     The whole stream is read (not decoded) only where the header does not give the exact number of frames, and decoded
-    only where time stamps do not give it either (some AVI files).
+    only where time stamps do not give it either (AVI with B-frames, raw streams). Of a container whose data may end
+    inside a picture the last group of pictures is decoded.
     """
     from pipelines.video import pyav  # a process that decodes in a child has no use for libav
 

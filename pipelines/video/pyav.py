@@ -1,17 +1,19 @@
-"""PyAV, the default decoder: frame-accurate random access from an index of the packets' time stamps.
+"""PyAV, the default decoder: frame-accurate random access through an index of the packets.
 
-The index comes from demuxing the stream once (5 us a packet; nothing is decoded). A frame is reached by seeking to its
-keyframe and decoding on; clips share one pass, so no frame is decoded twice for clips that overlap. Where the time
-stamps do not order the frames (some AVI), frames are counted in a decode from the start: slow, and always right.
+The index comes from demuxing the stream once (some microseconds a packet; pipelines.video.pyav_index). A frame is
+reached by seeking to its keyframe and decoding on; clips share one pass, so no frame is decoded twice for clips that
+overlap.
 
 Colours are converted as each frame's metadata says (matrix, range); unspecified means BT.601, limited range, as in
-ffmpeg. HDR is not tone-mapped, interlaced frames are not deinterlaced, a mirrored display matrix is not mirrored back.
+ffmpeg. HDR is not tone-mapped, interlaced frames are not deinterlaced. Pictures are turned and mirrored for display.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 import av
 import numpy as np
@@ -28,15 +30,15 @@ from pipelines.video.base import (
     out_of_memory,
     require_size,
 )
-from pipelines.video.pyav_readers import CountingReader, IndexedReader, NotAsIndexed
+from pipelines.video.frame_index import Timing
+from pipelines.video.orientation import Orientation
+from pipelines.video.pyav_index import count_by_table, make_index
+from pipelines.video.pyav_readers import IndexedReader, NotAsIndexed
 from pipelines.video.pyav_video import Video
 
 # SWS_BILINEAR | SWS_ACCURATE_RND | SWS_BITEXACT: the same pixels whatever SIMD the CPU has, at no cost that could be
 # measured. As a number, because PyAV 17 takes these flags but does not name them.
 SCALING = 0x2 | 0x40000 | 0x80000
-
-# Packets to look at for pictures shown before the first keyframe: more than any codec reorders.
-_HEAD = 32
 
 
 def fingerprint() -> str:
@@ -55,40 +57,44 @@ def probe(source: Source) -> VideoInfo:
 
 
 def _facts(video: Video) -> VideoInfo:
-    frames = _count(video)
-    video.rewind()
+    frames, timing = _count(video)
     first = next(chain.from_iterable(step.frames for step in video.play()), None)
     if first is None:
         raise video.without_frame()
     if frames == 0:
         raise VideoError("no_frames", "no packet of the stream is shown")
-    rate = video.stream.average_rate
+    upright = _orientation(first)
     return VideoInfo(
-        container=video.container.format.name.split(",")[0],
+        container=video.format,
         codec=video.codec,
         pix_fmt=first.format.name,
         width=first.width,
         height=first.height,
-        rotation=90 * _quarter_turns(first),
-        fps=float(rate) if rate else 0.0,
+        rotation=90 * upright.turns,
+        fps=timing.fps,
         frames=frames,
-        duration=video.duration(frames),
+        duration=timing.duration,
+        mirrored=upright.mirrored,
+        fps_source=timing.fps_source,
+        duration_source=timing.duration_source,
     )
 
 
-def _count(video: Video) -> int:
+def _count(video: Video) -> tuple[int, Timing]:
     """How many frames a decode of the whole (untruncated) stream delivers, as cheaply as the stream allows."""
-    frames = video.frames_promised()
-    if frames is not None:
-        head = [packet.pts for packet in islice(video.packets(), _HEAD) if not packet.is_discard]
-        if not any(pts is not None and head[0] is not None and pts < head[0] for pts in head):
-            return frames
-        video.rewind()
-    index = video.index()
-    if index is not None:
-        return index.promised
+    counted = count_by_table(video)
+    if counted is not None:
+        return counted
     video.rewind()
-    return sum(len(step.frames) for step in video.play())
+    index = make_index(video)
+    if index.cut and len(index):
+        reader = IndexedReader(video, index)
+        reader.settle_end()
+        gone, timing = len(index) - len(reader.index), index.timing
+        if gone and timing.fps:
+            timing = replace(timing, duration=timing.duration - gone / timing.fps)
+        return reader.index.promised, timing
+    return index.promised, index.timing
 
 
 def decode_into(
@@ -108,9 +114,7 @@ def decode_into(
     delivered = 0  # how many of `order`
 
     with Video(source, config.threads) as video:
-        index = video.index()
-        reader: IndexedReader | CountingReader
-        reader = CountingReader(video) if index is None else IndexedReader(video, index)
+        reader = IndexedReader(video, make_index(video))
         scaler = VideoReformatter()
         for n in sorted(uses):
             users = [(i, slot) for i, slot in uses[n] if i not in failed]
@@ -119,7 +123,7 @@ def decode_into(
                     try:
                         frame = reader.read(n)
                     except NotAsIndexed:
-                        reader = CountingReader(video)
+                        reader = _without_seeking(video)
                         frame = reader.read(n)
                     pixels = _pixels(scaler, frame, n, config.size, native)
                 except VideoError as error:
@@ -132,14 +136,23 @@ def decode_into(
                 delivered += 1
 
 
+def _without_seeking(video: Video) -> IndexedReader:
+    """Another reader for a video whose packets are not those of its index: of a fresh one, from the first packet on."""
+    video.rewind()
+    try:
+        return IndexedReader(video, make_index(video), seeks=False)
+    except NotAsIndexed:
+        raise VideoError("unreadable", "its packets differ from one reading to the next") from None
+
+
 def _pixels(
     scaler: VideoReformatter, frame: av.VideoFrame, number: int, size: int, native: Native | None
 ) -> np.ndarray:
     """uint8 [height, width, 3], a view into a new frame: any format to RGB and scaled in one pass, then upright."""
-    turns = _quarter_turns(frame)
+    upright = _orientation(frame)
     height, width = (size, size) if native is None else (frame.height, frame.width)
     if native is not None:
-        require_size(number, *((width, height) if turns % 2 else (height, width)), native)
+        require_size(number, *((width, height) if upright.turns % 2 else (height, width)), native)
     try:
         scaled = scaler.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1)
     except MemoryError:  # one of libav's errors too, but no fact of the picture
@@ -149,9 +162,9 @@ def _pixels(
         raise VideoError("unsupported_picture", f"libswscale makes no RGB of frame {number}: {picture}") from None
     plane = scaled.planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    return np.rot90(rows[:height, : width * 3].reshape(height, width, 3), -turns)
+    return upright.apply(rows[:height, : width * 3].reshape(height, width, 3))
 
 
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Clockwise quarter turns for display, 0..3 (PyAV gives degrees anticlockwise)."""
-    return round(-frame.rotation / 90) % 4
+def _orientation(frame: av.VideoFrame) -> Orientation:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return Orientation() if matrix is None else Orientation.of_matrix(bytes(matrix))

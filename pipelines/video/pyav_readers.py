@@ -1,36 +1,38 @@
-"""Frames of a video by number: through the index of its time stamps, or by counting where these are of no use.
+"""Frames of a video by number, through its index.
 
-What libav does with damaged data, and what the readers make of it (measured with libavcodec 62 on damaged files):
+What libav does with damaged data, and what the reader makes of it (measured with libavcodec 62 on damaged files):
 - A damaged packet raises, or its frame comes out concealed and flagged corrupt, once. Frames that refer to it come out
   smeared and unflagged. So everything from the damaged packet up to the next keyframe counts as damaged.
 - A container cut short ends without an error (mov: after a half packet flagged corrupt). What is missing is only known
-  from the header's sample table: those frames are `truncated`. Containers without such a table are simply shorter.
+  from the header's sample table: those frames are `truncated`. Containers without such a table are simply shorter: a
+  picture that was cut does not count.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain, islice, pairwise
+from dataclasses import replace
+from itertools import chain
 
 import av
 import numpy as np
 
 from pipelines.video.base import VideoError, too_short
-from pipelines.video.frame_index import FrameIndex
-from pipelines.video.pyav_video import Video
+from pipelines.video.frame_index import NO_TIME, FrameIndex, Header
+from pipelines.video.pyav_video import Packet, Video, encrypted, flags_tell
 
-# A stream whose frames do not come as its time stamps say shows it within this many packets, again and again. What goes
-# wrong later, or only once, is damage.
-_TRIAL = 64
+# Containers that libav finds its way into at any byte.
+_BY_BYTES = ("mpegts", "mpeg", "h264", "hevc", "vvc", "mpegvideo", "m4v", "obu", "mjpeg", "dv")
+_LOST_AFTER = 4096  # packets without a known one among them: the seek has landed nowhere
 
 
 class NotAsIndexed(Exception):
-    """The stream does not behave as its time stamps say; only counting frames is left."""
+    """The packets are not those of the index."""
 
 
 class IndexedReader:
-    """Frames by number, in ascending order, through the index; decodes from the nearest keyframe."""
+    """Frames by number, in ascending order; decodes from the nearest keyframe."""
 
     # The state of one run of the decoder, from the packet it began at; _go starts the next run.
     _start: int  # the place of that packet
@@ -40,34 +42,72 @@ class IndexedReader:
     _wanted: int  # frames before this one are not kept
     _drained: bool
     _suspect: bool  # something went wrong that no error announced
+    _point: int  # the next point of the index that the run comes by
+    _said: list[Header]  # what holds for the run's first packet and was said before it
 
-    def __init__(self, video: Video, index: FrameIndex):
+    def __init__(self, video: Video, index: FrameIndex, seeks: bool = True):
+        """seeks=False: reach every packet from the first, where seeking leads to others than the index names."""
         self._video = video
         self._index = index
-        self._fit: bool | None = None  # result of _fits
-        self._from_start = False  # a keyframe turned out not to be one: seek no more
+        self._seeks = seeks
+        self._from_start = False  # no keyframe turned out to be one: seek no more
         self._ready: deque[tuple[int, av.VideoFrame]] = deque()  # (number, frame), decoded and not yet read
         self._damage: dict[int, str] = {}  # place -> what is wrong with the packet
-        self._packets: Iterator[av.Packet[av.VideoStream]] = iter(())
+        self._packets: Iterator[Packet] = iter(())
         self._go(0)
+
+    @property
+    def index(self) -> FrameIndex:
+        return self._index
 
     def read(self, n: int) -> av.VideoFrame:
         """Frame n. Raises VideoError if it is lost, or depends on damaged data."""
+        if self._index.cut and n >= int(self._index.frame[self._index.last_shown]):
+            last = self.settle_end()
+            if last is not None and n == int(self._index.frame[self._index.last_shown]):
+                return last
         index = self._index
         if n >= index.promised:
             raise too_short(n, index.promised)
         if n >= len(index):
             raise VideoError("truncated", f"the data ends before frame {n} of {index.promised}")
-        anchor = int(index.anchor[n])
+        if 0 <= index.encrypted <= int(index.place[n]):
+            raise encrypted(index.encrypted)
+        return self._read(n)
+
+    def settle_end(self) -> av.VideoFrame | None:
+        """Find out whether the data ends inside the picture that is last in decode order: then it does not count.
+
+        Returns that frame if it is whole. Frames that are shown after it can still be read.
+        """
+        index = self._index
+        try:
+            frame = self._read(int(index.frame[index.last_shown]))
+        except VideoError:
+            if len(index) > 1:
+                self._index = index.without_last()
+                self._go(0)
+            return None
+        self._index = replace(index, cut=False)
+        return frame
+
+    def _read(self, n: int) -> av.VideoFrame:
+        index = self._index
+        anchor = index.anchor(n)
         if not (self._start <= anchor <= self._next or self._from_start):  # a later keyframe lies between
             self._go(anchor)
         frame, damage = self._decode_to(n)
-        if (damage is not None or self._suspect) and self._start > 0:
+        back = 1
+        while (damage is not None or self._suspect) and self._start > 0:
             # Is the data damaged, or was the keyframe none? A decode from further ahead decides.
-            self._from_start = self._suspect
-            before = 0 if self._suspect else np.searchsorted(index.keys, self._start) - 1
-            self._go(int(index.keys[before]))
+            suspect = self._suspect
+            before = int(np.searchsorted(index.keys, self._start)) - back
+            self._go(int(index.keys[max(before, 0)]))
+            self._from_start = self._start == 0 and suspect
             frame, damage = self._decode_to(n)
+            if not suspect:
+                break
+            back *= 4
         if damage is not None:
             raise VideoError("decode_error", damage)
         assert frame is not None  # one of the two it is
@@ -78,9 +118,11 @@ class IndexedReader:
         while self._ready and self._ready[0][0] < n:
             self._ready.popleft()
         self._wanted = n
-        while self._due <= self._index.settled[n] and self._feed():
+        anchor, place = self._index.anchor(n), int(self._index.place[n])
+        settled = self._index.settled(n)
+        while self._due <= settled and self._feed():
             pass
-        damage = self._damage_within(int(self._index.anchor[n]), int(self._index.packet[n]))
+        damage = self._damage_within(anchor, place)
         if self._ready and self._ready[0][0] == n:
             return self._ready.popleft()[1], damage
         return None, damage or f"the decoder delivers no picture for frame {n}"
@@ -90,67 +132,78 @@ class IndexedReader:
 
         Pictures sent after the keyframe and shown before it do not count: nothing shown after it refers to them.
         """
-        pts = self._index.packet_pts
-        places = [at for at in self._damage if anchor <= at <= last and pts[at] >= pts[anchor]]
+        frame = self._index.frame
+        first = frame[anchor]
+        places = [at for at in self._damage if anchor <= at <= last and not 0 <= frame[at] < first]
         return f"{self._damage[min(places)]} in packet {min(places)}" if places else None
 
     def _feed(self) -> bool:
         """Decode one more packet, or drain the decoder; False when there is nothing left."""
         if self._drained:
             return False
-        index = self._index
-        packet = next(self._packets, None) if self._next < len(index.packet_pts) else None
+        packet = next(self._packets, None) if self._next < self._index.packets else None
         if packet is None:
             self._drained = True
+            step = self._video.decode(None, self._next)
         else:
-            at = -1 if packet.pts is None else index.place.get(packet.pts, -1)
-            if at < 0:
-                raise NotAsIndexed
-            self._next = at + 1
-            if packet.is_corrupt:
+            at = self._next
+            self._next += 1
+            self._verify(packet, at)
+            if packet.is_corrupt and flags_tell(self._video) and not self._ends_a_recording(at):
                 self._damage.setdefault(at, "data missing")
-        step = self._video.decode(packet)
+            step = self._video.decode(packet, at, self._said)
+            self._said = []
         if step.error is not None:
             self._damage.setdefault(self._next - 1, step.error)
         for frame in step.frames:
             self._take(frame)
         return True
 
+    def _ends_a_recording(self, at: int) -> bool:
+        """Whether what libav takes for lost packets of a transport stream may be the seam of two recordings.
+
+        Their packet counters differ; libav flags the last picture, or by its parser's delay the one before. If data is
+        missing all the same, the decoder says so, or two pictures at most suffer.
+        """
+        keys = self._index.keys
+        following = int(np.searchsorted(keys, at + 1))
+        return self._video.format == "mpegts" and following < len(keys) and keys[following] <= at + 2
+
+    def _verify(self, packet: Packet, at: int) -> None:
+        """Raise NotAsIndexed for a packet that is not the one known by its place."""
+        index, point = self._index, self._point
+        if point < len(index.point_place) and index.point_place[point] == at:
+            self._point += 1
+            if index.point_size[point] != packet.size:
+                raise NotAsIndexed
+
     def _take(self, frame: av.VideoFrame) -> None:
         """Put a frame where it belongs, and note what should have come out before it and did not."""
         index = self._index
-        n = -1 if frame.pts is None else index.number.get(frame.pts, -1)
-        if n < 0 and frame.pts in index.place:
+        place = -1 if frame.pts is None else frame.pts
+        n = int(index.frame[place]) if 0 <= place < index.packets else -1
+        if n < 0:
             return  # not one to be delivered
         if n < self._due:
-            if n < 0 or n >= self._first:  # else: shown before the keyframe decoding began at, and of no use
-                self._amiss(self._next - 1, "a picture out of order")
-            return
+            if self._due < len(index) and index.place[self._due] == place:
+                n = self._due  # the second picture of a packet
+            else:
+                if n >= self._first:  # else: shown before the keyframe decoding began at, and of no use
+                    self._amiss(self._next - 1, "a picture out of order")
+                return
         for missing in range(self._due, n):
-            self._amiss(int(index.packet[missing]), "no picture")
+            self._amiss(int(index.place[missing]), "no picture")
         self._due = n + 1
         if frame.is_corrupt:
-            self._damage.setdefault(int(index.packet[n]), "concealed damage")
+            self._damage.setdefault(place, "concealed damage")
         if n >= self._wanted:
             self._ready.append((n, frame))
 
     def _amiss(self, at: int, text: str) -> None:
-        """Note what no error announced: an index that does not fit, a keyframe that is none, or damage."""
+        """Note what no error announced: a keyframe that is none, or damage."""
         if self._damage_within(self._start, self._next) is None:
-            if self._start == 0 and self._next <= _TRIAL and not self._fits():
-                raise NotAsIndexed
             self._suspect = True
         self._damage.setdefault(at, text)
-
-    def _fits(self) -> bool:
-        """Whether three in four frames of the beginning follow the one before, as the index says they do."""
-        if self._fit is None:
-            with self._video.again() as video:
-                frames = [frame for step in islice(video.play(), _TRIAL) for frame in step.frames]
-            numbers = [-1 if frame.pts is None else self._index.number.get(frame.pts, -1) for frame in frames]
-            follow = sum(after == before + 1 for before, after in pairwise(numbers))
-            self._fit = 4 * follow >= 3 * (len(numbers) - 1)
-        return self._fit
 
     def _go(self, place: int) -> None:
         """Make packet `place` the next one to be decoded, by a decoder that has seen nothing."""
@@ -158,60 +211,61 @@ class IndexedReader:
         self._ready.clear()
         self._damage.clear()
         self._start = self._next = place
-        self._first = self._due = int(np.searchsorted(index.pts, index.packet_pts[place])) if place else 0
+        self._first = self._due = index.first_after(place)
         self._wanted = 0
-        self._drained = self._suspect = False
-        before = max(0, int(np.searchsorted(index.keys, place)) - 1)
-        times = index.packet_pts[place], index.packet_dts[place], index.packet_dts[before]
-        # Containers seek by pts, by dts, or not at all: each is tried, and where it landed is checked.
-        if not any(time is not None and self._video.seek(time) and self._skip_to(place) for time in times):
-            self._video.rewind()
-            if not self._skip_to(place):
-                raise NotAsIndexed
+        self._drained = self._suspect = self._from_start = False
+        self._said = _in_force(index.headers, place)
+        self._point = int(np.searchsorted(index.point_place, place))
+        if place and self._seeks and any(self._land(point, place) for point in self._points_before(place)):
+            return
+        self._video.rewind()
+        if not self._skip(self._video.packets(), 0, place):
+            raise NotAsIndexed
 
-    def _skip_to(self, place: int) -> bool:
-        """Skip, undecoded, to the packet at `place`; False if the seek landed after it or nowhere known."""
-        packets = self._video.packets()
-        for packet in packets:
-            at = -1 if packet.pts is None else self._index.place.get(packet.pts, -1)
-            if not 0 <= at <= place:
-                return False
-            if at == place:
-                self._packets = chain([packet], packets)
-                return True
+    def _points_before(self, place: int) -> list[int]:
+        """The points to seek to for a packet: the nearest one, and the one ahead of it where that fails."""
+        at = int(np.searchsorted(self._index.point_place, place, side="right")) - 1
+        return [point for point in (at, at - 1) if point > 0]
+
+    def _land(self, point: int, place: int) -> bool:
+        """Seek to a point and go on to the packet at `place`, undecoded. False if the seek landed elsewhere."""
+        index = self._index
+        # Containers seek by pts, by dts, by bytes, or not at all: each is tried, and where it landed is checked.
+        ways = [(int(index.point_pts[point]), False), (int(index.point_dts[point]), False)]
+        if self._video.format in _BY_BYTES:
+            ways.append((int(index.point_pos[point]), True))
+        for where, by_bytes in dict.fromkeys(ways):
+            if where == NO_TIME or (by_bytes and where < 0) or not self._video.seek(where, by_bytes):
+                continue
+            packets = self._video.packets()
+            for _, packet in zip(range(_LOST_AFTER), packets, strict=False):
+                found = self._place_of(packet)
+                if found > place:
+                    break
+                if found >= 0:
+                    return self._skip(chain([packet], packets), found, place)
         return False
 
+    def _place_of(self, packet: Packet) -> int:
+        """The place of a packet that is a point; -1 for any other, and for one that cannot be told from another."""
+        index = self._index
+        same = np.flatnonzero(index.point_size == packet.size)
+        if packet.pos is not None and packet.pos >= 0:
+            here = same[index.point_pos[same] == packet.pos]
+            same = here if len(here) else same[index.point_pos[same] < 0]
+        if packet.pts is not None:
+            same = same[(index.point_pts[same] == packet.pts) | (index.point_pts[same] == NO_TIME)]
+        return int(index.point_place[same[0]]) if len(same) == 1 else -1
 
-class CountingReader:
-    """Frames by number, in ascending order, by decoding from the start and counting."""
+    def _skip(self, packets: Iterator[Packet], at: int, place: int) -> bool:
+        """Pass over the packets from `at` up to `place`; False if there are not as many."""
+        for _ in range(at, place):
+            if next(packets, None) is None:
+                return False
+        self._packets = packets
+        return True
 
-    def __init__(self, video: Video):
-        video.rewind()
-        self._steps = video.play()
-        self._ready: deque[av.VideoFrame] = deque()
-        self._count = 0
-        self._damage: str | None = None
-        self._healed = False  # a keyframe was fed after the damage; it heals once it is shown
 
-    def read(self, n: int) -> av.VideoFrame:
-        """Frame n. Raises VideoError if there is none, or it depends on damaged data."""
-        while True:
-            while self._ready:
-                frame = self._ready.popleft()
-                self._count += 1
-                if self._healed and frame.key_frame:
-                    self._damage, self._healed = None, False
-                if frame.is_corrupt:
-                    self._damage, self._healed = "concealed damage", False
-                if self._count == n + 1:
-                    if self._damage is not None:
-                        raise VideoError("decode_error", f"{self._damage} at or before frame {n}")
-                    return frame
-            step = next(self._steps, None)
-            if step is None:
-                raise too_short(n, self._count)
-            if step.error is not None:
-                self._damage, self._healed = step.error, False
-            elif self._damage is not None and step.packet is not None and step.packet.is_keyframe:
-                self._healed = True
-            self._ready.extend(step.frames)
+def _in_force(headers: tuple[Header, ...], place: int) -> list[Header]:
+    """The last header of each kind that holds for a packet."""
+    return list({header.kind: header for header in headers if header.place <= place}.values())

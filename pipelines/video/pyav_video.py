@@ -1,17 +1,22 @@
-"""An open container and its video stream: demux, index, decode. Here libav's errors become VideoErrors."""
+"""An open container and its video stream: demux, seek, decode. Here libav's errors become VideoErrors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fractions import Fraction
 from types import TracebackType
+from typing import Any, TypeAlias, cast, get_args
 
 import av
 from av.error import FFmpegError
+from av.packet import PacketSideData, PktSideDataT
 from av.stream import Disposition
 
 from pipelines.video.base import Source, VideoError
-from pipelines.video.frame_index import FrameIndex, Packet
+from pipelines.video.frame_index import Header
+from pipelines.video.messages import without_messages
+from pipelines.video.pictures import length_size
 
 # Only formats that hold their own frames: a playlist (hls, concat, ...) would open files and addresses that untrusted
 # bytes name. Network protocols are switched off for the same reason.
@@ -21,19 +26,26 @@ CONTAINERS = (
 )
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file,subfile"}
 
-# An MPEG-4 packet this small says "show the last picture again" and delivers no frame.
-_MPEG4_EMPTY = 8
-
 # By default these decoders neither report nor conceal a damaged slice: the rest of the picture is then whatever its
 # buffer held before. With err_detect=explode they fail on it.
 _SILENT = ("hevc", "vvc")
 
+# AV_CODEC_PROP_INTRA_ONLY and AV_CODEC_PROP_REORDER; PyAV's own flags do not take the bits that it does not name.
+_INTRA_ONLY, _REORDER = 1, 8
+
+_SAID_ONCE = ("new_extradata", "palette")
+
+Packet: TypeAlias = "av.Packet[av.VideoStream]"
+
 
 @dataclass(frozen=True)
 class DecodedPacket:
-    """The frames, or the error, that one packet gave. packet=None: those at the end of the stream."""
+    """The frames, or the error, that one packet gave. place=None: those at the end of the stream.
 
-    packet: av.Packet[av.VideoStream] | None
+    The pts of a frame is the place of its packet, whatever the container says.
+    """
+
+    place: int | None
     frames: Sequence[av.VideoFrame]
     error: str | None
 
@@ -44,7 +56,6 @@ class Video:
     def __init__(self, source: Source, threads: int = 1):
         path, start, end, whole = source.window()
         self._url = f"file:{path}" if whole else f"subfile,,start,{start},end,{end},,:{path}"
-        self._source = source
         self._threads = threads
         self._open()
 
@@ -52,24 +63,38 @@ class Video:
         try:
             self.container = av.open(self._url, container_options=_OPTIONS, metadata_errors="replace")
         except FFmpegError as error:
-            raise VideoError("unreadable", _text(error)) from None
+            raise VideoError("unreadable", error_text(error)) from None
         streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             self.close()
             raise VideoError("no_video_stream", "the container holds no video stream")
         best = self.container.streams.best("video")
         self.stream = best if best in streams else streams[0]
-        if self.stream.codec_context is None:
+        if "enc_key_id" in self.stream.metadata:  # so does Matroska name the key of an encrypted track
+            self.close()
+            raise encrypted(0)
+        context = self.stream.codec_context
+        if context is None:
             self.close()
             raise VideoError("unsupported_codec", "libavcodec has no decoder for the video stream")
-        self.codec: str = self.stream.codec_context.codec.canonical_name
+        self.format: str = self.container.format.name.split(",")[0]
+        self.codec: str = context.codec.canonical_name
+        self.extradata = bytes(context.extradata or b"")
+        properties: Any = context.codec.properties
+        self.reorders = bool(properties & _REORDER)
+        self.intra_only = bool(properties & _INTRA_ONLY)
         # Slices, not frames: with frame threads an error surfaces some packets after the packet it belongs to.
         self.stream.thread_type = "SLICE"
-        self.stream.codec_context.thread_count = self._threads
+        context.thread_count = self._threads
+        self._length_size = length_size(self.codec, self.extradata)
         if self.codec in _SILENT:
-            self.stream.codec_context.options = {"err_detect": "explode"}
+            context.options = {"err_detect": "explode"}
         self._seen = 0
         self._errors: list[str] = []
+
+    @property
+    def time_base(self) -> Fraction:
+        return self.stream.time_base or Fraction(1, av.time_base)
 
     def close(self) -> None:
         self.container.close()
@@ -80,25 +105,21 @@ class Video:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def again(self) -> Video:
-        """The same video, opened once more."""
-        return Video(self._source, self._threads)
-
     def rewind(self) -> None:
         """Back to the first packet, by opening anew: the one way that is right for every container."""
         self.close()
         self._open()
 
-    def seek(self, time: int) -> bool:
-        """Seek to the keyframe at or before `time`. Where the container really is shows in the next packet."""
+    def seek(self, where: int, by_bytes: bool = False) -> bool:
+        """Seek to the keyframe at or before a time, or to a byte. Where it really is shows in the next packets."""
         try:
-            self.container.seek(time, stream=self.stream, backward=True, any_frame=False)
+            self.container.seek(where, stream=self.stream, unsupported_byte_offset=by_bytes)
         except FFmpegError as error:
-            _text(error)
+            error_text(error)
             return False
         return True
 
-    def packets(self) -> Iterator[av.Packet[av.VideoStream]]:
+    def packets(self) -> Iterator[Packet]:
         """The packets from here on. Data that cannot be demuxed ends the stream, as it does for ffmpeg."""
         try:
             for packet in self.container.demux(self.stream):
@@ -106,88 +127,43 @@ class Video:
                     self._seen += 1
                     yield packet
         except FFmpegError as error:
-            self._errors.append(_text(error))
+            self._errors.append(error_text(error))
 
-    def decode(self, packet: av.Packet[av.VideoStream] | None) -> DecodedPacket:
-        """None: drain the decoder. An error costs the packet; decoding may go on with the next one."""
+    def decode(self, packet: Packet | None, place: int, headers: Sequence[Header] = ()) -> DecodedPacket:
+        """Decode the packet at a place. None: drain the decoder. An error costs the packet; decoding may go on.
+
+        headers: what was said before the packet and holds for it.
+        """
+        if packet is None:
+            return self._decoded(None, None)
+        for header in headers:
+            if header.kind == "in_band":
+                packet = _with_data(packet, header.data + bytes(packet))
+            else:
+                _say(packet, header)
+        if self.codec in _SILENT:
+            data = without_messages(memoryview(packet), self.codec, self._length_size)
+            if data == b"":
+                return DecodedPacket(place, (), None)
+            if data is not None:
+                packet = _with_data(packet, data)
+        # Time stamps may be missing, wrong, or the same twice; decoders only hand them on.
+        packet.pts = packet.dts = place
+        return self._decoded(packet, place)
+
+    def _decoded(self, packet: Packet | None, place: int | None) -> DecodedPacket:
         try:
-            return DecodedPacket(packet, self.stream.decode(packet), None)
+            return DecodedPacket(place, self.stream.decode(packet), None)
         except FFmpegError as error:
-            self._errors.append(_text(error))
-            return DecodedPacket(packet, [], _text(error))
+            self._errors.append(error_text(error))
+            return DecodedPacket(place, (), error_text(error))
 
     def play(self) -> Iterator[DecodedPacket]:
-        """Decode everything from here on."""
-        for packet in self.packets():
-            yield self.decode(packet)
-        yield self.decode(None)
-
-    def frames_promised(self) -> int | None:
-        """How many frames the sample table of mov and mp4 promises; None where only the packets can tell."""
-        if not self.container.format.name.startswith("mov") or self.codec == "vp8":
-            return None
-        entries = self.stream.index_entries
-        if len(entries) == 0 or len(entries) != self.stream.frames:  # fragmented files have a table per fragment
-            return None
-        smallest = _MPEG4_EMPTY if self.codec == "mpeg4" else 0
-        shown = 0
-        for entry in entries:
-            if entry.size <= smallest:
-                return None
-            shown += not entry.is_discard
-        return shown
-
-    def index(self) -> FrameIndex | None:
-        """Demux the whole stream, from a fresh start. None where its time stamps do not tell the frames apart."""
-        if self.container.format.name == "avi" and self.stream.codec_context.has_b_frames:
-            return None  # AVI has no presentation times, and libav's guess at them is wrong as often as not
-        packets: list[Packet] = []
-        whole = 0  # packets up to the last undamaged one
-        for packet in self.packets():
-            shown = not packet.is_discard
-            if self.codec == "vp8":
-                shown = shown and bool(memoryview(packet)[0] & 0x10)  # show_frame, RFC 6386 section 9.1
-            elif self.codec == "mpeg4" and packet.size <= _MPEG4_EMPTY:
-                return None
-            if packet.pts is None:
-                return None
-            packets.append(Packet(packet.pts, packet.dts, packet.is_keyframe, shown))
-            if not packet.is_corrupt:
-                whole = len(packets)
-        packets = packets[:whole]  # half packets at the end are where the data was cut
-        if packets:
-            packets = self._without_lost_head(packets)
-        promised = self.frames_promised()
-        lost_from = None
-        if promised is not None and len(self.stream.index_entries) > len(packets):
-            lost_from = self.stream.index_entries[len(packets)].timestamp
-        return FrameIndex.build(packets, promised, lost_from)
-
-    def _without_lost_head(self, packets: list[Packet]) -> list[Packet]:
-        """Mark as not shown the first pictures of a stream cut out of a longer one that refer to what is missing.
-
-        Decoders differ in what they do with such pictures, so the stream's start is decoded to see.
-        """
-        first = next((i for i, packet in enumerate(packets) if packet.key), len(packets) - 1)
-        head = [packet.pts for packet in packets if packet.shown and packet.pts < packets[first].pts]
-        if not head:
-            return packets
+        """Decode everything, from a fresh start."""
         self.rewind()
-        delivered: set[int | None] = set()
-        for step in self.play():
-            delivered.update(frame.pts for frame in step.frames)
-            if any(pts is not None and pts >= packets[first].pts for pts in delivered):
-                break
-        lost = set(head) - delivered
-        return [replace(packet, shown=packet.shown and packet.pts not in lost) for packet in packets]
-
-    def duration(self, frames: int) -> float:
-        """Seconds, from the stream, else from the container, else from the frames."""
-        if self.stream.duration is not None and self.stream.time_base is not None:
-            return float(self.stream.duration * self.stream.time_base)
-        if self.container.duration is not None:
-            return self.container.duration / av.time_base
-        return float(frames / self.stream.average_rate) if self.stream.average_rate else 0.0
+        for place, packet in enumerate(self.packets()):
+            yield self.decode(packet, place)
+        yield self.decode(None, 0)
 
     def without_frame(self) -> VideoError:
         """Why a decode from start to end gave no frame at all."""
@@ -198,7 +174,46 @@ class Video:
         return VideoError("no_frames", "the stream delivers no frame")
 
 
-def _text(error: FFmpegError) -> str:
+def said_once(packet: Packet, place: int) -> list[Header]:
+    """What a packet brings that holds until another says otherwise."""
+    return [
+        Header(place, kind, bytes(side)) for side in packet.iter_sidedata() if (kind := side.data_type) in _SAID_ONCE
+    ]
+
+
+def _say(packet: Any, header: Header) -> None:
+    """Add a header to a packet that has none of its kind. (PyAV's stubs leave PacketSideData's constructor out.)"""
+    if not packet.has_sidedata(header.kind):
+        make: Any = PacketSideData
+        said = make(get_args(PktSideDataT).index(header.kind), len(header.data))
+        said.update(header.data)
+        said.to_packet(packet)
+
+
+def is_encrypted(packet: Packet) -> bool:
+    return packet.has_sidedata("encryption_info")
+
+
+def flags_tell(video: Video) -> bool:
+    """Whether a packet that libav flags corrupt is. In program streams the flag is of a block, which holds several."""
+    return video.format != "mpeg"
+
+
+def encrypted(place: int) -> VideoError:
+    return VideoError("encrypted", f"encrypted from packet {place} on (DRM), and there is no key")
+
+
+def _with_data(packet: Packet, data: bytes) -> Packet:
+    """A packet like another, of other bytes. That its frame is to be discarded cannot be said: the index knows it."""
+    made: Any = av.Packet(data)
+    made.is_keyframe = packet.is_keyframe
+    made.is_corrupt = packet.is_corrupt
+    for side in packet.iter_sidedata():
+        side.to_packet(made)
+    return cast(Packet, made)
+
+
+def error_text(error: FFmpegError) -> str:
     """libav's message for an error, without the file's name. Raises MemoryError, which is no fact of the video."""
     if isinstance(error, MemoryError):
         raise error

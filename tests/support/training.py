@@ -109,6 +109,8 @@ def write_dataset(
 def settings(data: str, run: Path, *changed: str) -> list[str]:
     """KEY=VALUE words of a small run; later ones win."""
     words = dict(word.split("=", 1) for word in [*SMALL, f"data={data}", f"run={run}", *changed])
+    if words.get("init"):  # which brings its sizes along
+        words = {name: value for name, value in words.items() if not name.startswith("policy.")}
     return [f"{name}={value}" for name, value in words.items()]
 
 

@@ -30,7 +30,7 @@ def test_every_planned_clip_has_exactly_one_row(undisturbed: Run, store_of_video
     failed = index[index["outcome"] == "failed"]
     assert failed[["video", "reason"]].to_numpy().tolist() == [[str(store_of_videos / "broken.mp4"), "unreadable"]]
     good = index[index["outcome"] == "ok"]
-    assert (good["met"] == 1).all() and (good["loss"] <= 0.05).all() and (good["tokens"] > 0).all()
+    assert (good["met"] == 1).all() and (good["loss"] <= 0.02).all() and (good["tokens"] > 0).all()
 
 
 def test_the_dataset_verifies_and_holds_nothing_that_varies(undisturbed: Run) -> None:
@@ -43,7 +43,7 @@ def test_the_dataset_verifies_and_holds_nothing_that_varies(undisturbed: Run) ->
         "index",
     }
     about = json.loads((undisturbed.output / "dataset.json").read_text())
-    assert about["config"]["threshold"] == 0.05 and "workers" not in about["config"]
+    assert about["config"]["threshold"] == 0.02 and "workers" not in about["config"]
     assert about["software"]["decoder"].startswith("pyav-")
 
 
@@ -160,7 +160,7 @@ def test_a_dry_run_writes_nothing_but_its_scan(undisturbed: Run, joins: list[str
 @pytest.mark.parametrize(
     "change, told",
     [
-        ("threshold=0.1", "threshold is 0.05 there, 0.1 here"),
+        ("threshold=0.1", "threshold is 0.02 there, 0.1 here"),
         ("clip.frames=8", "clip.frames is 16 there, 8 here"),
         ("frames=raw", "frames is 'jpeg' there, 'raw' here"),
     ],
