@@ -157,14 +157,14 @@ def _probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, Ro
         {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
         for part in parts
     ]
-    probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
+    probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
         partial(_probe, timeout_s=timeout_s), num_cpus=1
     )
     for answer in pipeline_errors(probed.iter_rows()):
         yield int(answer["objects"]), pa.ipc.open_stream(answer["rows"]).read_all().to_pylist()
 
 
-def _probe(task: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+def _probe(task: dict[str, Any], timeout_s: float) -> Rows:
     """Ray Data task: objects -> their manifest rows, as one value, so that they stay together.
 
     Untrusted bytes are opened in a decoder's child process.
@@ -176,7 +176,7 @@ def _probe(task: dict[str, Any], timeout_s: float) -> dict[str, Any]:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, MANIFEST_SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
-    return {"objects": len(task["urls"]), "rows": sink.getvalue().to_pybytes()}
+    return [{"objects": len(task["urls"]), "rows": sink.getvalue().to_pybytes()}]
 
 
 def probe_object(entry: Entry, decoder: IsolatedDecoder) -> Rows:
