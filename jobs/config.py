@@ -13,7 +13,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -32,7 +32,7 @@ _NULL = "tag:yaml.org,2002:null"
 def load(schema: type[T], arguments: Sequence[str], file: str | None = None, positional: str = "") -> T:
     """A config from defaults, then a YAML file, then KEY=VALUE arguments; later ones win.
 
-    Types and words are checked here, ranges by pipelines.schema.check.
+    OmegaConf holds the values: types and words are checked here, ranges by pipelines.schema.check.
 
     Args:
         schema: the config dataclass.
@@ -43,8 +43,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
     Raises:
         PipelineError: unknown key (with the nearest valid one), wrong type, unreadable file.
     """
-    config = schema()
-    known = {key.name: key for key in settings_of(config)}
+    known = {key.name: key for key in settings_of(schema())}
     values: dict[str, Any] = {}
     if file is not None:
         values.update(_from_file(file, known))
@@ -60,8 +59,20 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
+    from omegaconf import OmegaConf  # here, since --help does without
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = OmegaConf.structured(schema)
+    # OmegaConf reads ??? and ${...} as its own, wherever they come from: such texts stand beside the tree.
+    beside = {name: text for name, text in values.items() if isinstance(text, str) and ("${" in text or text == "???")}
     for name, value in values.items():
-        _set(config, name, value)
+        try:
+            OmegaConf.update(tree, name, "" if name in beside else value)
+        except OmegaConfBaseException as error:
+            raise PipelineError(f"{name}={value}: must be {known[name].allowed}") from error
+    config = cast(T, OmegaConf.to_object(tree))
+    for name, text in beside.items():
+        _set(config, name, text)
     return config
 
 
