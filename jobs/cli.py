@@ -53,6 +53,7 @@ class Subcommand:
 
     def run(self, config: Any, console: Console, **options: bool) -> int:
         """Run the job in this process; the exit status."""
+        config = configs.with_absolute_places(config)
         result = getattr(importlib.import_module(self.module), self.function)(config, console, **options)
         return result if isinstance(result, int) else 0
 
