@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -26,6 +27,22 @@ KUBERAY_VERSION = "1.6.2"
 _GPU = "nvidia.com/gpu"
 _GPU_KIND = "nvidia.com/gpu.product"  # the label that NVIDIA's feature discovery puts on nodes
 _HEAD = "ray-head"
+# What kubectl says, and what to do about it; the first that is found counts.
+_REMEDIES = (
+    ("AlreadyExists", "`autogaze cluster down FILE` removes it, another name= goes beside it"),
+    (
+        "no matches for kind|resource type",
+        f"this Kubernetes has no KubeRay: install its operator, {KUBERAY_VERSION} or later",
+    ),
+    ("proxyconnect|proxy", "correct HTTPS_PROXY, or add the server of your cluster to NO_PROXY"),
+    ("forbidden", "your Kubernetes user may not do this in kuberay.namespace; ask for the right, or name another"),
+    ("unauthorized|logged in|credentials|certificate", "log in to the cluster again; `kubectl get pods` must work"),
+    ("namespaces? .*not ?found", "create kuberay.namespace, or name another"),
+    (
+        "connect|refused|no such host|context|configuration|kubeconfig|timeout|timed out",
+        "set KUBECONFIG to your cluster's file and its context; `kubectl get pods` must work",
+    ),
+)
 # Of the seconds that a pod has to stop in, those left for Ray after the job.
 _RAY_ITSELF_S = 5
 
@@ -178,10 +195,6 @@ def _kubectl(spec: ClusterSpec, *words: str, given: str | None = None) -> str:
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no reason given"]
-        hint = ""
-        if "AlreadyExists" in done.stderr:
-            hint = "; `autogaze cluster down FILE` removes it, another name= goes beside it"
-        elif "no matches for kind" in done.stderr or "resource type" in done.stderr:
-            hint = f"; this Kubernetes has no KubeRay: install its operator, {KUBERAY_VERSION} or later"
+        hint = next((f"; {remedy}" for sign, remedy in _REMEDIES if re.search(sign, done.stderr, re.IGNORECASE)), "")
         raise ClusterError(f"kubectl {words[0]}: {lines[-1]}{hint}")
     return done.stdout

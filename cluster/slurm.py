@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.errors import ClusterError
@@ -66,17 +66,27 @@ def submit_array(spec: ClusterSpec, command: Sequence[str], tasks: str = "", *, 
         raise
 
 
-def _planner(spec: ClusterSpec, job_id: str) -> str:
+def planner(spec: ClusterSpec, job_id: str) -> str:
     """The id of the job that plans for an array, read from the array's script; '' if there is none."""
     script = logs_folder(spec) / f"{spec.name}-{re.split('[_+]', job_id)[0]}.sh"
-    line = re.search(rf"^{_PLANNED_BY}(\d+)$", script.read_text(), re.MULTILINE) if script.exists() else None
+    text = script.read_text(encoding="utf-8", errors="replace") if script.exists() else ""
+    line = re.search(rf"^{_PLANNED_BY}(\d+)$", text, re.MULTILINE)
     return line[1] if line else ""
+
+
+def last_words(spec: ClusterSpec, job_id: str, planned: str) -> str:
+    """The last line that the job which plans for an array has printed: where it failed, its reason. '' = nothing.
+
+    planned: id of the array. job_id: of the job that plans.
+    """
+    files = [file for file in logs(spec, planned) if file.stem.endswith(f"-plan-{job_id}")]
+    lines = files[0].read_text(errors="replace").split("\n") if files else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _planner_spec(spec: ClusterSpec) -> ClusterSpec:
     """The spec of the job on the head alone that plans for an array."""
-    values = vars(spec) | {"decode": NodeGroup(), "gpu": NodeGroup(), "name": f"{spec.name[:35]}-plan"}
-    return ClusterSpec(**values)
+    return replace(spec, decode=NodeGroup(), gpu=NodeGroup(), name=f"{spec.name[:35]}-plan")
 
 
 def status(spec: ClusterSpec, job_id: str) -> JobStatus:
@@ -140,7 +150,7 @@ def logs(spec: ClusterSpec, job_id: str) -> list[Path]:
     folder = logs_folder(spec)
     files = [*folder.glob(f"{spec.name}-{job_id}.log"), *folder.glob(f"{spec.name}-{job_id}_*.log")]
     files.sort(key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    plan = [*folder.glob(f"{_planner_spec(spec).name}-{planner}.log")] if (planner := _planner(spec, job_id)) else []
+    plan = [*folder.glob(f"{_planner_spec(spec).name}-{first}.log")] if (first := planner(spec, job_id)) else []
     return plan + files
 
 
@@ -150,11 +160,11 @@ def cancel(spec: ClusterSpec, job_id: str) -> None:
     Ending an array also ends the job that plans for it.
     """
     _require_id(job_id)
-    planner = "" if "_" in job_id else _planner(spec, job_id)
+    first = "" if "_" in job_id else planner(spec, job_id)
     _cancel(job_id)
-    if planner:
+    if first:
         with suppress(ClusterError):  # Slurm has forgotten it: it ended long ago
-            _cancel(planner)
+            _cancel(first)
 
 
 def _cancel(job_id: str) -> None:
@@ -174,7 +184,7 @@ def _sbatch(spec: ClusterSpec, script: str, *options: str) -> str:
     except OSError as error:
         raise ClusterError(f"slurm.logs={folder}: {error.strerror}") from error
     try:
-        with open(handle, "w", encoding="utf-8") as out:
+        with open(handle, "w", encoding="utf-8", errors="surrogateescape") as out:  # a path may be any bytes
             out.write(script)
         _refuse_impossible(name)
         job_id = _slurm("sbatch", "--parsable", *options, name).strip().partition(";")[0]

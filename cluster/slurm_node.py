@@ -1,4 +1,4 @@
-"""What a Slurm job runs on its nodes: `python -m cluster.slurm_node job|worker|wait`, from cluster.slurm_script.
+"""What a Slurm job runs on its nodes: this module, with job, worker or wait, as cluster.slurm_script writes it.
 
 `job` is the batch process on the first node. It starts Ray's head, has the other nodes join (`worker`, by srun), waits
 until all are there (`wait`), and runs the job's command. Preemption and the time limit reach it as SIGTERM: it passes
@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster import modules
 from cluster.errors import ClusterError
 from cluster.node import inside, node_name, private_folder, say
 from cluster.processes import adopt_orphans, descendants, end_descendants, end_process, kill
@@ -109,7 +110,7 @@ def _await_nodes(
     if nodes == 1:
         return
     words = ["wait", f"--address={address}", f"--nodes={nodes}", f"--seconds={max(deadline - time.monotonic(), 1)}"]
-    waiting = subprocess.Popen([sys.executable, "-m", "cluster.slurm_node", *words], stdin=subprocess.DEVNULL)
+    waiting = subprocess.Popen([*modules.words("cluster.slurm_node"), *words], stdin=subprocess.DEVNULL)
     try:
         while waiting.poll() is None and not stop.wait(0.1):
             if any(process.poll() is not None for process in others):

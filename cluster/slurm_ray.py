@@ -8,11 +8,11 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+from cluster import modules
 from cluster.errors import ClusterError
 from cluster.node import inside, node_name, say
 from cluster.processes import end_descendants
@@ -27,7 +27,7 @@ def _start_ray(folder: Path, cpus: int, gpus: int, memory_gb: int, address: str 
     shared = os.statvfs("/dev/shm")  # noqa: S108
     store = min(int(0.3 * memory_gb * 2**30), int(0.9 * shared.f_bavail * shared.f_frsize))
     # In a folder inside ours, because Ray makes its own readable for everybody.
-    words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--temp-dir={folder / 'ray'}"]
+    words = [*modules.words("ray.scripts.scripts"), "start", "--block", f"--temp-dir={folder / 'ray'}"]
     words += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={store}"]
     words += ["--dashboard-agent-listen-port=0", "--disable-usage-stats"]
     if address:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster import modules
 from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, NodeGroup, check_spec, storage_variables
 
@@ -124,7 +125,7 @@ def _job_options(spec: ClusterSpec, log: str) -> list[str]:
 
 def _join(spec: ClusterSpec, group: NodeGroup, nodes: int, where: str) -> str:
     """The command that starts Ray's workers on the nodes of a group."""
-    words = [_python(spec), "-m", "cluster.slurm_node", "worker", *_node_options(spec, group)]
+    words = [*modules.words("cluster.slurm_node", _python(spec)), "worker", *_node_options(spec, group)]
     if spec.environment.setup:
         words = ["bash", "-c", f"{spec.environment.setup}\nexec {shlex.join(words)}"]
     srun = ["srun", where, f"--nodes={nodes}", f"--ntasks={nodes}", f"--cpus-per-task={group.cpus}"]
@@ -163,7 +164,7 @@ def _script(
     lines += ["# limit) is passed on; the job saves its state, goes back into the queue if it may, and goes on later."]
     words = [*_node_options(spec, group), *(["--requeue"] if spec.slurm.requeue else []), *words]
     arguments = [shlex.join(words), *(f"--join={shlex.quote(join)}" for join in joins), f"-- {' '.join(command)}"]
-    lines += ["exec " + " \\\n  ".join([f"{shlex.quote(python)} -m cluster.slurm_node job", *arguments])]
+    lines += ["exec " + " \\\n  ".join([f"{shlex.join(modules.words('cluster.slurm_node', python))} job", *arguments])]
     return "\n".join(lines) + "\n"
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.console import Console
 from rich.table import Table
 
+from jobs.wording import plural
 from pipelines.runs.audit import audit
 from pipelines.schema import check, setting
 from pipelines.storage.location import Location
@@ -21,7 +22,7 @@ class AuditConfig:
 
     usage: ClassVar[str] = "autogaze audit /data/runs/1"
 
-    run: str = setting("", "folder or s3:// prefix of a training run", required=True)
+    run: str = setting("", "folder or s3:// prefix of a training run", required=True, place="location")
 
 
 def run(config: AuditConfig, console: Console) -> int:
@@ -29,7 +30,7 @@ def run(config: AuditConfig, console: Console) -> int:
     check(config)
     with console.status("reading the ledger"):
         result = audit(Location(config.run))
-    table = Table("epoch", "steps", "samples", "repeats", "skipped", title=f"{len(result.attempts)} attempts")
+    table = Table("epoch", "steps", "samples", "repeats", "skipped", title=plural(len(result.attempts), "attempt"))
     for column in table.columns:
         column.justify = "right"
     left_out = len(result.epochs) - _SHOWN if len(result.epochs) > _SHOWN + 1 else 0
@@ -45,8 +46,9 @@ def run(config: AuditConfig, console: Console) -> int:
         console.print(f"... and {result.count - len(result.problems)} more", style="red", highlight=False)
     worlds = " -> ".join(str(attempt.world) for attempt in result.attempts[-8:])
     console.print(
-        f"{result.steps} steps in {len(result.attempts)} attempts (ranks: {worlds}), {len(result.epochs)} epochs: "
-        + (f"{result.count} problems" if result.count else "every sample as often as the order has it"),
+        f"{plural(result.steps, 'step')} in {plural(len(result.attempts), 'attempt')} (ranks: {worlds}), "
+        f"{plural(len(result.epochs), 'epoch')}: "
+        + (plural(result.count, "problem") if result.count else "every sample as often as the order has it"),
         highlight=False,
     )
     return 1 if result.count else 0

@@ -53,6 +53,7 @@ class Subcommand:
 
     def run(self, config: Any, console: Console, **options: bool) -> int:
         """Run the job in this process; the exit status."""
+        config = configs.with_absolute_places(config)
         result = getattr(importlib.import_module(self.module), self.function)(config, console, **options)
         return result if isinstance(result, int) else 0
 
@@ -176,7 +177,10 @@ def _command_name(arguments: list[str], submitting: bool) -> str:
     if first in groups and second in ("-h", "--help"):
         _print(_help(first))
     given = f"{first} {second}".strip() if first in groups else first
-    near = [name for name in COMMANDS if name.startswith(f"{given} ")]
+    near: list[str] = []
+    if first in groups:
+        verbs = [name.split()[1] for name in COMMANDS if name.startswith(f"{first} ")]
+        near = [f"{first} {verb}" for verb in difflib.get_close_matches(second, verbs, 1, 0.6) or verbs]
     near = near or difflib.get_close_matches(f"{first} {second}", COMMANDS, 1, 0.75)
     near = near or difflib.get_close_matches(first, [*COMMANDS, *groups, "submit"], 1, 0.6)
     meant = f"; did you mean {' or '.join(f'autogaze {name}' for name in near)}?" if near else ""

@@ -151,7 +151,21 @@ def _slurm_status(config: SubmittedConfig) -> str:
     if job.tasks:
         counts = Counter(job.tasks.values())
         words.append("tasks: " + ", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
-    return f"{config.id}: {', '.join(words)}"
+    return f"{config.id}: {', '.join(words)}{_planning(config)}"
+
+
+def _planning(config: SubmittedConfig) -> str:
+    """A line about the job that plans for an array, unless it is done; with its reason where it failed."""
+    first = "" if "_" in config.id else slurm.planner(config, config.id)
+    if not first:
+        return ""
+    try:
+        state = slurm.status(config, first).state
+    except ClusterError:
+        state = "ended"  # Slurm forgets a job after minutes
+    if state == "COMPLETED":
+        return ""
+    return f"\nits plan, job {first}: {state}; last words: {slurm.last_words(config, first, config.id) or 'none yet'}"
 
 
 def logs(config: SubmittedConfig, console: Console) -> int:

@@ -17,7 +17,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from jobs import presets
+from jobs.run_files import settings_of_run
 from pipelines.errors import PipelineError
+from pipelines.networks.find import find_network
 from pipelines.schema import Setting, ordered_fields, settings_of
 from pipelines.storage.credentials import refuse_credentials
 from pipelines.storage.location import Location, places_in
@@ -47,7 +50,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
     known = {key.name: key for key in settings_of(config)}
     values: dict[str, Any] = {}
     if file is not None:
-        values.update(_from_file(file, known))
+        values.update(_from_file(file, known, schema))
     for argument in arguments:
         name, equals, text = argument.partition("=")
         # A path with a '=' in it is a path, not an unknown key.
@@ -60,6 +63,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
+    values = presets.filled(schema, values)
     for name, value in values.items():
         _set(config, name, value)
     return config
@@ -74,21 +78,27 @@ def _set(config: Any, name: str, value: Any) -> None:
 def with_absolute_places(config: T) -> T:
     """The same config, its relative paths made absolute: other processes of the job have other working folders.
 
-    A checkpoint that is no path here is left as it is: a hub id, or the name of a reconstructor.
+    A run, or a step of it, becomes the folder of its network. What is no path here is left as it is: a hub id, or the
+    name of a reconstructor. Raises PipelineError for a place that holds no network of the kind that is wanted.
     """
     copy = _sections_copied(config)
     for key in settings_of(config):
-        if key.place == "no" or not key.value:
-            continue
-        if key.place == "checkpoint":
-            there = os.path.exists(os.path.expanduser(key.value)) and key.value != "canvas"
-            text = str(Location(key.value)) if there else key.value
-        elif key.place == "locations":
-            text = ",".join(map(str, places_in(key.value)))
-        else:
-            text = str(Location(key.value))
-        _set(copy, key.name, text)
+        if key.place != "no" and key.value:
+            _set(copy, key.name, _absolute(key))
     return copy
+
+
+def _absolute(key: Setting) -> str:
+    """The place that a setting names, as an absolute path or a URL."""
+    if key.place == "location":
+        return str(Location(key.value))
+    if key.place == "locations":
+        return ",".join(map(str, places_in(key.value)))
+    if key.value == "canvas":
+        return str(key.value)
+    if key.place in ("policy", "reconstructor"):
+        return find_network(key.value, key.place, key.name)
+    return str(Location(key.value)) if os.path.exists(os.path.expanduser(key.value)) else str(key.value)
 
 
 def _sections_copied(config: T) -> T:
@@ -157,13 +167,15 @@ class _Null(str):
     """What YAML reads as nothing: nothing at all, ~ or null without quotes."""
 
 
-def _from_file(file: str, known: dict[str, Setting]) -> dict[str, Any]:
+def _from_file(file: str, known: dict[str, Setting], schema: type) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
             tree = yaml.load(stream, _AsWritten) or {}  # noqa: S506 (a SafeLoader)
-        leaves = list(_leaves(tree, known)) if isinstance(tree, dict) else None
+        leaves = list(_leaves(settings_of_run(tree, file, schema), known)) if isinstance(tree, dict) else None
     except OSError as error:
-        raise PipelineError(f"{file}: {error.strerror}") from error
+        raise PipelineError(
+            f"--config {file}: {error.strerror}; give a YAML file of keys, such as --print-config prints"
+        ) from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not text
         raise PipelineError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     except RecursionError:

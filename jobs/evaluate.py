@@ -1,7 +1,7 @@
 """`autogaze evaluate DATASET reconstructor=NAME`: how much error each way of gazing leaves at each gazing ratio.
 
-For the gaze the dataset stores, greedy, frame difference, coarse to fine and random patches: a table (the layouts of
-the paper's figure 10 and table 3), and evaluate.json, evaluate.csv, evaluate.svg and evaluate.png in a folder.
+For the gaze the dataset stores, a policy, greedy, frame difference, coarse to fine and random patches: a table (the
+layouts of the paper's figure 10 and table 3), and evaluate.json, .csv, .svg and .png in a folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from autogaze import reconstruction
+from autogaze.model import AutoGaze
 from autogaze.reconstruction.base import Reconstructor
 from jobs.pictures.curves import PlottedSeries, draw_curves
 from jobs.threads import one_torch_thread
@@ -26,7 +27,9 @@ from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import device_of
 from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.gazing.settings import Device
-from pipelines.inspection.evaluate import METHODS, Curve, Point, measure, sample_clips
+from pipelines.inspection.evaluate import METHODS, POLICY, Curve, Point, measure_curves, sample_clips
+from pipelines.inspection.policy_gaze import OwnLimits, measure_own_limits
+from pipelines.networks.open import open_policy, open_reconstructor
 from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
@@ -39,12 +42,17 @@ class EvaluateConfig:
 
     usage: ClassVar[str] = "autogaze evaluate /data/gaze"
 
-    data: str = setting("", "folder or s3:// prefix of a dataset with stored frames", required=True)
-    output: str = setting("", "folder for the results ('' = <dataset name>-evaluate here)")
-    reconstructor: str = setting("canvas", "what measures the error: canvas, or a checkpoint")
+    data: str = setting("", "folder or s3:// prefix of a dataset with stored frames", required=True, place="location")
+    output: str = setting("", "folder for the results ('' = <dataset name>-evaluate here)", place="location")
+    reconstructor: str = setting(
+        "canvas", "what measures the error: canvas, a run that trains one, or its folder", place="reconstructor"
+    )
+    policy: str = setting(
+        "", "a policy to measure beside them: a run that trains one, its folder, or a hub id", place="policy"
+    )
     teachers: TeachersConfig = section(TeachersConfig)
     ratios: str = setting("0.01,0.02,0.05,0.1,0.2", "gazing ratios, with commas")
-    methods: str = setting(",".join(METHODS), "what is compared, with commas")
+    methods: str = setting(",".join(METHODS), "what is compared, with commas; policy= is always added")
     threshold: float | None = setting(
         None, "error to find the ratio for (null = the dataset's, if in the same units)", at_least=0
     )
@@ -65,6 +73,7 @@ def run(config: EvaluateConfig, console: Console) -> int:
         raise PipelineError(f"{dataset.url}: stores no frames to measure an error on; preprocess with frames=jpeg")
     device = device_of(config.device)
     reconstructor = _load(config, dataset, device)
+    policy = _policy(config, dataset, device)
     output = Location(config.output or dataset.url.name + "-evaluate")
     rows = sample_clips(dataset, config.clips, config.seed)
     patches = rows[0]["frames"] * reconstructor.vocabulary.size
@@ -74,13 +83,14 @@ def run(config: EvaluateConfig, console: Console) -> int:
             f"give {1 / patches:.2g} or more"
         )
     store.require_writable(output)
+    threshold = _threshold(config, dataset, reconstructor)
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         one_torch_thread(),
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("clips", total=len(rows))
-        curves = measure(
+        task = progress.add_task("clips", total=len(rows) * (1 if policy is None else 2))
+        curves = measure_curves(
             dataset,
             rows,
             reconstructor,
@@ -89,14 +99,28 @@ def run(config: EvaluateConfig, console: Console) -> int:
             seed=config.seed,
             batch=config.batch,
             device=device,
+            policy=policy,
             on_clips=lambda count: progress.advance(task, count),
         )
-    threshold = _threshold(config, dataset, reconstructor)
+        own = None
+        if policy is not None:
+            own = measure_own_limits(
+                dataset,
+                rows,
+                policy,
+                reconstructor,
+                threshold if config.threshold is not None else policy.config.loss_threshold,
+                batch=config.batch,
+                device=device,
+                on_clips=lambda count: progress.advance(task, count),
+            )
     names = {method: _name(method, dataset) for method in methods}
-    for name, data in _files(config, dataset, reconstructor, rows, curves, threshold, names).items():
+    for name, data in _files(config, dataset, reconstructor, rows, curves, threshold, names, own).items():
         store.publish(data, output / name)
     _show(console, dataset, reconstructor, len(rows), curves, ratios, threshold, names)
-    console.print(f"results: {output}", highlight=False, markup=False, soft_wrap=True)
+    if own is not None:
+        _say(console, _own_limits(own, own.threshold == threshold))
+    _say(console, f"results: {output}")
     return 0
 
 
@@ -110,8 +134,12 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise PipelineError(f"ratios={config.ratios}: each must be more than 0 and at most 1")
     methods = list(dict.fromkeys(text.strip() for text in config.methods.split(",")))
+    if config.policy and POLICY not in methods:
+        methods.insert(1, POLICY)
     for method in methods:
-        if method not in METHODS:
+        if method == POLICY and not config.policy:
+            raise PipelineError(f"methods={config.methods}: policy needs one; give policy=RUN, its folder or a hub id")
+        if method not in (*METHODS, POLICY):
             raise PipelineError(f"methods={config.methods}: {method or 'nothing'} is not one of {', '.join(METHODS)}")
     if config.device == "mps" and config.reconstructor == "canvas":
         raise PipelineError("device=mps: canvas computes in float64, which mps does not have; use device=cpu")
@@ -121,12 +149,33 @@ def _check(config: EvaluateConfig) -> tuple[list[float], list[str]]:
 
 
 def _load(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructor:
-    try:
-        return reconstruction.load(
-            config.reconstructor, dataset.vocabulary, teachers=config.teachers.given() or None, device=device
+    return open_reconstructor(
+        config.reconstructor,
+        "reconstructor",
+        vocabulary=dataset.vocabulary,
+        teachers=config.teachers.given() or None,
+        device=device,
+    )
+
+
+def _policy(config: EvaluateConfig, dataset: Dataset, device: str) -> AutoGaze | None:
+    if not config.policy:
+        return None
+    policy = open_policy(config.policy, "policy", device=device)
+    if policy.vocabulary != dataset.vocabulary:
+        raise PipelineError(
+            f"policy={config.policy}: gazes at {policy.vocabulary}, the dataset has {dataset.vocabulary}"
         )
-    except ValueError as error:
-        raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
+    return policy
+
+
+def _own_limits(own: OwnLimits, same_units: bool) -> str:
+    """One line: what the policy does where it ends frames itself. same_units: its threshold is of measured errors."""
+    text = f"the policy by itself: {_percent(own.ratio)} of the patches, error {own.error:.4f}"
+    if own.threshold is None:
+        return text + " (its checkpoint names no threshold)"
+    text += f"; it ends a frame where it predicts {own.threshold:g}, and predicts {own.predicted:.4f} on average"
+    return text + (f"; {own.met:.0%} of frames are measured at or under that" if same_units else "")
 
 
 def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstructor) -> float | None:
@@ -190,16 +239,18 @@ def _show(
     if threshold is not None:
         table.add_row(f"ratio for {threshold:g}", *(_needed(curve, threshold) for curve in curves))
     console.print(table)
-    console.print(f"error: {reconstructor.units}", highlight=False, markup=False, soft_wrap=True)
+    _say(console, f"error: {reconstructor.units}")
     if threshold is None:
-        console.print(
+        _say(
+            console,
             f"the dataset's threshold measures something else ({dataset.about.get('units')}); "
             "give threshold= to see the ratio needed for an error",
-            style="yellow",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            "yellow",
         )
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _files(
@@ -210,6 +261,7 @@ def _files(
     curves: list[Curve],
     threshold: float | None,
     names: dict[str, str],
+    own: OwnLimits | None,
 ) -> dict[str, bytes]:
     """evaluate.json, .csv, .svg and .png."""
     results = {
@@ -235,6 +287,8 @@ def _files(
             for curve in curves
         },
     }
+    if own is not None:
+        results["policy"] = asdict(own)
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
     writer.writerow(["method", "asked", "ratio", "error", "standard_error", "clips"])
@@ -245,9 +299,11 @@ def _files(
         [PlottedSeries(names[c.method], list(map(_place, c.points)), _place(c.as_stored)) for c in curves],
         sorted({point.asked for curve in curves for point in curve.points if point.asked is not None}),
         f"{dataset.url.rsplit('/', 1)[-1]}: error at each gazing ratio, mean of {len(rows)} clips",
-        "gazing ratio: gazed patches of all (logarithmic); marks off the lines: as many as the stored gaze has",
+        "share of all patches that is gazed at (logarithmic)\n"
+        "marks beside the lines: every frame has as many patches as in the stored gaze",
         f"{reconstructor.name} error ({reconstructor.units})",
         None if threshold is None else (threshold, "threshold"),
+        (curves[0].as_stored.ratio, "stored"),
     )
     return {
         "evaluate.json": json.dumps(results, indent=1).encode() + b"\n",

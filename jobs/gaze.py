@@ -24,8 +24,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from autogaze.tiling import TileGrid
 from jobs.pictures import render
 from jobs.pictures.gaze_files import LABELS, OVERLAY, SHEET, LabelWriter, Overlay, finished, save_png
-from jobs.pictures.lettering import plural
 from jobs.threads import one_torch_thread
+from jobs.wording import fewer, plural, times, vit_tokens
 from pipelines.corpus.plan import ClipConfig, check_clip_config, clip_starts
 from pipelines.errors import PipelineError
 from pipelines.gazing.settings import GazeSettings, check_gaze
@@ -48,8 +48,10 @@ class GazeConfig(GazeSettings):
 
     usage: ClassVar[str] = "autogaze gaze VIDEO output=FOLDER"
 
-    video: str = setting("", "a video file, or an s3:// URL of one", required=True)
-    output: str = setting("", "local folder for overlay.mp4, contact_sheet.png, gaze.json", required=True)
+    video: str = setting("", "a video file, or an s3:// URL of one", required=True, place="location")
+    output: str = setting(
+        "", "local folder for overlay.mp4, contact_sheet.png, gaze.json", required=True, place="location"
+    )
     clip: ClipConfig = section(ClipConfig)
     decoder: DecoderName = setting("pyav", "pyav, decord or torchcodec")
 
@@ -80,9 +82,10 @@ class Tally:
 
     def facts(self, gazer: Gazer) -> str:
         """One line: limits, tokens, reduction, error."""
-        fewer = f"{1 / self.ratio:,.0f}x fewer patches ({self.ratio:.2%})" if self.tokens else "no patches"
+        of_vit = self.possible * vit_tokens(gazer.vocabulary) / gazer.vocabulary.size
+        less = f"{times(of_vit / self.tokens)} fewer than a ViT's tokens" if self.tokens else "no patches"
         return (
-            f"{gazer.limits} · {fewer} · {plural(self.frames, 'frame', 'frames')}"
+            f"{gazer.limits} · {less} · {plural(self.frames, 'frame')}"
             f" · {plural(self.tokens, 'patch', 'patches')} · mean error {self.error / max(self.frames, 1):.3f}"
         )
 
@@ -256,7 +259,7 @@ def _progress(console: Console, frames: int) -> Iterator[Any]:
 
 
 def _summarise(tally: Tally, failures: list[VideoError], gazer: Gazer, output: Path, console: Console) -> None:
-    reduction = f"{1 / tally.ratio:,.1f}x fewer" if tally.tokens else "nothing was gazed"
+    reduction = fewer(tally.tokens, tally.possible, gazer.vocabulary)
     met = f"{tally.met / tally.frames:.1%} of {tally.unit} at or under the threshold of {gazer.bound:g}"
     lines = [
         f"gaze     {gazer.about}; {gazer.limits}",
@@ -267,7 +270,7 @@ def _summarise(tally: Tally, failures: list[VideoError], gazer: Gazer, output: P
     ]
     if failures:
         reasons = ", ".join(sorted({failure.reason for failure in failures}))
-        lines.append(f"failed   {tally.failed:,} frames in {plural(len(failures), 'clip', 'clips')}: {reasons}")
+        lines.append(f"failed   {tally.failed:,} frames in {plural(len(failures), 'clip')}: {reasons}")
     lines += [f"see      {output / name}" for name in (OVERLAY, SHEET, LABELS)]
     for line in lines:
         style = "red" if line.startswith("failed") else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,10 +17,15 @@ from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.shards import DATASET_FORMAT, Dataset
 from pipelines.errors import PipelineError
+from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.labels import export as label_export
 from pipelines.labels import files, into_dataset, keys
-from pipelines.schema import check, setting
+from pipelines.networks.open import open_reconstructor
+from pipelines.schema import check, section, setting
 from pipelines.storage.location import Location
+
+if TYPE_CHECKING:
+    from autogaze.reconstruction.base import Reconstructor
 
 
 @dataclass
@@ -29,8 +34,8 @@ class ExportConfig:
 
     usage: ClassVar[str] = "autogaze export-labels /data/gaze output=labels.json"
 
-    data: str = setting("", "folder or s3:// prefix of the dataset", required=True)
-    output: str = setting("labels.json", "the label file, local or s3://")
+    data: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
+    output: str = setting("labels.json", "the label file, local or s3://", place="location")
 
 
 @dataclass
@@ -39,12 +44,20 @@ class ImportConfig:
 
     usage: ClassVar[str] = "autogaze import-labels labels.json data=/data/gaze output=/data/labelled"
 
-    labels: str = setting("", "label files, with commas; each may be a glob", required=True)
-    data: str = setting("", "folder or s3:// prefix of the dataset whose clips are labelled", required=True)
-    output: str = setting("", "folder or s3:// prefix of the new dataset", required=True)
+    labels: str = setting("", "label files, with commas; each may be a glob", required=True, place="locations")
+    data: str = setting(
+        "", "folder or s3:// prefix of the dataset whose clips are labelled", required=True, place="location"
+    )
+    output: str = setting("", "folder or s3:// prefix of the new dataset", required=True, place="location")
     threshold: float | None = setting(
         None, "error that frames are held against, in the labels' units (null = data's)", at_least=0
     )
+    measure: str = setting(
+        "",
+        "measure the error after each patch by this, in place of the labels' losses: canvas, a run or its folder",
+        place="reconstructor",
+    )
+    teachers: TeachersConfig = section(TeachersConfig)
     threads: int = setting(4, "shards made at once", at_least=1)
 
 
@@ -83,15 +96,18 @@ def import_(config: ImportConfig, console: Console) -> int:
     if output == dataset.url:
         raise PipelineError("output and data are one place: the labels make a new dataset")
     with console.status("reading the labels"):
-        labels = files.read_labels(files.label_files(config.labels), dataset.plan, dataset.vocabulary)
+        measurer = _measurer(config, dataset)
+        names = files.label_files(config.labels)
+        labels = files.read_labels(names, dataset.plan, dataset.vocabulary, with_losses=measurer is None)
     if not labels.gazes:
         key = next(iter(keys.clip_keys(dataset.plan)), "none")
         raise PipelineError(
             f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {key}, "
             f"in the labels {labels.example or 'none'}"
         )
-    threshold = _threshold(config, dataset, labels, console)
-    missing = into_dataset.begin(dataset, output, into_dataset.describe_import(dataset, labels, threshold))
+    units = labels.units if measurer is None else measurer.units
+    threshold = _threshold(config, dataset, units, console)
+    missing = into_dataset.begin(dataset, output, into_dataset.describe_import(dataset, labels, threshold, measurer))
     with _progress(console) as progress, one_torch_thread():
         task = progress.add_task("shards", total=len(missing))
         outcomes = into_dataset.make(
@@ -102,6 +118,7 @@ def import_(config: ImportConfig, console: Console) -> int:
             threshold,
             config.threads,
             lambda: progress.advance(task),
+            measurer,
         )
     if missing:
         _say(console, ", ".join(f"{outcomes[name]:,} clips {name}" for name in shards.OUTCOMES))
@@ -113,17 +130,28 @@ def import_(config: ImportConfig, console: Console) -> int:
     return 0
 
 
-def _threshold(config: ImportConfig, dataset: Dataset, labels: files.Labels, console: Console) -> float:
-    """The error that frames are held against, in the units of the labels' losses."""
+def _measurer(config: ImportConfig, dataset: Dataset) -> Reconstructor | None:
+    """What measures the labels' errors; None where they bring losses along."""
+    if not config.measure:
+        return None
+    if not dataset.frames_stored:
+        raise PipelineError(f"measure={config.measure}: {dataset.url} stores no frames to measure an error on")
+    return open_reconstructor(
+        config.measure, "measure", vocabulary=dataset.vocabulary, teachers=config.teachers.given() or None
+    )
+
+
+def _threshold(config: ImportConfig, dataset: Dataset, own: str | None, console: Console) -> float:
+    """The error that frames are held against. own: the units of the labels' losses; None: they do not say."""
     if config.threshold is not None:
         return config.threshold
     threshold, units = dataset.config.get("threshold"), dataset.about.get("units")
-    if threshold is None or (labels.units is not None and labels.units != units):
+    if threshold is None or (own is not None and own != units):
         raise PipelineError(
             f"threshold= is missing: {dataset.url} has {threshold} in other units ({units}) than the labels' losses "
-            f"({labels.units or 'not said'}); give it in theirs"
+            f"({own or 'not said'}); give it in theirs"
         )
-    if labels.units is None:
+    if own is None:
         note = f"the labels do not say their units: frames are held against {threshold:g}, the threshold of data"
         _say(console, f"{note}; give threshold= for another", "yellow")
     return float(threshold)

@@ -13,6 +13,7 @@ from rich.table import Table
 from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
 from cluster.probes import alive_nodes, probing
+from jobs.wording import byte_size, fewer, plural
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.decode_stage import clear_video_cache
@@ -53,9 +54,11 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     began = time.time()
     with running(config.ray) as cluster:
         ready = time.time()
+        if config.part == "plan":  # on a node that may be too small to make shards
+            return _without_work(job or plan_job(config, write=not dry_run), console, dry_run)
         workers = share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
         job = job or plan_job(config, write=not dry_run)
-        if dry_run or not job.missing or config.part == "plan":
+        if dry_run or not job.missing:
             return _without_work(job, console, dry_run)
         return _make_shards(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
 
@@ -84,10 +87,10 @@ def _make_shards(job: Job, workers: Workers, cluster: ClusterSize, console: Cons
     planned = int(job.plan["shard"].isin(job.missing).sum())
     done_before = job.shards - len(job.missing)
     console.print(
-        f"{planned} clips in {len(job.missing)} shards"
+        f"{plural(planned, 'clip')} in {plural(len(job.missing), 'shard')}"
         + (f" ({done_before} of {job.shards} shards done before)" if done_before else "")
-        + f"; {workers.decode} decode and {workers.gaze} gaze workers on {cluster.nodes} node(s), gaze on "
-        + workers.device,
+        + f"; {workers.decode} decode and {plural(workers.gaze, 'gaze worker')} on {plural(cluster.nodes, 'node')}, "
+        + f"gaze on {workers.device}",
         highlight=False,
     )
     totals, exported, recorder = (
@@ -220,8 +223,8 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
         possible = totals.frames * VOCABULARY.size
         table.add_row(
             "gaze",
-            f"{totals.tokens:,} of {possible:,} patches: {possible / max(totals.tokens, 1):.1f}x fewer "
-            f"({totals.tokens / possible:.2%})",
+            f"{totals.tokens:,} of {possible:,} multi-scale patches ({totals.tokens / possible:.2%}): "
+            + fewer(totals.tokens, possible),
         )
         met = "" if job.gazer.threshold is None else f"; {totals.met / totals.ok:.1%} of frames met threshold "
         table.add_row(
@@ -229,6 +232,7 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
             f"{totals.loss / totals.ok:.4f} mean" + (met and f"{met}{job.gazer.threshold:g}"),
         )
     table.add_row("gazed by", f"{record.gaze}, on {record.device}")
+    table.add_row("size", f"{byte_size(totals.bytes)} of shards and indexes")
     table.add_row("frames", f"{totals.frames:,} in {record.seconds:.1f} s: {record.frames_per_s:.1f} frames/s")
     for stage, parts in (("decode", ("fetch",)), ("encode", ()), ("gaze", ("search", "write"))):
         if stage in record.stages:
@@ -236,7 +240,8 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
             inside = ", ".join(f"{part} {record.stages[part].seconds:.1f} s" for part in parts if part in record.stages)
             table.add_row(
                 f"{stage} stage",
-                f"{spent.seconds:.1f} s busy on {spent.workers} worker(s)" + (f" (of it {inside})" if inside else ""),
+                f"{spent.seconds:.1f} s busy on {plural(spent.workers, 'worker')}"
+                + (f" (of it {inside})" if inside else ""),
             )
     table.add_row(
         "slowest stage",

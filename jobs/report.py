@@ -21,6 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from autogaze.patches import PatchVocabulary
+from jobs import wording
 from jobs.pictures import charts, lettering, render
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
@@ -48,8 +49,8 @@ class ReportConfig:
 
     usage: ClassVar[str] = "autogaze report /data/gaze"
 
-    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True)
-    output: str = setting("", "the HTML file ('' = <dataset name>-report.html here)")
+    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
+    output: str = setting("", "the HTML file ('' = <dataset name>-report.html here)", place="location")
     clips: int = setting(12, "clips in the gallery, spread from the cheapest to the dearest", at_least=0)
 
 
@@ -79,6 +80,8 @@ def build(dataset: Dataset, clips: int = 12) -> str:
     )
     environment.filters["plain"] = redact
     environment.filters["duration"] = duration
+    environment.filters["size"] = wording.byte_size
+    environment.filters["times"] = wording.times
     return environment.get_template("report.html").render(
         name=dataset.url.name,
         url=dataset.url,
@@ -88,6 +91,7 @@ def build(dataset: Dataset, clips: int = 12) -> str:
         threshold=threshold,
         measure=measure,
         vocabulary=vocabulary,
+        vit_tokens=wording.vit_tokens(vocabulary),
         palette=[hex_colour(level) for level in range(len(vocabulary.scales))],
         survey=survey,
         planned_shards=dataset.shards,

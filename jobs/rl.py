@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
 from cluster.local import RayConfig
-from jobs.train import run_training, without_ray
+from jobs.presets import SMALL_RL
+from jobs.train import PRESET_HELP, run_training, without_ray
 from pipelines.rl.config import RLConfig, check_rl_config
-from pipelines.schema import section
+from pipelines.schema import section, setting
 
 
 @dataclass
 class RL(RLConfig):
     """Improve a policy by reinforcement learning."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL_RL}
+    preset: Literal["", "small"] = setting("", PRESET_HELP, on_resume="any value")
     ray: RayConfig = section(RayConfig, on_resume="any value")
 
 

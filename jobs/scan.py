@@ -22,8 +22,8 @@ class ScanConfig:
 
     usage: ClassVar[str] = "autogaze scan input=/data/videos output=manifest.parquet"
 
-    input: str = setting("", "folder, file, s3:// prefix or tar of videos", required=True)
-    output: str = setting("manifest.parquet", "where the manifest goes")
+    input: str = setting("", "folder, file, s3:// prefix or tar of videos", required=True, place="location")
+    output: str = setting("manifest.parquet", "where the manifest goes", place="location")
     decoder_timeout_s: float = setting(
         60.0, "a video that takes longer to open fails as decoder_timeout", more_than=0, at_most=LONGEST_TIMEOUT_S
     )

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jobs.wording import plural
 from pipelines.inspection.dataset_status import DatasetStatus, StatusCache
 from pipelines.inspection.liveness import clock
 from pipelines.inspection.run_status import RunStatus
@@ -32,7 +33,9 @@ class StatusConfig:
 
     usage: ClassVar[str] = "autogaze status /data/gaze"
 
-    place: str = setting("", "folder or s3:// prefix of a dataset or of a training run", required=True)
+    place: str = setting(
+        "", "folder or s3:// prefix of a dataset or of a training run", required=True, place="location"
+    )
     watch: float = setting(0.0, "look again every so many seconds until it ends (0 = once)", at_least=0)
     format: Literal["text", "json"] = setting("text", "text, or json (one object a line)")
     outcomes: bool = setting(True, "read every index for outcomes and reasons (false = only count shards)")
@@ -132,7 +135,7 @@ def _run_rows(status: RunStatus) -> list[tuple[str, str]]:
         rows.append(("bottleneck", status.bottleneck))
     rows += _time_rows(status)
     rows.append(("checkpoint", "none yet" if status.checkpoint is None else f"step {status.checkpoint:,}"))
-    ranks = "" if status.world is None else f", the last on {status.world} rank(s)"
+    ranks = "" if status.world is None else f", the last on {plural(status.world, 'rank')}"
     failed = f"; {status.failures} ended by a kill or an error" if status.failures else ""
     rows.append(("attempts", f"{status.attempts}{ranks}{failed}"))
     if status.skipped:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cluster import kuberay, slurm, slurm_script
+from cluster import kuberay, modules, slurm, slurm_script
 from cluster.errors import ClusterError
 from cluster.spec import ClusterSpec, check_spec, storage_variables
 from jobs import config as configs
+from pipelines.errors import PipelineError
 from pipelines.schema import settings_of
+from pipelines.storage.location import places_in
 
 _WORDS = {None: "null", True: "true", False: "false"}
 
@@ -33,6 +34,7 @@ def submit(file: str, name: str, config: Any, run: Callable[[Any, Console], int]
         PipelineError, ClusterError: the file cannot be used, or the launcher refuses.
     """
     spec = load_spec(file)
+    _require_fit(spec, name, config)
     if spec.backend != "kuberay":  # pods have an environment of their own, and kubectl may need another profile
         os.environ.update(storage_variables(spec))
     if spec.backend == "local":
@@ -68,6 +70,7 @@ def load_spec(file: str) -> ClusterSpec:
 def rendered(spec: ClusterSpec, name: str, config: Any) -> str:
     """What a submission would send to the launcher. Raises ClusterError."""
     check_spec(spec)
+    _require_fit(spec, name, config)
     if spec.backend == "kuberay":
         return kuberay.to_yaml(_manifest(spec, name, config))
     if spec.backend == "slurm":
@@ -83,10 +86,10 @@ def command(spec: ClusterSpec, name: str, config: Any) -> list[str]:
     """The command that runs the job on the cluster; it carries every key that differs from its default."""
     if spec.backend == "kuberay":  # Slurm's script adds the address, which it learns on its nodes
         _join(config, "auto")
-    if spec.environment.python:
-        program = [spec.environment.python, "-m", "jobs.cli"]
-    else:  # an image has its own; Slurm's nodes share the submitter's
-        program = ["autogaze"] if spec.backend == "kuberay" else [sys.executable, "-m", "jobs.cli"]
+    if spec.backend == "kuberay" and not spec.environment.python:
+        program = ["autogaze"]  # an image has its own
+    else:  # Slurm's nodes share the submitter's
+        program = modules.words("jobs.cli", spec.environment.python)
     return [*program, *name.split(), *changed_settings(config)]
 
 
@@ -140,6 +143,32 @@ def _submit_array(spec: ClusterSpec, name: str, config: Any) -> str:
     if not parts:
         return ""
     return slurm.submit_array(spec, command(spec, name, config), ",".join(map(str, parts)), plan=not planned)
+
+
+def _require_fit(spec: ClusterSpec, name: str, config: Any) -> None:
+    """Raise ClusterError for a job that would be sent and then fail: for want of a folder, or of CPUs."""
+    if spec.backend == "kuberay":
+        for key in settings_of(config):
+            if key.place in ("location", "locations") and any(place.is_local for place in places_in(key.value)):
+                raise ClusterError(
+                    f"{key.name}={key.value}: is a path of this machine, which pods do not have; give an s3:// URL"
+                )
+    if name != "preprocess" or spec.backend == "local":
+        return
+    from pipelines.preprocess.workers import share_workers
+
+    groups = spec.groups()
+    if spec.backend == "slurm" and spec.slurm.array:  # each task has one node
+        role, group = next((role, groups[role]) for role in ("gpu", "decode", "head") if role in groups)
+        where, cpus, gpus, nodes = f"a node of {role}", group.cpus, group.gpus, 1
+    else:
+        nodes = sum(group.nodes for group in groups.values())
+        where = f"the nodes of {', '.join(groups)}"
+        cpus, gpus = (sum(group.nodes * getattr(group, of) for group in groups.values()) for of in ("cpus", "gpus"))
+    try:
+        share_workers(config, cpus, gpus, nodes)
+    except PipelineError as error:
+        raise ClusterError(f"on {where} ({cpus} CPUs, {gpus} GPUs): {error}") from error
 
 
 def _require_parts(name: str, config: Any) -> None:

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rich.console import Console
 
 from cluster.local import RayConfig, running
 from jobs.config import with_absolute_places
+from jobs.presets import SMALL_POLICY, SMALL_RECONSTRUCTOR
 from pipelines.errors import PipelineError
-from pipelines.schema import section
+from pipelines.networks.find import Kind, find_network
+from pipelines.schema import section, setting
+from pipelines.storage.location import Location
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
 
 if TYPE_CHECKING:
     from pipelines.train.task import MakeTask
+
+_ANSWER = "stopping after the samples at hand, with a checkpoint of the last whole step; a second signal ends at once"
+
+
+PRESET_HELP = "small: sizes, rates and steps for a laptop's CPU, where no other are given ('' = the paper's)"
 
 
 @dataclass
 class TrainPolicy(PolicyTrainConfig):
     """Train the policy by next-token prediction."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL_POLICY}
+    preset: Literal["", "small"] = setting("", PRESET_HELP, on_resume="any value")
     ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
@@ -28,6 +38,8 @@ class TrainPolicy(PolicyTrainConfig):
 class TrainReconstructor(ReconstructorTrainConfig):
     """Pre-train the reconstructor."""
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL_RECONSTRUCTOR}
+    preset: Literal["", "small"] = setting("", PRESET_HELP, on_resume="any value")
     ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
@@ -50,11 +62,12 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
 def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, console: Console) -> int:
     """Train where the config asks for it: in this process, with actors beside it, or on ranks that Ray places."""
     config = with_absolute_places(config)
+    kind: Kind = "reconstructor" if isinstance(config, ReconstructorTrainConfig) else "policy"
     from jobs.signals import stop_on_sigterm
     from pipelines.train.loop import train
     from pipelines.train.on_ray import require_room, train_on_ray
 
-    with stop_on_sigterm() as stopping:
+    with stop_on_sigterm(_ANSWER) as stopping:
         if not config.needs_ray:
             _require_no_address(ray)
             status = train(config, make_task, console=console, stopping=stopping)
@@ -62,22 +75,16 @@ def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, conso
             with running(ray) as size:
                 require_room(config, size.cpus, size.gpus)
                 if config.scale.max_workers > 1:
-                    console.print(
-                        f"training on Ray, whose ranks do not print here; watch: autogaze status {config.run} watch=5",
-                        highlight=False,
-                        markup=False,
-                        soft_wrap=True,
-                    )
-                    status = train_on_ray(config, make_task, stopping)
+                    status = train_on_ray(config, make_task, stopping, console)
                 else:
                     status = train(config, make_task, console=console, stopping=stopping)
-    _say(status, config.run, console)
+    _say(status, config.run, kind, console)
     return 0
 
 
 def without_ray(config: TrainConfig, kind: type[TrainConfig]) -> TrainConfig:
     """The part of a job's config that the run depends on, which run directories record."""
-    return kind(**{name: value for name, value in vars(config).items() if name != "ray"})
+    return kind(**{name: value for name, value in vars(config).items() if name not in ("ray", "preset")})
 
 
 def _require_no_address(ray: RayConfig) -> None:
@@ -89,11 +96,13 @@ def _require_no_address(ray: RayConfig) -> None:
         )
 
 
-def _say(status: str, run: str, console: Console) -> None:
+def _say(status: str, run: str, kind: Kind, console: Console) -> None:
     """What came of a run."""
+    made = find_network(run, kind, "run")
     if status == "stopped":
-        console.print("stopped after a checkpoint; the same command again goes on", highlight=False)
+        text = f"stopped after a checkpoint, {Location(made).parent.name}; the same command again goes on"
     elif status == "finished":
-        console.print(f"nothing to do: {run} is finished", highlight=False, markup=False, soft_wrap=True)
+        text = f"nothing to do: {run} is finished; extend=true goes on with it, with more epochs= or steps="
     else:
-        console.print(f"done: {run}", highlight=False, markup=False, soft_wrap=True)
+        text = f"done: {run}\nthe {kind}: {made}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

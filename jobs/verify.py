@@ -22,7 +22,7 @@ class VerifyConfig:
 
     usage: ClassVar[str] = "autogaze verify /data/gaze"
 
-    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True)
+    dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
     threads: int = setting(4, "shards read at once", at_least=1)
     deep: bool = setting(False, "also decode two clips of each video a second way, and compare their frames")
     second: Literal["sequential", "decord", "torchcodec"] = setting(

@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, get_o
 from pipelines.errors import PipelineError
 
 T = TypeVar("T")
-OnResume: TypeAlias = Literal["same value", "same content", "any value"]
+OnResume: TypeAlias = Literal["same value", "same content", "any value", "same value, or extend=true"]
 """What a setting must be when a job goes on with what it began: the same; another path, say, to the same content (which
-is compared, by fingerprints); or anything."""
-PlaceKind: TypeAlias = Literal["no", "location", "locations", "checkpoint"]
-"""Whether a text setting says where something is: a path or URL, several with commas, or a path or a hub id."""
+is compared, by fingerprints); anything; or the same unless the user says extend=true, which is recorded."""
+PlaceKind: TypeAlias = Literal["no", "location", "locations", "checkpoint", "policy", "reconstructor"]
+"""Whether a text setting says where something is: a path or URL; several with commas; a path or a hub id; or a network
+of this kind, by any name that pipelines.networks.find knows."""
 
 
 class Limits(NamedTuple):

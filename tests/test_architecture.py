@@ -26,7 +26,7 @@ NOT_IN_AUTOGAZE = {"ray", "fsspec", "s3fs", "rich", "yaml", "av", "pandas", "pya
 # Top to bottom. The last ones are single files beside the rooms.
 FLOORS = (
     *("rl", "train", "inspection", "runs", "preprocess", "loading", "labels"),
-    *("dataset", "corpus", "gazing", "video", "storage"),
+    *("dataset", "corpus", "gazing", "networks", "video", "storage"),
     *("ray_data", "prometheus", "schema", "errors"),
 )
 

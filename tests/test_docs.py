@@ -106,7 +106,7 @@ def test_a_page_whose_names_all_exist_is_right() -> None:
         ("[a](#nothing)", "link to #nothing: no such section"),
         ("run `make nothing`", "make nothing: no such target"),
         ("```sh\nmake nothing\n```", "make nothing: no such target"),
-        ("run `autogaze nothing`", "autogaze nothing: autogaze: error: argument JOB: invalid choice"),
+        ("run `autogaze nothing`", "autogaze nothing: nothing: no such job"),
         ("`autogaze verify data=/data`", "autogaze verify data=/data: data: no such key"),
         ("`autogaze verify --dry-run`", "autogaze verify --dry-run: "),
         ("`autogaze preprocess clip.frames=many`", "autogaze preprocess clip.frames=many: clip.frames=many: "),

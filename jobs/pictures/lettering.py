@@ -43,11 +43,6 @@ def scale_colour(scale_index: int) -> Colour:
     return PALETTE[scale_index % len(PALETTE)]
 
 
-def plural(count: int, one: str, many: str) -> str:
-    """The count with the word for it: '1 patch', '1,200 patches'."""
-    return f"{count:,} {one if count == 1 else many}"
-
-
 def text_width(text: str, size: int) -> int:
     """The width of a line in pixels."""
     return int(np.ceil(_font(size).getlength(printable(text))))

@@ -22,10 +22,10 @@ from jobs.pictures.lettering import (
     draw_legend,
     draw_text,
     fit,
-    plural,
     scale_colour,
     text_width,
 )
+from jobs.wording import plural
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pipelines.gazing.policy import UNITS, PolicyConfig, load_policy
 from pipelines.gazing.reconstructor import LabelsConfig, load_reconstructor
 from pipelines.gazing.settings import GazeSettings
 
-CANVAS_THRESHOLD, CANVAS_MAX_RATIO = 0.05, 0.75
+CANVAS_THRESHOLD, CANVAS_MAX_RATIO = 0.02, 0.75  # docs/decisions.md says why
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pipelines.errors import PipelineError
+from pipelines.networks.open import open_policy
 from pipelines.schema import setting
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ UNITS = "reconstruction loss as the policy predicts it, in the units its checkpo
 class PolicyConfig:
     """The network that gaze=policy gazes with, and how it is run."""
 
-    checkpoint: str = setting("", "folder or hub id (org/name) in the reference's format")
+    checkpoint: str = setting(
+        "", "a run that trains one, a folder in the reference's format, or a hub id (org/name)", place="policy"
+    )
     positions: Literal["", "reference", "consistent"] = setting(
         "", "reference or consistent decode positions ('' = what the checkpoint says)"
     )
@@ -50,17 +53,14 @@ def load_policy(config: PolicyConfig, device: str) -> AutoGaze:
     """
     import torch
 
-    from autogaze.model import AutoGaze, CheckpointError
-
     try:
-        return AutoGaze.from_pretrained(
+        return open_policy(
             config.checkpoint,
+            "policy.checkpoint",
             positions=config.positions or None,
             device=device,
             dtype=getattr(torch, config.dtype),
             cuda_graphs=CUDA_GRAPHS[config.cuda_graphs],
         )
-    except CheckpointError as error:
-        raise PipelineError(f"policy.checkpoint={config.checkpoint}: {error}") from error
     except ValueError as error:
         raise PipelineError(f"gaze=policy: {error}") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import PipelineError
 from pipelines.gazing.policy import Dtype
+from pipelines.networks.open import open_reconstructor
 from pipelines.schema import setting
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 class ReconstructorConfig:
     """The learned reconstructor: what gaze=videomae searches with, and whose teachers targets are of."""
 
-    checkpoint: str = setting("", "its folder, or .safetensors or .pt file")
+    checkpoint: str = setting(
+        "", "a run that trains one, its folder, or .safetensors or .pt file", place="reconstructor"
+    )
     dtype: Dtype = setting("float32", "float32 or bfloat16", on_resume="same value")
 
 
@@ -83,15 +86,15 @@ def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, de
     """
     import torch
 
-    from autogaze import reconstruction
     from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 
-    try:
-        reconstructor = reconstruction.load(
-            config.checkpoint, teachers=teachers.given(), device=device, dtype=getattr(torch, config.dtype)
-        )
-    except ValueError as error:
-        raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: {error}") from error
+    reconstructor = open_reconstructor(
+        config.checkpoint,
+        "reconstructor.checkpoint",
+        teachers=teachers.given(),
+        device=device,
+        dtype=getattr(torch, config.dtype),
+    )
     if not isinstance(reconstructor, VideoMAE):
         raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is not learned; use gaze=canvas for canvas")
     return reconstructor

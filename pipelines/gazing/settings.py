@@ -37,7 +37,7 @@ class GazeSettings:
     teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
     labels: LabelsConfig = section(LabelsConfig)
     threshold: float | None = setting(
-        None, "stop a frame at this error (null = canvas: 0.05; policy: its checkpoint's; videomae: never)", at_least=0
+        None, "stop a frame at this error (null = canvas: 0.02; policy: its checkpoint's; videomae: never)", at_least=0
     )
     max_ratio: float | None = setting(
         None,

@@ -21,12 +21,16 @@ import torch
 from autogaze import baselines, greedy
 from autogaze.gaze import Gaze
 from autogaze.lengths import apportion, mean_lengths
+from autogaze.model import AutoGaze
 from autogaze.reconstruction.base import Reconstructor, as_clips
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
+from pipelines.inspection.policy_gaze import gaze_of_lengths
+from pipelines.inspection.reading import read_clip
 
 METHODS = ("stored", "greedy", "frame_difference", "coarse_to_fine", "random")
+POLICY = "policy"  # a further one, where a policy is given
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def sample_clips(dataset: Dataset, clips: int, seed: int) -> list[dict[str, Any]
     return sorted(taken[:clips], key=lambda row: (row["shard"], row["position"]))
 
 
-def measure(
+def measure_curves(
     dataset: Dataset,
     rows: Sequence[dict[str, Any]],
     reconstructor: Reconstructor,
@@ -108,6 +112,7 @@ def measure(
     seed: int = 0,
     batch: int = 8,
     device: str = "cpu",
+    policy: AutoGaze | None = None,
     on_clips: Callable[[int], None] | None = None,
 ) -> list[Curve]:
     """The curve of each method over some clips, which all have the same number of frames.
@@ -115,9 +120,10 @@ def measure(
     Args:
         rows: index rows of the clips, as from `sample_clips`.
         ratios: gazing ratios in (0, 1].
-        methods: names of METHODS.
+        methods: names of METHODS, or POLICY.
         seed: of the random patches.
         batch: clips measured at once.
+        policy: on the device, for the method POLICY.
         on_clips: called with the number of clips that were just measured.
     Raises PipelineError: a clip cannot be read, or holds no frames.
     """
@@ -126,13 +132,13 @@ def measure(
     measured: dict[tuple[str, float | None], list[tuple[float, float]]] = {key: [] for key in asked}
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
-        clips = [_read(dataset, row) for row in part]
+        clips = [read_clip(dataset, row) for row in part]
         frames = as_clips(np.stack([clip for clip, _ in clips]), reconstructor.vocabulary).to(device)
         stored = Gaze.cat([gaze for _, gaze in clips])
         keys = [str(row["clip"]) for row in part]
         for method, ratio in asked:
             lengths = stored.lengths if ratio is None else _lengths(method, ratio, stored)
-            gaze = _gaze(method, frames, lengths, stored, keys, reconstructor, seed)
+            gaze = _gaze(method, frames, lengths, stored, keys, reconstructor, seed, policy)
             errors = reconstructor.reconstruct(frames, gaze).error.double().mean(dim=1)
             measured[method, ratio] += zip(gaze.ratio().tolist(), errors.tolist(), strict=True)
         if on_clips is not None:
@@ -170,7 +176,11 @@ def _gaze(
     keys: Sequence[str],
     reconstructor: Reconstructor,
     seed: int,
+    policy: AutoGaze | None,
 ) -> Gaze:
+    if method == POLICY:
+        assert policy is not None
+        return cut_gaze(gaze_of_lengths(policy, frames, lengths), lengths)
     if method == "stored":
         return cut_gaze(stored, lengths)
     if method == "greedy":
@@ -190,12 +200,3 @@ def cut_gaze(gaze: Gaze, lengths: torch.Tensor) -> Gaze:
     )
     kept = places < torch.repeat_interleave(lengths.reshape(-1), gaze.lengths.reshape(-1))
     return Gaze(tokens=gaze.tokens[kept], lengths=lengths, vocabulary=gaze.vocabulary)
-
-
-def _read(dataset: Dataset, row: dict[str, Any]) -> tuple[np.ndarray, Gaze]:
-    """Frames uint8 [T, S, S, 3] of a clip, and the tokens of its gaze."""
-    members = dataset.read_clip(row)
-    frames, gaze = dataset.frames_of(row, members), dataset.gaze_of(row, members)
-    if frames is None:
-        raise PipelineError(f"{row['clip']}: its frames were not stored; preprocess with frames=jpeg or frames=raw")
-    return frames, Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary)

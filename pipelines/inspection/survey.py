@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
+from pipelines.storage import store
 from pipelines.video.base import REASONS
 
 SAMPLED_CLIPS = 512  # opened to count tokens by frame position and scale
@@ -46,6 +47,7 @@ class Survey:
     """What the committed indexes add up to. Arrays hold one number per ok clip, in plan order."""
 
     committed: int
+    bytes: int  # of their tars and indexes
     outcomes: dict[str, int]
     failures: list[FailedClips]
     ratio: np.ndarray  # float32 [N]
@@ -116,6 +118,7 @@ def take_survey(dataset: Dataset) -> Survey:
 
     return Survey(
         committed=len(committed),
+        bytes=_bytes_of(dataset, committed),
         outcomes=outcomes,
         failures=sorted(failures.values(), key=lambda f: (f.outcome, -f.clips, f.reason)),
         ratio=joined("ratio", np.float32),
@@ -123,6 +126,13 @@ def take_survey(dataset: Dataset) -> Survey:
         met=joined("met", np.float32),
         **{name: joined(name, np.int64) for name in ("tokens", "frames", "padded", "shard", "position")},
     )
+
+
+def _bytes_of(dataset: Dataset, committed: Sequence[int]) -> int:
+    """Bytes of the tars and indexes of committed shards."""
+    files = {place(dataset.url, shard) for place in (shards.tar_url, shards.index_url) for shard in committed}
+    stored = (entry for folder in ("shards", "index") for entry in store.list_objects(dataset.url / folder))
+    return sum(entry.bytes for entry in stored if entry.url in files)
 
 
 def read_indexes(url: str, numbers: Sequence[int]) -> Iterator[pa.Table]:

@@ -49,8 +49,12 @@ class Labels:
     example: str = ""
 
 
-def read_labels(urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabulary) -> Labels:
+def read_labels(
+    urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabulary, with_losses: bool = True
+) -> Labels:
     """Read label files, one clip at a time, and keep the labels of a plan's clips.
+
+    with_losses: False leaves their losses out, so that labels need have none.
 
     Keys are cut to the last three parts of a path. An entry that says its clip failed is no label. A clip may be
     labelled twice if the labels are equal.
@@ -73,8 +77,8 @@ def read_labels(urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabu
                 continue
             clip, frames, stride = wanted[key]
             try:
-                gaze = _gaze_of(entry, frames, stride, vocabulary)
-                units = entry.get("units")
+                gaze = (_gaze_of if with_losses else _tokens_of)(entry, frames, stride, vocabulary)
+                units = entry.get("units") if with_losses else None
                 if labels.gazes and units != labels.units:
                     raise ValueError(f"its losses are in units {units!r}, those before in {labels.units!r}")
                 if labels.gazes.get(clip, gaze) != gaze:
@@ -98,21 +102,10 @@ def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) 
 
     from autogaze.gaze import Gaze
 
-    if not isinstance(entry, dict):
-        raise ValueError(f"a label is an object, this is {json.dumps(entry)[:40]}")
-    size = vocabulary.size
-    for name, ours in (
-        ("stride", stride),
-        ("scales", list(vocabulary.scales)),
-        ("patch_size", vocabulary.patch_size),
-    ):
-        if entry.get(name, ours) != ours:
-            raise ValueError(f"has {name} {entry[name]}, the dataset {ours}")
-    ids, losses = (_frames_of(entry, name, frames) for name in ("gazing_pos", "task_losses"))
-    for t, part in enumerate(ids):
-        for id in part:
-            if type(id) is not int or not t * size <= id < (t + 1) * size:
-                raise ValueError(f"frame {t} holds id {json.dumps(id)}; its ids are {t * size}..{(t + 1) * size - 1}")
+    ids = _ids_of(entry, frames, stride, vocabulary)
+    if "task_losses" not in entry:
+        raise ValueError("has no task_losses; measure=canvas measures the errors on the frames of data instead")
+    losses = _frames_of(entry, "task_losses", frames)
     for t, part in enumerate(losses):
         if len(part) != len(ids[t]):
             raise ValueError(f"frame {t} has {len(ids[t])} ids and {len(part)} losses")
@@ -137,6 +130,35 @@ def _gaze_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) 
         places=places,
         slots=None if slots is None else torch.tensor([slots], dtype=torch.int64),
     ).to_npz()
+
+
+def _tokens_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) -> bytes:
+    """The patches of a label, without losses, as the bytes of gaze.npz. Raises as `_gaze_of` does."""
+    from autogaze.gaze import Gaze  # here, not above: a job is checked before it is loaded
+
+    ids = _ids_of(entry, frames, stride, vocabulary)
+    tokens = [[id - t * vocabulary.size for id in part] for t, part in enumerate(ids)]
+    return Gaze.from_lists([tokens], vocabulary=vocabulary).to_npz()
+
+
+def _ids_of(entry: Any, frames: int, stride: int, vocabulary: PatchVocabulary) -> list[list[int]]:
+    """The ids of a label, a list for each frame, checked against its clip. Raises ValueError."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"a label is an object, this is {json.dumps(entry)[:40]}")
+    size = vocabulary.size
+    for name, ours in (
+        ("stride", stride),
+        ("scales", list(vocabulary.scales)),
+        ("patch_size", vocabulary.patch_size),
+    ):
+        if entry.get(name, ours) != ours:
+            raise ValueError(f"has {name} {entry[name]}, the dataset {ours}")
+    ids = _frames_of(entry, "gazing_pos", frames)
+    for t, part in enumerate(ids):
+        for id in part:
+            if type(id) is not int or not t * size <= id < (t + 1) * size:
+                raise ValueError(f"frame {t} holds id {json.dumps(id)}; its ids are {t * size}..{(t + 1) * size - 1}")
+    return ids
 
 
 def _frames_of(entry: dict[str, Any], name: str, frames: int) -> list[list[Any]]:

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -22,20 +22,26 @@ from pipelines.labels.keys import clip_key
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
+if TYPE_CHECKING:
+    from autogaze.reconstruction.base import Reconstructor
+
 UNKNOWN_UNITS = "as in the labels, which do not say"
 
 
-def describe_import(dataset: Dataset, labels: Labels, threshold: float) -> dict[str, Any]:
+def describe_import(
+    dataset: Dataset, labels: Labels, threshold: float, measurer: Reconstructor | None = None
+) -> dict[str, Any]:
     """dataset.json of the new dataset: that of the old one, except for what describes the gaze.
 
-    What describes stored targets stays: they are of the frames.
+    What describes stored targets stays: they are of the frames. measurer: measures the errors of the labels' patches.
     """
+    measured = {} if measurer is None else {"measured_by": measurer.fingerprint}
     models = {name: facts for name, facts in (dataset.about.get("models") or {}).items() if name == "targets"}
     config = dataset.config | {"gaze": "labels", "threshold": threshold, "max_ratio": None}
     return dataset.about | {
         "config": config,
-        "models": models | {"labels": labels.files},
-        "units": labels.units or UNKNOWN_UNITS,
+        "models": models | {"labels": labels.files} | measured,
+        "units": (labels.units or UNKNOWN_UNITS) if measurer is None else measurer.units,
     }
 
 
@@ -81,15 +87,18 @@ def make(
     threshold: float,
     threads: int = 4,
     on_shard: Callable[[], None] | None = None,
+    measurer: Reconstructor | None = None,
 ) -> Counter[str]:
     """Make and commit shards, `threads` at once; how many clips have each outcome.
+
+    measurer: measures the errors of the labels' patches on the stored frames, in place of losses of their own.
 
     Raises PipelineError: a clip of the dataset cannot be read, the output is full or denied.
     """
     outcomes: Counter[str] = Counter()
     plan = {int(shard): rows for shard, rows in dataset.plan.groupby("shard")}
     with ThreadPoolExecutor(threads) as pool:
-        pending = [pool.submit(_make_shard, dataset, output, plan[n], labels, threshold) for n in missing]
+        pending = [pool.submit(_make_shard, dataset, output, plan[n], labels, threshold, measurer) for n in missing]
         try:
             for future in pending:
                 outcomes.update(future.result())
@@ -101,8 +110,16 @@ def make(
     return outcomes
 
 
-def _make_shard(dataset: Dataset, output: str, planned: pd.DataFrame, labels: Labels, threshold: float) -> Counter[str]:
+def _make_shard(
+    dataset: Dataset,
+    output: str,
+    planned: pd.DataFrame,
+    labels: Labels,
+    threshold: float,
+    measurer: Reconstructor | None,
+) -> Counter[str]:
     from autogaze.gaze import Gaze  # here, not above: a job is checked before it is loaded
+    from autogaze.measuring import measure_errors
 
     shard = int(planned["shard"].iloc[0])
     made = []
@@ -114,7 +131,13 @@ def _make_shard(dataset: Dataset, output: str, planned: pd.DataFrame, labels: La
             # Frames and targets are kept as they are; the description and the gaze are written anew.
             members = dataset.read_clip(row)
             kept = [(suffix, data) for suffix, data in members.items() if suffix not in ("json", "gaze.npz")]
-            made.append(Outcome(gaze=Gaze.from_npz(labels.gazes[row["clip"]], dataset.vocabulary), members=kept))
+            gaze = Gaze.from_npz(labels.gazes[row["clip"]], dataset.vocabulary)
+            if measurer is not None:
+                frames = dataset.frames_of(row, members)
+                if frames is None:
+                    raise PipelineError(f"{row['clip']}: measure= needs frames, and {dataset.url} stores none")
+                gaze = measure_errors(frames[None], gaze, measurer)
+            made.append(Outcome(gaze=gaze, members=kept))
         else:
             key = clip_key(row["video"], row["start"], row["tile"])
             made.append(Outcome(reason="no_label", detail=f"the labels have no {key}", filtered=True))

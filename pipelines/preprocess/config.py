@@ -32,8 +32,12 @@ class PreprocessConfig(GazeSettings):
 
     usage: ClassVar[str] = "autogaze preprocess input=/data/videos output=/data/gaze"
 
-    input: str = setting("", "folder, file, s3:// prefix, tar of videos, or a manifest.parquet", required=True)
-    output: str = setting("", "folder or s3:// prefix of the dataset", required=True, on_resume="any value")
+    input: str = setting(
+        "", "folder, file, s3:// prefix, tar of videos, or a manifest.parquet", required=True, place="location"
+    )
+    output: str = setting(
+        "", "folder or s3:// prefix of the dataset", required=True, on_resume="any value", place="location"
+    )
     targets: TargetsConfig = section(TargetsConfig)
     clip: ClipConfig = section(ClipConfig)
     shard: ShardConfig = section(ShardConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from autogaze.patches import VOCABULARY
@@ -28,6 +29,17 @@ def describe(config: PreprocessConfig, gazer: ResolvedGaze) -> dict[str, Any]:
         "units": gazer.units,
         "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
     }
+
+
+def with_own_threshold(config: PreprocessConfig, written: dict[str, Any]) -> PreprocessConfig:
+    """The config with the threshold that a dataset was begun with, where none is given: defaults may have changed.
+
+    written: its dataset.json. A dataset of another gaze keeps its threshold to itself; `require_same` refuses it.
+    """
+    own = written.get("config", {})
+    if config.threshold is not None or config.gaze != "canvas" or own.get("gaze") != "canvas" or config.draws_lengths:
+        return config
+    return replace(config, threshold=own.get("threshold"))
 
 
 def require_same(written: dict[str, Any], described: dict[str, Any], output: str) -> None:

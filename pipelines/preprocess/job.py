@@ -28,7 +28,7 @@ from pipelines.preprocess.config import (
     parse_part,
     shards_of_part,
 )
-from pipelines.preprocess.description import describe, require_same
+from pipelines.preprocess.description import describe, require_same, with_own_threshold
 from pipelines.preprocess.inputs import input_changes, read_input
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -84,12 +84,14 @@ def resume(config: PreprocessConfig) -> Job | None:
     that does not load.
     """
     check_preprocess_config(config)
-    gazer = resolve_gaze(config)
     output = Location(config.output)
     if store.exists(output / "dataset.json"):
         dataset = shards.open_dataset(output)
+        config = with_own_threshold(config, dataset.about)
+        gazer = resolve_gaze(config)
         require_same(dataset.about, describe(config, gazer), output)
         return _job(config, gazer, output, dataset.plan, input_changes(config, output))
+    resolve_gaze(config)  # refuses a checkpoint that does not load
     if shards.committed_shards(output):
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
     if not config.input.endswith(".parquet"):

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 from pipelines.errors import PipelineError
 from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.sources import MakeMaker
+from pipelines.train.stopping import StopRequested, never
 
 _AT_ONCE = 2  # requests an actor holds: the one it works on, and the next, so that it never waits
 _KILLS = 3  # actors that may die over one group, or in a row at their start
@@ -90,7 +91,7 @@ class ActorRollouts:
             self._groups[requests[0].step], self._requested[requests[0].step] = {}, list(requests)
             self._lock.notify_all()
 
-    def take(self, step: int) -> list[Group]:
+    def take(self, step: int, stopping: Callable[[], bool] = never) -> list[Group]:
         """See Rollouts. Raises PipelineError: what a maker raised, or a group that several actors died over."""
         with self._lock:
             while len(self._groups[step]) < len(self._requested[step]):
@@ -98,6 +99,8 @@ class ActorRollouts:
                     raise self._failed
                 if not self._thread.is_alive():
                     raise PipelineError("the rollout pool stopped; run the same command again to go on")
+                if stopping():
+                    raise StopRequested
                 self._lock.wait(1.0)
             made, requests = self._groups.pop(step), self._requested.pop(step)
             groups = [made[place] for place in range(len(requests))]

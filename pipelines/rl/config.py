@@ -8,7 +8,14 @@ from typing import ClassVar, Literal
 from pipelines.errors import PipelineError
 from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.schema import section, setting
-from pipelines.train.config import ActorNeeds, EveryConfig, OptimizerConfig, PolicyTrainConfig, check_train_config
+from pipelines.train.config import (
+    EXTEND,
+    ActorNeeds,
+    EveryConfig,
+    OptimizerConfig,
+    PolicyTrainConfig,
+    check_train_config,
+)
 
 
 @dataclass
@@ -69,9 +76,9 @@ class RolloutsConfig:
 class RLConfig(PolicyTrainConfig):
     """Reinforcement learning of the policy: less reconstruction error by the same gaze."""
 
-    usage: ClassVar[str] = "autogaze rl data=/data/gaze run=/data/runs/rl init=/data/runs/ntp/checkpoints/STEP/policy"
+    usage: ClassVar[str] = "autogaze rl data=/data/gaze run=/data/runs/rl init=/data/runs/ntp"
 
-    epochs: float = setting(3.0, "passes over the data (the paper's 3)", more_than=0)
+    epochs: float = setting(3.0, "passes over the data (the paper's 3)", more_than=0, on_resume=EXTEND)
     micro_batch: int = setting(
         1, "groups a rank learns from at once; the rest accumulates", at_least=1, on_resume="any value"
     )

@@ -18,7 +18,6 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from autogaze import reconstruction
 from autogaze.draws import draw_frames
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Sampling
@@ -26,6 +25,7 @@ from autogaze.reconstruction.targets import Targets
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.errors import PipelineError
 from pipelines.loading.loader import ShardLoader
+from pipelines.networks.open import open_reconstructor
 from pipelines.rl.config import RLConfig, temperature
 from pipelines.rl.groups import Group, RolloutRequest
 
@@ -49,12 +49,13 @@ class RolloutMaker:
             self.policy = AutoGaze(policy)
         self.policy = self.policy.to_empty(device=device).requires_grad_(False).eval()
         self.version: int | None = None
-        try:
-            self.reconstructor = reconstruction.load(
-                config.reconstructor, policy.vocabulary, teachers=config.teachers.given(), device=device
-            )
-        except ValueError as error:
-            raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
+        self.reconstructor = open_reconstructor(
+            config.reconstructor,
+            "reconstructor",
+            vocabulary=policy.vocabulary,
+            teachers=config.teachers.given(),
+            device=device,
+        )
         one_clip = replace(config.loader_config, global_batch=1, workers=0)
         self.reader = ShardLoader(one_clip, split="train")
         learned = self.reconstructor if isinstance(self.reconstructor, VideoMAE) else None

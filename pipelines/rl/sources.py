@@ -17,6 +17,7 @@ from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.rollouts import RolloutMaker
 from pipelines.storage import store
 from pipelines.storage.location import Location
+from pipelines.train.stopping import StopRequested, never
 
 MakeMaker = Callable[[], RolloutMaker]
 """Makes the maker, in the process that is to run it."""
@@ -31,8 +32,11 @@ class Rollouts(Protocol):
     def request(self, requests: Sequence[RolloutRequest]) -> None:
         """Ask for the groups of one step, all of one version that was published."""
 
-    def take(self, step: int) -> list[Group]:
-        """The groups of a step, in the order of their requests. Raises PipelineError if one cannot be made."""
+    def take(self, step: int, stopping: Callable[[], bool] = never) -> list[Group]:
+        """The groups of a step, in the order of their requests.
+
+        Raises PipelineError if one cannot be made, StopRequested after a yes of `stopping`, which is asked meanwhile.
+        """
 
     def close(self) -> None:
         """Release what the source holds."""
@@ -52,12 +56,14 @@ class OwnRollouts:
     def request(self, requests: Sequence[RolloutRequest]) -> None:
         self._requested[requests[0].step] = list(requests)
 
-    def take(self, step: int) -> list[Group]:
+    def take(self, step: int, stopping: Callable[[], bool] = never) -> list[Group]:
         requests = self._requested.pop(step)
         for old in [version for version in self._weights if version < requests[0].version]:
             del self._weights[old]
         groups = []
         for request in requests:
+            if stopping():
+                raise StopRequested
             self.maker.load(request.version, self._weights[request.version])
             groups.append(self.maker.make(request))
         return groups
@@ -79,7 +85,7 @@ class Recording:
     def request(self, requests: Sequence[RolloutRequest]) -> None:
         self._requested[requests[0].step] = list(requests)
 
-    def take(self, step: int) -> list[Group]:
+    def take(self, step: int, stopping: Callable[[], bool] = never) -> list[Group]:
         return [self._read(request) for request in self._requested.pop(step)]
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,11 @@ from pipelines.rl.rollouts import RolloutMaker
 from pipelines.rl.sources import OwnRollouts, Recording, Rollouts, record
 from pipelines.runs.events import Events
 from pipelines.train.policy import PolicyTask
+from pipelines.train.stopping import never
 from pipelines.train.task import RandomKey
 
 _WINDOW = 50  # steps that shares of time are averaged over
+_TELLING = 5  # fewest steps after which a bottleneck is named
 
 
 class RLTask(PolicyTask):
@@ -77,9 +79,9 @@ class RLTask(PolicyTask):
 
     # -- around the steps ------------------------------------------------------------------------------------------
 
-    def begin(self, loader: ShardLoader, step: int, steps: int) -> None:
+    def begin(self, loader: ShardLoader, step: int, steps: int, stopping: Callable[[], bool] = never) -> None:
         """Start the source of rollouts; publish the versions still needed, and request the first groups."""
-        self.steps = steps
+        self.steps, self.begun, self.stopping = steps, step, stopping
         self.rollouts = self._rollouts(loader, steps)
         self.coming: Iterator[tuple[int, int, np.ndarray]] = loader.steps()
         self.stepped_at = time.perf_counter()
@@ -91,10 +93,13 @@ class RLTask(PolicyTask):
             self._request()
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
-        """Wait for the groups of the batch's clips. Returns their versions and hashes, for the ledger."""
+        """Wait for the groups of the batch's clips. Returns their versions and hashes, for the ledger.
+
+        Raises StopRequested when it is to stop before they are there.
+        """
         assert self.rollouts is not None
         began = time.perf_counter()
-        groups = self.rollouts.take(batch.step)
+        groups = self.rollouts.take(batch.step, self.stopping)
         wrong = [group.clip for group, key in zip(groups, batch.keys, strict=True) if group.clip != key]
         if wrong:
             raise RuntimeError(f"step {batch.step}: a group of {wrong[0]} where the order has another clip")
@@ -117,6 +122,8 @@ class RLTask(PolicyTask):
         now = time.perf_counter()
         wall, self.stepped_at = now - self.stepped_at, now
         read, gaze, reward = self.spent.tolist()
+        if step == self.begun + self._lag + 2:
+            self.recent.clear()  # the first groups were waited for while the actors started
         self.recent.append({"wall": wall, "read": read, "gaze": gaze, "reward": reward, "learner": wall - self.waited})
         return {"publish_s": published} | self._shares()
 
@@ -124,7 +131,9 @@ class RLTask(PolicyTask):
         """Log what the run mostly waits for."""
         if not self.recent or self.config.rollouts.replay:
             return
-        events.log("bottleneck", step=step, which=bottleneck(self._shares(), self.config.rollouts.actors))
+        events.log(
+            "bottleneck", step=step, which=bottleneck(self._shares(), self.config.rollouts.actors, len(self.recent))
+        )
 
     def close(self) -> None:
         """Close the source of rollouts."""
@@ -236,18 +245,21 @@ class RLTask(PolicyTask):
         }
 
 
-def bottleneck(shares: Mapping[str, float], actors: int) -> str:
-    """One line: what the run waits for, and what would help. shares: as RLTask computes them."""
+def bottleneck(shares: Mapping[str, float], actors: int, steps: int) -> str:
+    """One line: what the run waits for, and what may help. shares: as RLTask computes them, over so many steps."""
     parts = {name: shares[f"busy_{name}"] for name in ("read", "gaze", "reward")}
     worst = max(parts, key=lambda name: parts[name])
     busy_with = {"read": "reading clips", "gaze": "sampling gazes", "reward": "rebuilding frames"}[worst]
-    idle = f"rollouts idle {shares['idle_rollout']:.0%}, learner idle {shares['idle_learner']:.0%}"
+    idle = f"over {steps} steps rollouts idle {shares['idle_rollout']:.0%}, learner idle {shares['idle_learner']:.0%}"
+    if steps < _TELLING:
+        return f"{idle}: too few steps to say what would help"
     if not actors:
         return f"{idle}: one process does both; set rollouts.actors to sample beside the learner"
     if shares["idle_learner"] > max(0.1, shares["idle_rollout"]):
         return (
-            f"{idle}: rollouts, mostly {busy_with} ({parts[worst]:.0%} of their time); more rollouts.actors would help"
+            f"{idle}: rollouts, mostly {busy_with} ({parts[worst]:.0%} of their time); more rollouts.actors may help "
+            "where CPUs or GPUs are free"
         )
     if shares["idle_rollout"] > 0.1:
-        return f"{idle}: the learner; fewer rollouts.actors would do, more ranks (scale.max_workers) would help"
+        return f"{idle}: the learner; more ranks (scale.max_workers) may help, or fewer rollouts.actors do"
     return f"{idle}: none, both are busy"

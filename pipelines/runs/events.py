@@ -44,6 +44,16 @@ _RESERVED = {"time", "kind", "step", "epoch", "samples", "seconds", "waited", "f
 _RESERVED |= {"samples_per_s", "wait", "mfu"}
 
 
+# TensorBoard shows numbers whose tags begin alike together; a step's other numbers are what is learnt.
+_BOARD_GROUPS = {
+    "speed": ("samples", "samples_per_s", "seconds", "waited", "wait", "mfu", "skipped"),
+    "memory": ("rss_mb", "cuda_mb"),
+    "optimizer": ("lr", "grad_norm"),
+    "rollouts": ("idle_rollout", "idle_learner", "busy_read", "busy_gaze", "busy_reward", "publish_s"),
+}
+_GROUP_OF = {name: group for group, names in _BOARD_GROUPS.items() for name in names}
+
+
 class NoEvents(PipelineError):
     """The folder holds no events: it is no training run, or one that has not started."""
 
@@ -128,7 +138,7 @@ class Events:
                 row["mfu"] = total_flops / (total_s * self._peak.flops * self._world)
         if self._writes:
             self._write({"kind": "step", "step": step, "epoch": epoch, **row})
-            self._plot(step, row)
+            self._plot(step, {f"{_board_group(name)}/{name}": value for name, value in row.items()})
             self._exported.update({**row, "step": step, "epoch": epoch, **({"steps": steps} if steps else {})})
             if self._display is not None:
                 self._display.step(step, steps, epoch, row, total_s / len(self._recent))
@@ -146,7 +156,8 @@ class Events:
         if "step" in fields and numbers:
             self._plot(int(fields["step"]), numbers)
         if self._display is not None:
-            shown = (f"{name} {short_number(value)}" for name, value in fields.items())
+            # A field that is a sentence needs no name.
+            shown = (value if name == "which" else f"{name} {short_number(value)}" for name, value in fields.items())
             self._display.print(f"{kind}  {'  '.join(shown)}")
 
     def close(self) -> None:
@@ -167,6 +178,11 @@ class Events:
             self._board.write(board_start(step))
             self._board_begun = True
         self._board.write(board_scalars(step, values))
+
+
+def _board_group(name: str) -> str:
+    """The group of TensorBoard's that a number of a step belongs to."""
+    return _GROUP_OF.get(name, "train")
 
 
 def _open_sinks(url: Location) -> tuple[Sink, Sink]:

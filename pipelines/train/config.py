@@ -10,20 +10,22 @@ from pipelines.errors import PipelineError
 from pipelines.gazing.policy import Dtype
 from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.loading.config import LoaderConfig, ReadConfig
-from pipelines.schema import check, section, setting
+from pipelines.schema import OnResume, check, section, setting
 from pipelines.storage.location import places_in
+
+EXTEND: OnResume = "same value, or extend=true"
 
 
 @dataclass
 class OptimizerConfig:
     """Adam, and how its learning rate changes over a run."""
 
-    lr: float = setting(5e-4, "learning rate (the paper's 5e-4)", more_than=0)
-    min_lr: float = setting(1e-5, "learning rate of the last step", at_least=0)
+    lr: float = setting(5e-4, "learning rate (the paper's 5e-4)", more_than=0, on_resume=EXTEND)
+    min_lr: float = setting(1e-5, "learning rate of the last step", at_least=0, on_resume=EXTEND)
     schedule: Literal["constant", "linear", "linear_w_warmup"] = setting(
-        "linear", "constant, linear or linear_w_warmup (10% of the steps)"
+        "linear", "constant, linear or linear_w_warmup (10% of the steps)", on_resume=EXTEND
     )
-    clip_norm: float = setting(0.0, "clip gradients to this norm (0 = do not)", at_least=0)
+    clip_norm: float = setting(0.0, "clip gradients to this norm (0 = do not)", at_least=0, on_resume=EXTEND)
     weight_decay: float = setting(0.0, "decoupled weight decay (AdamW)", at_least=0)
 
 
@@ -91,8 +93,12 @@ class TrainConfig:
         on_resume="any value",
         place="location",
     )
-    init: str = setting("", "checkpoint to begin from ('' = random weights)", place="checkpoint")
-    epochs: float = setting(150.0, "passes over the data (the paper's 150)", more_than=0)
+    init: str = setting("", "policy to begin from: a run, its folder or a hub id ('' = random weights)", place="policy")
+    epochs: float = setting(150.0, "passes over the data (the paper's 150)", more_than=0, on_resume=EXTEND)
+    steps: int = setting(0, "optimizer steps of the run (0 = as many as epochs are)", at_least=0, on_resume=EXTEND)
+    extend: bool = setting(
+        False, "go on with a run, with other epochs, steps or rates from its last checkpoint on", on_resume="any value"
+    )
     global_batch: int = setting(256, "samples of one optimizer step, over all ranks", at_least=1)
     micro_batch: int = setting(
         8, "samples a rank holds at once; the rest accumulates", at_least=1, on_resume="any value"
@@ -136,7 +142,9 @@ class PolicyTrainConfig(TrainConfig):
     policy: PolicySizeConfig = section(PolicySizeConfig)
     loss_prediction: float = setting(1.0, "weight of the loss-prediction loss", at_least=0)
     reconstructor: str = setting(
-        "canvas", "measures the error of validation gaze: canvas or a checkpoint", place="checkpoint"
+        "canvas",
+        "measures the error of validation gaze: canvas, a run that trains one, or its folder",
+        place="reconstructor",
     )
     threshold: float | None = setting(
         None, "predicted loss at which validation gaze stops (null = the dataset's)", at_least=0
@@ -162,6 +170,9 @@ class ReconstructorTrainConfig(TrainConfig):
 
     usage: ClassVar[str] = "autogaze train reconstructor data=/data/gaze run=/data/runs/1"
 
+    init: str = setting(
+        "", "reconstructor to begin from: a run or its folder ('' = random weights)", place="reconstructor"
+    )
     model: ReconstructorSizeConfig = section(ReconstructorSizeConfig)
     frames: int = setting(2, "frames of each clip that are rebuilt (the paper's 2 of 16)", at_least=1)
     min_ratio: float = setting(0.01, "least share of patches in random gaze", more_than=0, at_most=1)

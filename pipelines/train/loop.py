@@ -20,6 +20,7 @@ from pipelines.loading.reading import Batch
 from pipelines.train.config import TrainConfig
 from pipelines.train.ranks import Ranks
 from pipelines.train.run import TrainingRun
+from pipelines.train.stopping import Stopping, never
 from pipelines.train.task import MakeTask
 
 # Seconds a thread may hold Python's lock while others wait. A step on a GPU is many short calls, each of which may have
@@ -34,7 +35,7 @@ def train(
     rank: int = 0,
     world: int = 1,
     console: Console | None = None,
-    stopping: Callable[[], bool] = lambda: False,
+    stopping: Callable[[], bool] = never,
 ) -> str:
     """Train to the end of the run, or until asked to stop.
 
@@ -42,7 +43,8 @@ def train(
         make_task: what is trained: the class PolicyTask, ReconstructorTask or RLTask.
         rank, world: this process among all; with a world of more than 1 there must be a torch.distributed group.
         console: for progress (None: none).
-        stopping: asked once a step on every rank; one yes stops all of them, after a checkpoint.
+        stopping: asked on every rank, once a step, and in long steps before each of their parts; one yes stops all of
+            them, after a checkpoint of the last whole step.
     Returns:
         "done"; "stopped"; or "finished", if the run was done before.
     Raises:
@@ -51,25 +53,26 @@ def train(
     """
     torch.set_num_threads(config.scale.threads)
     ranks = Ranks(rank, world, _device(config))
-    run = TrainingRun(config, make_task(config, ranks.device), ranks)
+    run = TrainingRun(config, make_task(config, ranks.device), ranks, Stopping(ranks, stopping))
     run.resume()
     if run.step >= run.steps:
         return "finished"
     run.start(console)
     status = "done"
     try:
-        run.task.begin(run.loader, run.step, run.steps)
+        run.task.begin(run.loader, run.step, run.steps, run.stopping.asked_here)
         with _short_turns(ranks.device):
             for batch, waited in _timed(iter(run.loader)):
-                if not run.take_step(batch, waited, stopping):
+                goes_on = run.take_step(batch, waited)
+                if goes_on and run.is_due(config.every.checkpoint):
+                    run.save()  # before the validation, so that an error there costs no step
+                if goes_on and run.is_due(config.every.validate):
+                    goes_on = run.validate()
+                if run.step == run.steps:
+                    break
+                if not goes_on:
                     status = "stopped"
                     run.save()
-                    break
-                if run.is_due(config.every.checkpoint):
-                    run.save()  # before the validation, so that an error there costs no step
-                if run.is_due(config.every.validate):
-                    run.validate()
-                if run.step == run.steps:
                     break
         run.finish(status)
     finally:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from pipelines.errors import PipelineError
 from pipelines.train.config import TrainConfig
+from pipelines.train.link import RankLink, linked
 
 if TYPE_CHECKING:
     from pipelines.train.task import MakeTask
 
-_STOP = "autogaze-stop"
 _AGAIN = "run the same command again to go on from the last checkpoint"
 _PATIENCE_S = 1800  # many times longer than a store's outage or the upload of a large checkpoint
 
@@ -57,11 +58,13 @@ def patience_s(config: TrainConfig) -> int:
     return _PATIENCE_S + math.ceil(config.longest_wait_s)
 
 
-def train_on_ray(config: TrainConfig, make_task: MakeTask, stopping: Callable[[], bool]) -> str:
+def train_on_ray(
+    config: TrainConfig, make_task: MakeTask, stopping: Callable[[], bool], console: Console | None = None
+) -> str:
     """Train on scale.min_workers to scale.max_workers ranks. Needs a running Ray. Returns what `train` returned.
 
     make_task: see `train`. stopping: asked about once a second; after a yes, all ranks stop at the same step, after a
-    checkpoint.
+    checkpoint. console: for the progress of rank 0 (None: none).
     Raises PipelineError: what a rank raised; or, when more ranks died than scale.max_failures, which.
     """
     from ray.exceptions import RayActorError
@@ -72,7 +75,7 @@ def train_on_ray(config: TrainConfig, make_task: MakeTask, stopping: Callable[[]
     workers: int | tuple[int, int] = scale.max_workers
     if scale.min_workers < scale.max_workers:
         workers = (scale.min_workers, scale.max_workers)
-    with tempfile.TemporaryDirectory() as scratch, _stop_actor(stopping):
+    with tempfile.TemporaryDirectory() as scratch, linked(stopping, console):
         trainer = TorchTrainer(
             _worker,  # type: ignore[arg-type]  # may return a value, which the annotation does not know
             train_loop_config={"config": config, "make_task": make_task},
@@ -111,66 +114,20 @@ def _fit(trainer: Any) -> Any:
 
 
 def _worker(arguments: dict[str, Any]) -> str:
-    import ray
     import ray.train
-    from ray.exceptions import RayActorError
 
     from pipelines.train.loop import train
 
-    context = ray.train.get_context()
-    stop = ray.get_actor(_STOP)
-    pending: list[Any] = []  # at most one question, so that no step waits for an answer
-
-    def stopping() -> bool:
-        if not pending:
-            pending.append(stop.is_set.remote())
-        ready, _ = ray.wait(pending, timeout=0)
-        if not ready:
-            return False
-        try:
-            return bool(ray.get(pending.pop()))
-        except RayActorError:  # the actor is restarting; the next question may reach it
-            return False
-
+    context, link = ray.train.get_context(), RankLink()
     rank, world = context.get_world_rank(), context.get_world_size()
-    return train(arguments["config"], arguments["make_task"], rank=rank, world=world, stopping=stopping)
-
-
-class _StopFlag:
-    """An actor that all ranks ask whether to stop."""
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def set(self) -> None:
-        self._set = True
-
-    def is_set(self) -> bool:
-        return self._set
-
-
-@contextmanager
-def _stop_actor(stopping: Callable[[], bool]) -> Iterator[None]:
-    """A running _StopFlag, which a thread sets when `stopping` says so."""
-    import ray
-
-    # Restarted when it is killed, or its node is lost.
-    stop: Any = ray.remote(num_cpus=0, max_restarts=-1)(_StopFlag).options(name=_STOP).remote()
-    over = threading.Event()
-
-    def pass_on() -> None:
-        while not over.wait(1.0):
-            if stopping():
-                stop.set.remote()  # every second, since a restarted actor has forgotten it
-
-    thread = threading.Thread(target=pass_on, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-        ray.kill(stop)
+    return train(
+        arguments["config"],
+        arguments["make_task"],
+        rank=rank,
+        world=world,
+        console=link.console() if rank == 0 else None,
+        stopping=link.stopping,
+    )
 
 
 def _explain(error: BaseException) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autogaze import reconstruction
 from autogaze.gaze import Gaze
-from autogaze.model import AutoGaze, AutoGazeConfig, CheckpointError
+from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
 from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
+from pipelines.networks.open import open_policy, open_reconstructor
 from pipelines.train.config import PolicyTrainConfig
+from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
 
 
@@ -33,10 +34,9 @@ class PolicyTask(Task):
             self.threshold = open_dataset(config.datasets[0]).about["config"].get("threshold")
         self.policy = self._policy().to(device).train()
         self.module: nn.Module = PolicyLosses(self.policy, config.loss_prediction)
-        try:
-            self.reconstructor = reconstruction.load(config.reconstructor, teachers=self.teachers(), device=device)
-        except ValueError as error:
-            raise PipelineError(f"reconstructor={config.reconstructor}: {error}") from error
+        self.reconstructor = open_reconstructor(
+            config.reconstructor, "reconstructor", teachers=self.teachers(), device=device
+        )
 
     def teachers(self) -> dict[str, str]:
         """Paths of the teachers that the reconstructor's losses use, by name."""
@@ -45,7 +45,10 @@ class PolicyTask(Task):
     def totals(self, gaze: Gaze) -> list[float]:
         """The number of slots in use, over which the losses are averaged."""
         if gaze.losses is None:
-            raise PipelineError("the gaze of this dataset has no losses, which a policy learns to predict; label it")
+            raise PipelineError(
+                "the gaze of this dataset has no losses, which a policy learns to predict; measure them: "
+                "autogaze import-labels LABELS data=DATASET output=NEW measure=canvas"
+            )
         return [float(gaze.counts().sum())]
 
     def losses(
@@ -94,6 +97,10 @@ class PolicyTask(Task):
         """What must not change while a run lasts: sizes and threshold."""
         return {"model": self.policy.config.to_json(), "threshold": self.threshold}
 
+    def sizes(self) -> dict[str, Any]:
+        """The policy's own, where it began from a checkpoint."""
+        return {"policy": own_sizes(self.config.policy, self.policy.config)} if self.config.init else {}
+
     def flops(self, gaze: Gaze) -> float:
         """Floating-point operations of a forward and backward pass over these clips (docs/training.md)."""
         from autogaze.model.flops import flops_per_clip
@@ -104,10 +111,8 @@ class PolicyTask(Task):
     def _policy(self) -> AutoGaze:
         config = self.config
         if config.init:
-            try:
-                policy = AutoGaze.from_pretrained(config.init)
-            except CheckpointError as error:
-                raise PipelineError(f"init={config.init}: {error}") from error
+            policy = open_policy(config.init, "init")
+            require_own_sizes(config.init, "policy", config.policy, policy.config)
             policy.config = replace(policy.config, positions="consistent")
             return policy
         sizes = config.policy

@@ -23,7 +23,9 @@ from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.errors import PipelineError
+from pipelines.networks.open import open_reconstructor
 from pipelines.train.config import ReconstructorTrainConfig
+from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
 
 
@@ -82,6 +84,10 @@ class ReconstructorTask(Task):
         """What must not change while a run lasts: sizes and losses."""
         return {"model": self.model.config.to_json(), "loss": self.model.frame_loss.fingerprint}
 
+    def sizes(self) -> dict[str, Any]:
+        """The model's own, where it began from a checkpoint."""
+        return {"model": own_sizes(self.config.model, self.model.config)} if self.config.init else {}
+
     def flops(self, gaze: Gaze) -> float | None:
         """None: there is no formula."""
         return None
@@ -97,9 +103,9 @@ class ReconstructorTask(Task):
 
     def _model(self) -> VideoMAE:
         config, teachers = self.config, self.config.teachers.given()
+        if config.init:
+            return self._begun_from(config.init, teachers)
         try:
-            if config.init:
-                return VideoMAE.from_pretrained(config.init, teachers, device=self.device)
             sizes = config.model
             names = ["l1", *teachers]
             weights = ["1", *("0.3" for _ in teachers)]
@@ -120,6 +126,13 @@ class ReconstructorTask(Task):
             raise PipelineError(str(error)) from error
         torch.manual_seed(config.loader.seed)
         return VideoMAE(shape, loss).to(self.device)
+
+    def _begun_from(self, place: str, teachers: dict[str, str]) -> VideoMAE:
+        model = open_reconstructor(place, "init", teachers=teachers, device=self.device)
+        if not isinstance(model, VideoMAE):
+            raise PipelineError(f"init={place}: is not learned; give a run or a folder of a learned reconstructor")
+        require_own_sizes(place, "model", self.config.model, model.config)
+        return model
 
 
 class ReconstructorLosses(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,6 +25,7 @@ from pipelines.train.config import TrainConfig, learning_rate
 from pipelines.train.identity import claim_run
 from pipelines.train.ranks import Ranks
 from pipelines.train.step import accumulate_gradients, optimizer_step, require_finite
+from pipelines.train.stopping import Stopping, StopRequested
 from pipelines.train.task import Task
 from pipelines.train.validation import held_out_loader, validate
 
@@ -35,8 +36,8 @@ class TrainingRun:
     Raises PipelineError: the data cannot be read.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks) -> None:
-        self.config, self.task, self.ranks = config, task, ranks
+    def __init__(self, config: TrainConfig, task: Task, ranks: Ranks, stopping: Stopping) -> None:
+        self.config, self.task, self.ranks, self.stopping = config, task, ranks, stopping
         self.loader = ShardLoader(config.loader_config, rank=ranks.rank, world=ranks.world, split="train")
         self.held_out = held_out_loader(config, self.loader)
         self.optimizer = torch.optim.AdamW(
@@ -44,7 +45,7 @@ class TrainingRun:
             lr=config.optimizer.lr,
             weight_decay=config.optimizer.weight_decay,
         )
-        self.steps = max(1, round(config.epochs * self.loader.steps_per_epoch))
+        self.steps = config.steps or max(1, round(config.epochs * self.loader.steps_per_epoch))
         self.step = 0
 
     def resume(self) -> None:
@@ -52,19 +53,20 @@ class TrainingRun:
 
         Raises PipelineError: the folder is of another run, or the checkpoint is damaged.
         """
-        if self.ranks.rank == 0:
-            claim_run(self.config, self.task, self.loader.fingerprint)
-        self.ranks.barrier()
         self.checkpoints = Checkpoints(self.config.run, keep=self.config.every.keep)
-        self.step, self.attempt = self.ranks.decide(
-            lambda: (self.checkpoints.latest() or 0, _next_attempt(self.config.run))
-        )
+        self.step, self.attempt = self.ranks.decide(self._claim)
         if self.step:
             state, files = self.checkpoints.load(self.step)
             self.task.load(files)
             unpack_optimizer(self.optimizer, files["optimizer.safetensors"])
             restore_random(state["random"])
         self.loader.consumed = self.step * self.config.global_batch
+
+    def _claim(self) -> tuple[int, int]:
+        """The newest checkpoint's step, and the number of this attempt."""
+        done = self.checkpoints.latest() or 0
+        claim_run(self.config, self.task, self.loader.fingerprint, done, self.steps)
+        return done, _next_attempt(self.config.run)
 
     def start(self, console: Console | None) -> None:
         """Begin an attempt: share the model, open the ledger and the event stream.
@@ -107,21 +109,25 @@ class TrainingRun:
             device=str(ranks.device),
         )
 
-    def take_step(self, batch: Batch, waited: float, stopping: Callable[[], bool]) -> bool:
-        """Learn from a batch that was waited for `waited` seconds; False, and nothing done, if a rank is to stop.
+    def take_step(self, batch: Batch, waited: float) -> bool:
+        """Learn from a batch that was waited for `waited` seconds; False, and nothing kept, if a rank is to stop.
 
         Raises PipelineError, on all ranks, if the loss or the gradient is not finite.
         """
         config, task, began = self.config, self.task, time.perf_counter()
         if batch.step != self.step:
             raise RuntimeError(f"the loader gave step {batch.step}, the run is at {self.step}")
-        *totals, stop = self.ranks.sum([*task.totals(batch.gaze), float(stopping())])
+        *totals, stop = self.ranks.sum([*task.totals(batch.gaze), float(self.stopping.now())])
         if stop:
             return False
-        recorded = task.prepare(batch)
-        prepared = time.perf_counter() - began
-        per_sample = [total / config.global_batch for total in totals]
-        losses = accumulate_gradients(config, task, self.model, batch, per_sample, self.ranks.device)
+        try:
+            recorded = self._prepared(batch)
+            prepared = time.perf_counter() - began
+            per_sample = [total / config.global_batch for total in totals]
+            within = self.stopping.within_step
+            losses = accumulate_gradients(config, task, self.model, batch, per_sample, self.ranks.device, within)
+        except StopRequested:
+            return False
         rate = learning_rate(config.optimizer, self.step, self.steps)
         norm = optimizer_step(config, self.optimizer, rate)
         require_finite(norm, losses, batch, self.step, self.ranks)
@@ -140,10 +146,24 @@ class TrainingRun:
             flops=task.flops(batch.gaze),
             steps=self.steps,
         )
+        self.stopping.stepped(row["seconds"])
         if row["skipped"]:  # summed over the ranks, so all of them come here or none
             samples = [f"{one.shard}: {one.clip} (sample {one.id}): {one.reason}" for one in batch.skipped]
             self.events.log("skipped", step=self.step, samples=list(itertools.chain(*self.ranks.gather(samples))))
         return True
+
+    def _prepared(self, batch: Batch) -> dict[str, Any]:
+        """What the ledger records of the batch beside its samples. Raises StopRequested, on all ranks."""
+        if self.task.lag is None:
+            return self.task.prepare(batch)
+        recorded: dict[str, Any] = {}
+        try:
+            recorded, stop = self.task.prepare(batch), False
+        except StopRequested:
+            stop = True
+        if self.stopping.agreed(stop):  # one rank may have waited for its rollouts while another had them
+            raise StopRequested
+        return recorded
 
     def is_due(self, every: int) -> bool:
         """Whether what is done every so many steps (0: only at the end) is due after the steps done so far."""
@@ -159,11 +179,16 @@ class TrainingRun:
             state = {"consumed": consumed, "world": self.ranks.world, "steps": self.steps, "random": pack_random()}
             self.checkpoints.save(self.step, files, state)
 
-    def validate(self) -> None:
-        """Validate on the held-out clips, if there are any."""
-        measures = validate(self.config, self.task, self.held_out, self.ranks) if self.held_out else {}
+    def validate(self) -> bool:
+        """Validate on the held-out clips, if there are any; False, and nothing recorded, if a rank is to stop."""
+        measures: dict[str, float] | None = {}
+        if self.held_out:
+            measures = validate(self.config, self.task, self.held_out, self.ranks, self.stopping)
+        if measures is None:
+            return False
         self.events.log("validation", step=self.step, **measures)
         self.task.note(self.events, self.step)
+        return True
 
     def finish(self, status: str) -> None:
         """Wait for the last checkpoint, and record how the attempt ended."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,20 +16,30 @@ from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
 from pipelines.train.config import TrainConfig
 from pipelines.train.ranks import Ranks
+from pipelines.train.stopping import StopRequested, never
 from pipelines.train.task import RandomKey, Task
 
 
 def accumulate_gradients(
-    config: TrainConfig, task: Task, model: nn.Module, batch: Batch, totals: Sequence[float], device: torch.device
+    config: TrainConfig,
+    task: Task,
+    model: nn.Module,
+    batch: Batch,
+    totals: Sequence[float],
+    device: torch.device,
+    stopping: Callable[[], bool] = never,
 ) -> dict[str, Tensor]:
     """Add up the gradients of a rank's part of a batch, `micro_batch` samples at a time.
 
     model: the task's module, or DistributedDataParallel around it, which averages over the ranks at the last part.
-    totals: see Task.totals; per sample of the global batch.
+    totals: see Task.totals; per sample of the global batch. stopping: asked between the parts, on all ranks alike.
     Returns the losses by name, float [b] each, without their graphs.
+    Raises StopRequested after a yes of `stopping`; the gradients are then worth nothing.
     """
     size, parts = len(batch.ids), []
     for begin in range(0, size, config.micro_batch):
+        if begin and stopping():
+            raise StopRequested
         rows = range(begin, min(begin + config.micro_batch, size))
         last = rows.stop == size
         frames = batch.frames[rows.start : rows.stop].to(device, non_blocking=True)

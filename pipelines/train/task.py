@@ -33,7 +33,7 @@ class Task(Protocol):
     """What is trained.
 
     A task must give totals, losses, validate, summary, files, load, about and flops. begin, prepare, stepped, note and
-    close are for work around the steps; most tasks have none.
+    close are for work around the steps, sizes for networks that begin from a checkpoint; most tasks have none.
     """
 
     module: nn.Module
@@ -42,14 +42,17 @@ class Task(Protocol):
     """In RL: by how many versions the policy that sampled a step's groups is older than the one that learns (None:
     no RL). The ledger records it."""
 
-    def begin(self, loader: ShardLoader, step: int, steps: int) -> None:
-        """Called before the first step of an attempt. step: done so far, of `steps`. loader: gives its batches."""
+    def begin(self, loader: ShardLoader, step: int, steps: int, stopping: Callable[[], bool]) -> None:
+        """Called before the first step of an attempt.
+
+        step: done so far, of `steps`. loader: gives its batches. stopping: to be asked wherever `prepare` waits long.
+        """
         return None
 
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """Called before a batch is learned from. Time spent here counts as waiting for data.
 
-        Returns further arguments of Ledger.add for this batch.
+        Returns further arguments of Ledger.add for this batch. In RL it raises StopRequested when it is to stop.
         """
         return {}
 
@@ -91,6 +94,10 @@ class Task(Protocol):
 
     def about(self) -> dict[str, Any]:
         """What must not change while a run lasts, for its config.yaml. JSON."""
+
+    def sizes(self) -> dict[str, Any]:
+        """Of a network that began from a checkpoint, the part of the config that says its sizes, as they are."""
+        return {}
 
     def flops(self, gaze: Gaze) -> float | None:
         """Floating-point operations of a forward and backward pass over these clips; None without a formula."""

@@ -40,7 +40,7 @@ def printed(url: str) -> tuple[int, str]:
 def test_a_clean_run_is_a_table_and_0(tmp_path: Path) -> None:
     train(str(tmp_path))
     status, text = printed(str(tmp_path))
-    assert status == 0 and "6 steps in 1 attempts (ranks: 1), 2 epochs: every sample as often" in text
+    assert status == 0 and "6 steps in 1 attempt (ranks: 1), 2 epochs: every sample as often" in text
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     assert rows == [["0", "3", "10", "2", "0"], ["1", "3", "10", "2", "0"]]
 

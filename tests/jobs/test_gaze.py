@@ -100,7 +100,7 @@ def test_every_clip_has_a_label_the_reference_schema_reads(gazed: tuple[Path, di
             strict=True,
         ):
             assert final == (losses[-1] if tokens else first)
-            assert met == (np.float32(final) <= np.float32(0.05))
+            assert met == (np.float32(final) <= np.float32(0.02))
         assert label["scales"] == list(VOCABULARY.scales) and label["vocabulary"] == VOCABULARY.size
 
 
@@ -255,7 +255,7 @@ def test_native_tiles_are_gazed_one_by_one_at_the_videos_own_resolution(
     canvas = reconstruction.load("canvas")
     for n, name in enumerate(names):
         label = labels[f"{key}#0-{name}"]
-        alone = greedy.label(grid.cut(frames[:4], [n]), canvas, threshold=0.05, max_ratio=0.75)
+        alone = greedy.label(grid.cut(frames[:4], [n]), canvas, threshold=0.02, max_ratio=0.75)
         assert label["tile"] == name and label["gazing_pos"] == alone.to_label(0)["gazing_pos"]
         assert label["final_losses"] == alone.final()[0].tolist()
     inside = int(grid.inside(VOCABULARY).sum())

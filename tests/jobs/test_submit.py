@@ -130,11 +130,11 @@ def test_a_local_file_runs_the_job_here_on_the_ray_it_names(
 @pytest.mark.parametrize(
     "words, joins",
     [
-        (["train", "policy", "data=x", "run=y"], False),
-        (["train", "policy", "data=x", "run=y", "scale.max_workers=2"], True),
-        (["rl", "data=x", "run=y"], False),
-        (["rl", "data=x", "run=y", "rollouts.actors=2"], True),
-        (["verify", "x"], False),
+        (["train", "policy", "data=s3://b/x", "run=s3://b/y"], False),
+        (["train", "policy", "data=s3://b/x", "run=s3://b/y", "scale.max_workers=2"], True),
+        (["rl", "data=s3://b/x", "run=s3://b/y"], False),
+        (["rl", "data=s3://b/x", "run=s3://b/y", "rollouts.actors=2"], True),
+        (["verify", "s3://b/x"], False),
         (PREPROCESS, True),
     ],
 )

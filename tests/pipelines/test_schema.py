@@ -100,18 +100,25 @@ def test_every_number_of_every_job_has_limits() -> None:
 def free(config: Any) -> set[str]:
     """The keys, or whole sections of them, that a resume does not compare."""
     keys = settings_of(config)
-    compared = {key.name.partition(".")[0] for key in keys if key.on_resume == "same value"}
-    names = {key.name for key in keys if key.on_resume != "same value"}
+    compared = {key.name.partition(".")[0] for key in keys if key.on_resume.startswith("same value")}
+    names = {key.name for key in keys if not key.on_resume.startswith("same value")}
     return {name if name.partition(".")[0] in compared else name.partition(".")[0] for name in names}
 
 
 def test_a_run_may_move_and_save_more_often_but_not_learn_otherwise() -> None:
-    training = {"data", "run", "micro_batch", "val_clips", "scale", "every"}
+    training = {"data", "run", "micro_batch", "val_clips", "scale", "every", "extend"}
     training |= {"loader.workers", "loader.cache_mb", "loader.bad_samples"}
     assert free(PolicyTrainConfig()) == training
     assert free(ReconstructorTrainConfig()) == training | {"teachers"}
     rollouts = {f"rollouts.{name}" for name in ("actors", "gpus", "timeout_s", "dump")}
     assert free(RLConfig()) == training | {"teachers"} | rollouts
+
+
+@pytest.mark.parametrize("config", [PolicyTrainConfig(), ReconstructorTrainConfig(), RLConfig()])
+def test_a_run_is_extended_by_its_length_and_its_rate_alone(config: Any) -> None:
+    extendable = {key.name for key in settings_of(config) if key.on_resume == "same value, or extend=true"}
+    rate = {f"optimizer.{name}" for name in ("lr", "min_lr", "schedule", "clip_norm")}
+    assert extendable == {"epochs", "steps"} | rate
 
 
 def test_a_dataset_is_a_function_of_these_settings() -> None:

@@ -115,9 +115,9 @@ def test_an_event_says_how_sampling_and_learning_went(undisturbed_rl: dict[int, 
 @pytest.mark.parametrize(
     ("shares", "actors", "message"),
     [
-        ((0.0, 0.6, 0.1, 0.8, 0.1), 2, "mostly sampling gazes .*more rollouts.actors"),
+        ((0.0, 0.6, 0.1, 0.8, 0.1), 2, "mostly sampling gazes .*more rollouts.actors may help where"),
         ((0.0, 0.6, 0.1, 0.2, 0.7), 2, "mostly rebuilding frames"),
-        ((0.7, 0.0, 0.1, 0.1, 0.1), 2, "the learner; fewer rollouts.actors"),
+        ((0.7, 0.0, 0.1, 0.1, 0.1), 2, "the learner; more ranks .*may help, or fewer rollouts.actors"),
         ((0.02, 0.05, 0.1, 0.8, 0.1), 2, "both are busy"),
         ((0.5, 0.5, 0.1, 0.3, 0.1), 0, "set rollouts.actors"),
     ],
@@ -126,7 +126,9 @@ def test_the_bottleneck_is_named(shares: tuple[float, ...], actors: int, message
     names = ("idle_rollout", "idle_learner", "busy_read", "busy_gaze", "busy_reward")
     import re
 
-    assert re.search(message, bottleneck(dict(zip(names, shares, strict=True)), actors))
+    measured = dict(zip(names, shares, strict=True))
+    assert re.search(f"over 20 steps .*{message}", bottleneck(measured, actors, 20))
+    assert bottleneck(measured, actors, 2).endswith("too few steps to say what would help")
 
 
 # -- objectives ------------------------------------------------------------------------------------------------------

@@ -282,8 +282,8 @@ def test_tensorboard_reads_one_history_from_the_files_of_all_attempts(run: str, 
     assert len(files) == 2 and all("/events.out.tfevents." in url for url in files)
     (tmp_path / "copy").mkdir()
     read = scalars(run, tmp_path / "copy")
-    assert read["loss"] == {1: 1, 2: 2, 3: 30, 4: 40}, "the second attempt repeated step 3"
-    assert set(read["samples_per_s"].values()) == {16}
+    assert read["train/loss"] == {1: 1, 2: 2, 3: 30, 4: 40}, "the second attempt repeated step 3"
+    assert set(read["speed/samples_per_s"].values()) == {16}
 
 
 def test_tensorboard_reads_numbers_that_are_not_finite_and_names_in_unicode(run: str, tmp_path: Path) -> None:
@@ -293,7 +293,8 @@ def test_tensorboard_reads_numbers_that_are_not_finite_and_names_in_unicode(run:
     events.close()
     (tmp_path / "copy").mkdir()
     read = scalars(run, tmp_path / "copy")
-    assert math.isnan(read["loss"][1]) and read["grad_norm"][1] == math.inf and read["lr"][1] == math.inf
+    assert math.isnan(read["train/loss"][1]) and read["optimizer/grad_norm"][1] == math.inf
+    assert read["optimizer/lr"][1] == math.inf
     assert read["validation/error"] == {1: 0.25} and read["validation/größe"] == {1: 3.0}
     assert "validation/clips" not in read, "only floats are plotted"
 
@@ -303,7 +304,7 @@ def test_tensorboard_reads_each_part_of_an_object_store(monkeypatch: pytest.Monk
     monkeypatch.setattr(sinks, "_PART_BYTES", 1000)
     train("memory://runs/3", 1, 30)
     assert len(list(store.list_objects("memory://runs/3/tensorboard"))) > 3
-    assert scalars("memory://runs/3", tmp_path)["loss"] == {step: step for step in range(1, 31)}
+    assert scalars("memory://runs/3", tmp_path)["train/loss"] == {step: step for step in range(1, 31)}
 
 
 def test_tensorboard_is_not_imported_before_a_run_writes() -> None:
