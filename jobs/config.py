@@ -35,7 +35,7 @@ _NULL = "tag:yaml.org,2002:null"
 def load(schema: type[T], arguments: Sequence[str], file: str | None = None, positional: str = "") -> T:
     """A config from defaults, then a YAML file, then KEY=VALUE arguments; later ones win.
 
-    OmegaConf holds the values: types and words are checked here, ranges by pipelines.schema.check.
+    Types and words are checked here, ranges by pipelines.schema.check.
 
     Args:
         schema: the config dataclass.
@@ -62,20 +62,20 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
-    values = presets.filled(schema, values)
+    return _filled(schema, presets.filled(schema, values))
+
+
+def _filled(schema: type[T], values: dict[str, Any]) -> T:
+    """The config of these values by key, over the defaults; OmegaConf holds them, and checks their types once more."""
     from omegaconf import OmegaConf  # here, since --help does without
-    from omegaconf.errors import OmegaConfBaseException
 
     tree = OmegaConf.structured(schema)
-    # OmegaConf reads ??? and ${...} as its own, wherever they come from: such texts stand beside the tree.
-    beside = {name: text for name, text in values.items() if isinstance(text, str) and ("${" in text or text == "???")}
-    for name, value in values.items():
-        try:
-            OmegaConf.update(tree, name, "" if name in beside else value)
-        except OmegaConfBaseException as error:
-            raise PipelineError(f"{name}={value}: must be {known[name].allowed}") from error
+    # To OmegaConf ${...} is a reference to another key and ??? a value that is missing; in a path they are only text.
+    literal = {name: text for name, text in values.items() if isinstance(text, str) and ("${" in text or text == "???")}
+    for name in values.keys() - literal.keys():
+        OmegaConf.update(tree, name, values[name])
     config = cast(T, OmegaConf.to_object(tree))
-    for name, text in beside.items():
+    for name, text in literal.items():
         _set(config, name, text)
     return config
 
