@@ -23,7 +23,7 @@ from pipelines.ray_data import configure_ray_data, pipeline_errors
 from pipelines.storage import tables
 from pipelines.storage.location import Entry, Location
 from pipelines.video.base import DecodeConfig, VideoError
-from pipelines.video.isolated import IsolatedDecoder
+from pipelines.video.isolated import IsolatedDecoder, index_folder
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -170,7 +170,7 @@ def _probe(task: dict[str, Any], timeout_s: float) -> Rows:
     Untrusted bytes are opened in a decoder's child process.
     """
     rows: Rows = []
-    with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s)) as decoder:
+    with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s, index_dir=index_folder())) as decoder:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
             rows.extend(probe_object(Entry(Location.as_is(url), int(size), str(version)), decoder))
     sink = pa.BufferOutputStream()
