@@ -54,7 +54,7 @@ class ClusterSize:
 
 @contextmanager
 def running(config: RayConfig) -> Iterator[ClusterSize]:
-    """Connect to Ray, or start it, for the length of the block.
+    """Connect to Ray, or start it, for the length of the block. A Ray that this process already has is used, and kept.
 
     Raises ClusterError when no cluster answers at the address, or one whose head has lost its raylet: its GCS would
     still take the job, and Ray then wait for the head without end. Also when Ray cannot be started on this machine.
@@ -104,6 +104,9 @@ def _connected(config: RayConfig, paths: dict[str, str]) -> Iterator[ClusterSize
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
+    if ray.is_initialized() and config.address in ("", "auto", ray.get_runtime_context().gcs_address):
+        yield _size()
+        return
     code = ray.job_config.JobConfig()
     code._py_driver_sys_path = CodePaths()
     sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL  # None: not set from Python
@@ -138,12 +141,19 @@ def _connected(config: RayConfig, paths: dict[str, str]) -> Iterator[ClusterSize
     try:
         if config.address:
             _require_head(config.address)
-        resources = ray.cluster_resources()
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        yield ClusterSize(len(alive), int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        yield _size()
     finally:
         ray.shutdown()
         _handle_sigterm(sigterm)
+
+
+def _size() -> ClusterSize:
+    """Of the cluster that this process is connected to."""
+    import ray
+
+    resources = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return ClusterSize(len(alive), int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
 
 
 def start_ray(**options: Any) -> None:

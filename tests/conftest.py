@@ -18,6 +18,22 @@ from tests.support.videos import write_video
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
+# They wait for processes: Ray's, Slurm's, killed ones. First, or at the end one worker would be alone with one of them.
+LONGEST = (
+    *("pipelines/preprocess/test_kills", "jobs/test_train", "pipelines/rl/test_actors", "test_security"),
+    *("pipelines/preprocess/test_job", "pipelines/preprocess/test_policy_gaze", "pipelines/preprocess/test_s3"),
+    *("pipelines/inspection/test_preflight", "cluster/test_slurm", "pipelines/train/test_ranks"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def make_video() -> Callable[..., Path]:
     return write_video

@@ -46,9 +46,11 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str, done: int = 0, 
     extendable = {key.name for key in keys if key.on_resume == EXTEND}
     fixed = [name for name in differing if name not in extendable]
     if fixed or not config.extend:
-        # A setting explains what else differs because of it.
+        # Another kind of training explains every other difference, and a setting what differs because of it.
         named = {key.name for key in keys}.intersection(fixed if config.extend else differing)
         shown = [name for name in differing if name in named] or fixed[:1]
+        if "kind" in differing:
+            shown = ["kind"]
         told = "; ".join(f"{name}={before.get(name)}, not {now[name]}" for name in shown)
         or_else = "" if fixed else ", or add extend=true to go on with this one so from here"
         raise PipelineError(f"run={config.run}: was begun with {told}; choose another run{or_else}")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos.chaos import Chaos
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
 @pytest.mark.parametrize(
     ("job", "faults", "kinds"),
     [
-        pytest.param("preprocess", 2, ("storage", "node"), marks=pytest.mark.slow),
-        pytest.param("train", 1, ("actor",), marks=pytest.mark.slow),
+        ("preprocess", 2, ("storage", "node")),
+        ("train", 1, ("actor",)),
         ("rl", 2, ("actor", "driver")),
     ],
 )

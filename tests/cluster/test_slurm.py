@@ -59,10 +59,10 @@ def alone(spec: ClusterSpec, cpus: int = 2) -> ClusterSpec:
 
 @pytest.fixture(scope="session")
 def whole(store_of_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
-    """A command that lacks only its output, and what it makes on this machine without Slurm."""
+    """A command that lacks only its output, and what it makes without Slurm and Ray."""
     output = tmp_path_factory.mktemp("local") / "gaze"
     command = ["preprocess", f"input={store_of_videos}", "shard.clips=2", "workers.decode=1", "workers.gaze=1"]
-    done = runs.autogaze(*command, f"output={output}", "ray.cpus=2")
+    done = runs.plainly(*command, f"output={output}")
     assert done.returncode == 0, done.stderr
     return ["autogaze", *command], runs.tree(output)
 
@@ -72,7 +72,7 @@ def all_of_it(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
     """The same of all clips of 111 real videos."""
     output = tmp_path_factory.mktemp("corpus") / "gaze"
     command = ["preprocess", f"input={corpus / 'train'}", "workers.decode=1", "workers.gaze=1"]
-    done = runs.autogaze(*command, f"output={output}", "ray.cpus=2")
+    done = runs.plainly(*command, f"output={output}")
     assert done.returncode == 0, done.stderr
     return ["autogaze", *command], runs.tree(output)
 
@@ -181,6 +181,19 @@ def test_a_training_job_told_to_stop_saves_goes_back_into_the_queue_and_goes_on(
 # -- arrays ------------------------------------------------------------------------------------------------------------
 
 
+def test_an_array_plans_once_and_then_starts_each_part_once(spec: ClusterSpec, tmp_path: Path) -> None:
+    """Of a command that only notes which part it was asked for; the bytes are test_parts' and the next test's."""
+    parts, note = tmp_path / "parts", "import sys; open(sys.argv[1], 'a').write(sys.argv[-1] + '\\n')"
+    spec = replace(spec, head=HeadGroup(cpus=1, memory_gb=1), slurm=replace(spec.slurm, array=2))
+    job_id = submit_array(spec, [sys.executable, "-c", note, str(parts)])
+    assert status(spec, job_id).tasks == {0: "PENDING", 1: "PENDING"}, "until the plan is there"
+    now = ended(spec, job_id)
+    assert now.state == "COMPLETED" and now.tasks == {0: "COMPLETED", 1: "COMPLETED"}, log(spec, job_id)
+    plan, *rest = parts.read_text().split()
+    assert plan == "part=plan" and sorted(rest) == ["part=0/2", "part=1/2"]
+
+
+@pytest.mark.slow
 def test_an_array_plans_once_and_makes_the_bytes_of_a_local_run(
     spec: ClusterSpec, whole: tuple[list[str], dict[str, str]], tmp_path: Path
 ) -> None:

@@ -36,11 +36,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_ends_well_on_all_ranks(
-    data: str, ray_session: str, tmp_path: Path, number: signal.Signals
+    data: str, ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    """Given as relative paths: ranks have working folders of their own, and the run must not end up in one of them."""
     run = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gaze").symlink_to(data)
     settings = ["epochs=1000", "every.checkpoint=0", "scale.min_workers=2", "scale.max_workers=2"]
-    job = runs.start("train", "policy", *training.settings(data, run, *settings), f"ray.address={ray_session}")
+    words = training.settings("gaze", Path("run"), *settings)
+    job = runs.start("train", "policy", *words, f"ray.address={ray_session}")
     events = run / "events.jsonl"
     assert wait_until(lambda: events.exists() and b'"step": 2,' in events.read_bytes())
     job.send_signal(number)  # Ray takes both for itself, when it starts and when it trains
@@ -49,7 +53,7 @@ def test_a_signal_saves_and_ends_well_on_all_ranks(
     training.require_clean(run)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_paths_are_those_of_the_folder_the_command_is_typed_in(
     data: str, ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
@@ -58,7 +62,7 @@ def test_paths_are_those_of_the_folder_the_command_is_typed_in(
     (tmp_path / "gaze").symlink_to(data)
     words = training.settings("gaze", Path("runs/1"), "epochs=1", f"scale.max_workers={ranks}")
     words += ["scale.min_workers=1", *([f"ray.address={ray_session}"] if ranks > 1 else [])]
-    done = runs.autogaze("train", "policy", *words)
+    done = runs.here("train policy", *words)
     assert done.returncode == 0, done.stderr
     assert f"done: {tmp_path / 'runs' / '1'}" in done.stdout
     assert training.newest(tmp_path / "runs" / "1").is_dir()
@@ -77,11 +81,11 @@ def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(data: str, tm
     stopped = training.newest(run).name
     assert "step-000002" <= stopped < "step-000060", "after a checkpoint, before the end"
 
-    done = runs.autogaze("train", "policy", *words)
+    done = runs.here("train policy", *words)
     assert done.returncode == 0 and f"done: {run}" in done.stdout, done.stderr
     assert train(training.policy_config(data, whole, *settings)) == "done"
     assert training.end_of(run) == training.end_of(whole)
-    audit = runs.autogaze("audit", run)
+    audit = runs.here("audit", run)
     assert audit.returncode == 0 and "in 2 attempts" in audit.stdout
     assert AutoGaze.from_pretrained(training.newest(run) / "policy").positions == "consistent"
 
@@ -155,9 +159,8 @@ def test_a_mistake_is_one_line_and_2_and_leaves_no_run(
 def test_a_job_that_ray_has_no_room_for_is_refused_before_anything_starts(
     data: str, ray_session: str, tmp_path: Path, job: list[str], words: list[str]
 ) -> None:
-    done = runs.autogaze(
-        job[0], *job[1:], *training.settings(data, tmp_path / "run", *words), f"ray.address={ray_session}"
-    )
+    words = training.settings(data, tmp_path / "run", *words)
+    done = runs.here(" ".join(job), *words, f"ray.address={ray_session}")
     assert done.returncode == 2 and not (tmp_path / "run").exists()
     assert "the cluster has 6 CPUs and 0 GPUs" in done.stderr and done.stderr.count("\n") == 1
 

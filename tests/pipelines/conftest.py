@@ -14,16 +14,16 @@ from tests.support.runs import Run
 
 @pytest.fixture(scope="session")
 def joins(ray_session: str) -> list[str]:
-    """Settings with which a run joins the tests' own Ray: it starts sooner than one that brings its own."""
+    """Settings with which a run, here or in a process of its own, joins the tests' Ray: a start takes its time."""
     return [f"ray.address={ray_session}", "workers.decode=1", "workers.gaze=1"]
 
 
 @pytest.fixture(scope="session")
 def undisturbed(store_of_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """store_of_videos preprocessed into shards of two clips by one decode and one gaze worker."""
+    """store_of_videos preprocessed into shards of two clips, without Ray."""
     output = tmp_path_factory.mktemp("undisturbed") / "gaze"
     settings = [f"input={store_of_videos}", "shard.clips=2"]
-    done = runs.autogaze("preprocess", *settings, f"output={output}", "ray.cpus=2")
+    done = runs.plainly("preprocess", *settings, f"output={output}")
     assert done.returncode == 0, done.stderr + done.stdout
     return Run(settings, output, runs.tree(output), done.stdout)
 

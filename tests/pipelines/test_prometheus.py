@@ -84,6 +84,7 @@ def series_of(text: str) -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name.split(".")[0]) is None for name in AGENT),
     reason="Ray's metrics agent needs the packages of ray[default]",

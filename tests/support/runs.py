@@ -1,16 +1,22 @@
-"""Real runs of the command line in processes of their own, to be watched, killed and compared."""
+"""Real runs of the command line, in processes of their own to be watched and killed, or in this one."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from jobs.cli import main
 from tests.support import places
+from tests.support.plain_ray_data import plain_ray_data
 from tests.support.waiting import PATIENCE_S, wait_until
 
 ROOT = places.ROOT
@@ -42,6 +48,22 @@ def autogaze(job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     words = command(job, *arguments)
     env = environment(joins="ray.address=" in " ".join(words))
     return subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+
+
+def here(job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a job in this process, on the Ray that it is connected to: saves starting Python, Ray and their imports."""
+    words = [*job.split(), *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("COLUMNS", "200")
+        status = main(words)
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def plainly(job: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run preprocess or scan in this process without Ray: see tests.support.plain_ray_data."""
+    with plain_ray_data():
+        return here(job, *arguments)
 
 
 def start(job: str, *arguments: object) -> subprocess.Popen[bytes]:

@@ -44,8 +44,14 @@ SMALL += ["every.validate=0", "val_clips=0"]
 RL = ["epochs=2", "micro_batch=1", "sample.group=3", "optimizer.schedule=linear", "sample.min_temperature=0.3"]
 
 # Processes are forked from one that has imported all this: they start at once, and share nothing with the test's own.
+# The last three are what a run imports on its way, 5 CPU seconds of it the optimizer's torch._dynamo.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["jobs.cli", "jobs.config", "pipelines.train.loop", "pipelines.train.policy"])
+CONTEXT.set_forkserver_preload(
+    [
+        *("jobs.cli", "jobs.config", "pipelines.train.loop", "pipelines.train.policy"),
+        *("torch._dynamo", "torch.nn.parallel.distributed", "tensorboard.summary.writer.event_file_writer"),
+    ]
+)
 
 
 # -- data ------------------------------------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ def ask(folder: Path, *settings: str, joins: bool = True) -> tuple[int, dict[str
     return done.returncode, {row[0]: " | ".join(row[1:]) for row in cells}, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_good_cluster_is_ready_and_nothing_is_left_behind(
     cluster: Any, server: s3_servers.Rclone, store_of_videos: Path, tmp_path: Path
 ) -> None:

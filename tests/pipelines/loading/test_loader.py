@@ -166,13 +166,13 @@ def test_each_sample_comes_with_its_own_frames_and_gaze_once_an_epoch(dataset: s
 
 def test_order_and_bytes_are_the_same_for_any_ranks_and_workers(dataset: str, other: str, tmp_path: Path) -> None:
     digests = set()
-    for world in (1, 2, 4):
-        for threads, processes, cache_mb in ((0, 0, 0), (2, 0, 0), (0, 2, 0), (2, 2, 64)):
-            settings = config(dataset, other, workers=threads, cache_mb=cache_mb, cache_dir=str(tmp_path))
-            settings.weights = [1.0, 0.5]
-            loaders = [ShardLoader(settings, rank=rank, world=world, epochs=2) for rank in range(world)]
-            streams = [DataLoader(ldr, batch_size=None, num_workers=processes) if processes else ldr for ldr in loaders]
-            digests.add(digest([list(stream) for stream in streams]))
+    ways = [(0, 0, 0), (2, 0, 0), (0, 2, 0), (2, 2, 64)]
+    for world, (threads, processes, cache_mb) in [*((1, way) for way in ways), (2, ways[3]), (4, ways[1])]:
+        settings = config(dataset, other, workers=threads, cache_mb=cache_mb, cache_dir=str(tmp_path))
+        settings.weights = [1.0, 0.5]
+        loaders = [ShardLoader(settings, rank=rank, world=world, epochs=2) for rank in range(world)]
+        streams = [DataLoader(ldr, batch_size=None, num_workers=processes) if processes else ldr for ldr in loaders]
+        digests.add(digest([list(stream) for stream in streams]))
     assert len(digests) == 1
 
 
@@ -388,7 +388,7 @@ def test_s3_gives_what_local_gives_by_ranges_and_through_the_cache(bucket: str, 
     for path in Path(dataset).rglob("*.*"):
         store.publish(path.read_bytes(), f"{bucket}/gaze/{path.relative_to(dataset)}")
     local = digest([list(ShardLoader(config(dataset), epochs=1))])
-    for workers, processes, cache_mb in ((0, 0, 0), (2, 2, 0), (2, 0, 1), (0, 2, 64)):
+    for workers, processes, cache_mb in ((0, 0, 0), (2, 0, 1), (2, 2, 64)):
         settings = config(f"{bucket}/gaze", workers=workers, cache_mb=cache_mb, cache_dir=str(tmp_path / "cache"))
         loader = ShardLoader(settings, epochs=1)
         # Forked children of a process that has spoken to S3 inherit the client's locks, and not its threads.

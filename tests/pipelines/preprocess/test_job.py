@@ -17,6 +17,7 @@ from pipelines.inspection.verify import verify
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.job import plan_job, resume
 from tests.support import runs
+from tests.support.plain_ray_data import plain_ray_data
 from tests.support.runs import Run
 from tests.support.waiting import wait_until
 
@@ -63,7 +64,7 @@ def test_the_summary_and_the_run_record_say_what_happened(undisturbed: Run) -> N
 
 def test_a_finished_job_does_nothing(undisturbed: Run) -> None:
     before = {path: path.stat().st_mtime_ns for path in undisturbed.output.rglob("*")}
-    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={undisturbed.output}", "ray.cpus=2")
+    done = runs.plainly("preprocess", *undisturbed.settings, f"output={undisturbed.output}")
     assert done.returncode == 0 and "nothing to do" in done.stdout
     folders = {undisturbed.output}  # where it proved that it may write
     assert {p: t for p, t in before.items() if p not in folders} == {
@@ -76,7 +77,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     undisturbed: Run, joins: list[str], tmp_path: Path, decode: int, gaze: int
 ) -> None:
     workers = [f"workers.decode={decode}", f"workers.gaze={gaze}", joins[0]]
-    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", *workers)
+    done = runs.here("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", *workers)
     assert done.returncode == 0, done.stderr
     assert runs.tree(tmp_path / "gaze") == undisturbed.files
 
@@ -110,16 +111,16 @@ def shards_of(output: Path, video: Path) -> list[int]:
 
 
 def test_a_video_that_went_away_is_recorded_and_retried_once_it_is_back(
-    undisturbed: Run, store_of_videos: Path, joins: list[str], tmp_path: Path
+    undisturbed: Run, store_of_videos: Path, tmp_path: Path
 ) -> None:
     output, video = copy_of(undisturbed, tmp_path), store_of_videos / "clip3.mp4"
     touched = shards_of(output, video)
     for shard in touched:
         (output / "index" / f"{shard:06d}.parquet").unlink()
-    arguments = [*undisturbed.settings, f"output={output}", *joins]
+    arguments = [*undisturbed.settings, f"output={output}"]
     video.rename(tmp_path / "aside.mp4")
     try:
-        gone = runs.autogaze("preprocess", *arguments)
+        gone = runs.plainly("preprocess", *arguments)
     finally:
         (tmp_path / "aside.mp4").rename(video)
     assert gone.returncode == 0, gone.stderr
@@ -127,12 +128,12 @@ def test_a_video_that_went_away_is_recorded_and_retried_once_it_is_back(
     index = pd.read_parquet(output / "index")
     assert set(index[index["video"] == str(video)]["reason"]) == {"missing"}
     assert (index[index["video"] != str(video)]["reason"].dropna() == "unreadable").all()
-    again = runs.autogaze("preprocess", *arguments, "retry=failed")
+    again = runs.plainly("preprocess", *arguments, "retry=failed")
     assert again.returncode == 0 and runs.tree(output) == undisturbed.files
 
 
 def test_a_video_whose_bytes_changed_is_not_taken_for_the_planned_one(
-    undisturbed: Run, store_of_videos: Path, joins: list[str], tmp_path: Path
+    undisturbed: Run, store_of_videos: Path, tmp_path: Path
 ) -> None:
     output, video = copy_of(undisturbed, tmp_path), store_of_videos / "clip2.mp4"
     for shard in shards_of(output, video):
@@ -140,7 +141,7 @@ def test_a_video_whose_bytes_changed_is_not_taken_for_the_planned_one(
     original, stamp = video.read_bytes(), video.stat().st_mtime_ns
     video.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     try:
-        done = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
+        done = runs.plainly("preprocess", *undisturbed.settings, f"output={output}")
     finally:
         video.write_bytes(original)
         os.utime(video, ns=(stamp, stamp))
@@ -149,8 +150,8 @@ def test_a_video_whose_bytes_changed_is_not_taken_for_the_planned_one(
     assert set(index[index["video"] == str(video)]["reason"]) == {"source_changed"}
 
 
-def test_a_dry_run_writes_nothing(undisturbed: Run, joins: list[str], tmp_path: Path) -> None:
-    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", *joins, "--dry-run")
+def test_a_dry_run_writes_nothing(undisturbed: Run, tmp_path: Path) -> None:
+    done = runs.plainly("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", "--dry-run")
     assert done.returncode == 0 and list(tmp_path.iterdir()) == []
     plan = pd.read_parquet(undisturbed.output / "plan.parquet")
     for part in (f"{len(plan)} planned", f"{plan['shard'].nunique()} planned", "estimated bytes"):
@@ -168,7 +169,7 @@ def test_a_dry_run_writes_nothing(undisturbed: Run, joins: list[str], tmp_path: 
 def test_an_output_of_another_config_is_refused_by_the_name_of_the_field(
     undisturbed: Run, change: str, told: str
 ) -> None:
-    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={undisturbed.output}", change)
+    done = runs.plainly("preprocess", *undisturbed.settings, f"output={undisturbed.output}", change)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
     assert runs.tree(undisturbed.output) == undisturbed.files
 
@@ -185,38 +186,36 @@ def test_bad_places_are_one_clear_line_and_leave_nothing(store_of_videos: Path, 
         (store_of_videos, tmp_path / "texts" / "a.txt" / "gaze", "a part of this path is a file"),
         (store_of_videos, "/proc/gaze", "/proc/gaze"),
     ):
-        done = runs.autogaze("preprocess", f"input={source}", f"output={place}")
+        done = runs.plainly("preprocess", f"input={source}", f"output={place}")
         assert done.returncode == 2 and told in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
         assert not output.exists() or list(output.rglob("*")) == []
 
 
-def test_too_many_failures_stop_the_job_and_keep_what_is_committed(
-    undisturbed: Run, joins: list[str], tmp_path: Path
-) -> None:
+def test_too_many_failures_stop_the_job_and_keep_what_is_committed(undisturbed: Run, tmp_path: Path) -> None:
     output = tmp_path / "gaze"
-    done = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins, "max_failed_fraction=0.01")
+    done = runs.plainly("preprocess", *undisturbed.settings, f"output={output}", "max_failed_fraction=0.01")
     assert done.returncode == 2 and "1 unreadable" in done.stderr and "max_failed_fraction=0.01" in done.stderr
     assert open_dataset(str(output)).committed()
-    again = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins, "max_failed_fraction=0.01")
+    again = runs.plainly("preprocess", *undisturbed.settings, f"output={output}", "max_failed_fraction=0.01")
     assert again.returncode == 2 and again.stderr == done.stderr, "failures of earlier runs count"
-    higher = runs.autogaze("preprocess", *undisturbed.settings, f"output={output}", *joins)
+    higher = runs.plainly("preprocess", *undisturbed.settings, f"output={output}")
     assert higher.returncode == 0 and runs.tree(output) == undisturbed.files
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_the_time_limit_of_decoding_holds_for_the_scan_too(make_video: Callable[..., Path], tmp_path: Path) -> None:
     video = make_video(tmp_path / "counted.avi", frames=60, size=(640, 480))  # probing it decodes it all
     config = PreprocessConfig(str(video), str(tmp_path / "gaze"), decoder_timeout_s=1e-6)
-    assert set(plan_job(config, write=False).plan["reason"]) == {"decoder_timeout"}
+    with plain_ray_data():
+        assert set(plan_job(config, write=False).plan["reason"]) == {"decoder_timeout"}
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_name_that_is_not_utf8_is_no_change_of_the_input(make_video: Callable[..., Path], tmp_path: Path) -> None:
     video = make_video(tmp_path / "videos" / "good.mp4", frames=4)
     os.link(video, os.fsencode(video.parent) + b"/bad\xff.mp4")
     config = PreprocessConfig(str(video.parent), str(tmp_path / "gaze"))
-    plan_job(config)
+    with plain_ray_data():
+        plan_job(config)
     job = resume(config)
     assert job is not None and job.notice == ""
 
@@ -225,13 +224,13 @@ def test_a_full_disk_is_one_clear_line_and_the_job_goes_on_when_there_is_room(
     undisturbed: Run, small_disk: Path, joins: list[str]
 ) -> None:
     output = small_disk / "gaze"
-    arguments = [*undisturbed.settings, f"output={output}", *joins]
-    full = runs.autogaze("preprocess", *arguments)
+    arguments = [*undisturbed.settings, f"output={output}"]
+    full = runs.autogaze("preprocess", *arguments, *joins)  # whose Ray must be as silent
     assert full.returncode == 2 and "no space left on the device" in full.stderr and full.stderr.count("\n") == 1
     assert not [name for name in runs.tree(output) if ".tmp-" in name]
     for shard in open_dataset(str(output)).committed():
         name = f"index/{shard:06d}.parquet"
         assert runs.tree(output)[name] == undisturbed.files[name]
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
-    again = runs.autogaze("preprocess", *arguments)
+    again = runs.plainly("preprocess", *arguments)
     assert again.returncode == 0 and runs.tree(output) == undisturbed.files

@@ -15,8 +15,8 @@ from tests.support import runs
 from tests.support.runs import Run
 
 
-def preprocess(run: Run, output: Path, joins: list[str], *settings: str) -> str:
-    done = runs.autogaze("preprocess", *run.settings, f"output={output}", *joins, *settings)
+def preprocess(run: Run, output: Path, *settings: str) -> str:
+    done = runs.plainly("preprocess", *run.settings, f"output={output}", *settings)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -34,44 +34,39 @@ def made(files: dict[str, str]) -> dict[str, str]:
     return {name: digest for name, digest in files.items() if name != "manifest.parquet"}
 
 
-def test_parts_in_any_order_make_the_bytes_of_one_run(undisturbed: Run, tmp_path: Path, joins: list[str]) -> None:
+def test_parts_in_any_order_make_the_bytes_of_one_run(undisturbed: Run, tmp_path: Path) -> None:
     output = tmp_path / "gaze"
     shards = shards_there(undisturbed.output)
     assert len(shards) > 3 and missing(undisturbed, output, 3) == [0, 1, 2], "nothing planned: all of it is missing"
-    assert "planned: " in preprocess(undisturbed, output, joins, "part=plan")
+    assert "planned: " in preprocess(undisturbed, output, "part=plan")
     assert not shards_there(output) and (output / "dataset.json").exists(), "a plan, and no work"
     plan = (output / "plan.parquet").stat().st_mtime_ns
 
-    preprocess(undisturbed, output, joins, "part=2/3")
+    preprocess(undisturbed, output, "part=2/3")
     assert shards_there(output) == shards[len(shards) * 2 // 3 :] and missing(undisturbed, output, 3) == [0, 1]
     (output / "shards" / ".tmp-left-by-a-killed-part").write_bytes(b"half a tar")
-    preprocess(undisturbed, output, joins, "part=0/3")
+    preprocess(undisturbed, output, "part=0/3")
     assert (output / "shards" / ".tmp-left-by-a-killed-part").exists(), "it might be another part's work"
-    preprocess(undisturbed, output, joins, "part=1/3")
+    preprocess(undisturbed, output, "part=1/3")
     assert made(runs.tree(output)) == made(undisturbed.files) and not missing(undisturbed, output, 3)
     assert (output / "plan.parquet").stat().st_mtime_ns == plan, "nobody planned again"
 
-    said = preprocess(undisturbed, output, joins, "part=1/3")
+    said = preprocess(undisturbed, output, "part=1/3")
     middle = shards[len(shards) // 3 : len(shards) * 2 // 3]
     assert f"all {len(middle)} shards of part 1/3 are committed" in said
 
 
 @pytest.mark.slow
-def test_parts_that_start_together_without_a_plan(undisturbed: Run, tmp_path: Path, joins: list[str]) -> None:
+def test_parts_that_start_together_without_a_plan(undisturbed: Run, tmp_path: Path) -> None:
     output = tmp_path / "gaze"
-    jobs = [
-        runs.start("preprocess", *undisturbed.settings, f"output={output}", *joins, f"part={part}/2")
-        for part in range(2)
-    ]
+    jobs = [runs.start("preprocess", *undisturbed.settings, f"output={output}", f"part={part}/2") for part in range(2)]
     assert [job.wait() for job in jobs] == [0, 0]
     assert made(runs.tree(output)) == made(undisturbed.files)
 
 
-def test_more_parts_than_shards_leave_some_with_nothing_to_do(
-    undisturbed: Run, tmp_path: Path, joins: list[str]
-) -> None:
+def test_more_parts_than_shards_leave_some_with_nothing_to_do(undisturbed: Run, tmp_path: Path) -> None:
     output, parts = tmp_path / "gaze", len(shards_there(undisturbed.output)) + 1
-    said = preprocess(undisturbed, output, joins, f"part=0/{parts}")
+    said = preprocess(undisturbed, output, f"part=0/{parts}")
     assert "nothing to do: all 0 shards" in said
     assert missing(undisturbed, output, parts) == list(range(1, parts))
 

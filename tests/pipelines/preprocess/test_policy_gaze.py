@@ -62,12 +62,12 @@ class Gazed:
 
 
 @pytest.fixture(scope="module")
-def gazed(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path], joins: list[str]) -> Gazed:
+def gazed(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Gazed:
     folder = tmp_path_factory.mktemp("policy")
     make_video(folder / "videos" / "wide.mp4", frames=7, size=(300, 250))
     make_video(folder / "videos" / "small.mp4", frames=5, size=(96, 64), seed=1)
     run = Gazed(folder / "videos", folder / "gaze", {}, "")
-    done = runs.autogaze("preprocess", *run.settings(run.output), *joins)
+    done = runs.plainly("preprocess", *run.settings(run.output))
     assert done.returncode == 0, done.stderr + done.stdout
     return replace(run, files=runs.tree(run.output), printed=done.stdout)
 
@@ -158,8 +158,8 @@ def test_more_workers_and_a_checkpoint_that_moved_finish_with_the_same_bytes(
         (output / "index" / f"{shard:06d}.parquet").unlink()
     (output / "shards" / "000001.tar").unlink()
     moved = Path(shutil.copytree(CHECKPOINT, tmp_path / "moved"))
-    workers = [joins[0], "workers.decode=2", "workers.gaze=3"]
-    done = runs.autogaze("preprocess", *gazed.settings(output, moved), *workers)
+    workers = [joins[0], "workers.decode=1", "workers.gaze=2"]
+    done = runs.here("preprocess", *gazed.settings(output, moved), *workers)
     assert done.returncode == 0 and runs.tree(output) == gazed.files, done.stderr
 
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_does_not_load_is_one_line_before_any_work(gazed: Gaze
     for place in (str(broken), str(tmp_path / "nowhere")):
         told = refused(replace(gazed.config(checkpoint=place), output=str(tmp_path / "out")))
         assert place in told
-    done = runs.autogaze("preprocess", *gazed.settings(tmp_path / "out", broken))
+    done = runs.plainly("preprocess", *gazed.settings(tmp_path / "out", broken))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
 import threading
@@ -67,6 +66,7 @@ def test_s3_to_s3_makes_what_local_to_local_makes(bucket: str, undisturbed: Run,
 def test_a_video_is_fetched_once_for_all_of_its_shards(
     s3_server: Rclone,
     make_video: Callable[..., Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     setting: str,
     long: int,
@@ -84,13 +84,11 @@ def test_a_video_is_fetched_once_for_all_of_its_shards(
     proxy.fault = count
     s3_servers.use(monkeypatch, proxy.url)
     place = f"s3://{s3_servers.BUCKET}"
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short: Ray's sockets lie in it
-        monkeypatch.setenv("TMPDIR", folder)
-        places = f"input={place}/videos", f"output={place}/gaze"
-        done = runs.autogaze("preprocess", *places, setting, "shard.clips=2", "ray.cpus=2")
-        assert done.returncode == 0, done.stderr
-        left = Path(folder, f"autogaze-videos-{os.getuid()}")
-        assert not [path for path in left.glob("*") if path.is_file()], "no copy outlives the job"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    done = runs.plainly("preprocess", f"input={place}/videos", f"output={place}/gaze", setting, "shard.clips=2")
+    assert done.returncode == 0, done.stderr
+    left = tmp_path / f"autogaze-videos-{os.getuid()}"
+    assert not [path for path in left.glob("*") if path.is_file()], "no copy outlives the job"
     assert len(list(served.glob("gaze/index/*.parquet"))) == 6, "five hold clips of the one, two of the other"
     assert (fetched["GET long.mp4"], fetched["GET short.mp4"]) == (1 + long, 1 + short), "by the scan, and for shards"
     proxy.close()
@@ -142,7 +140,7 @@ def test_a_missing_bucket_is_one_clear_line(bucket: str, tmp_path: Path) -> None
         (f"{bucket}-nothing/x", str(tmp_path / "out")),
         (f"{bucket}/nothing", str(tmp_path / "out")),
     ):
-        done = runs.autogaze("preprocess", f"input={source}", f"output={output}")
+        done = runs.plainly("preprocess", f"input={source}", f"output={output}")
         assert done.returncode == 2 and "does not exist" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -152,6 +150,7 @@ def test_missing_credentials_are_one_clear_line_at_once(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    # In a process of its own: this one's client has credentials.
     done = runs.autogaze("preprocess", f"input={bucket}/videos", f"output={tmp_path / 'out'}")
     assert done.returncode == 2 and "no credentials found" in done.stderr and done.stderr.count("\n") == 1
 
@@ -163,7 +162,6 @@ def test_a_server_that_dies_and_comes_back_changes_no_sample(
     served = s3_server.folder / s3_servers.BUCKET
     shutil.copytree(store_of_videos, served / "videos")
     place = f"s3://{s3_servers.BUCKET}"
-    words = runs.command("preprocess", f"input={place}/videos", f"output={place}/gaze", "shard.clips=2", "ray.cpus=2")
 
     def strike() -> None:
         wait_until(lambda: list(served.glob("gaze/index/*.parquet")))
@@ -174,7 +172,7 @@ def test_a_server_that_dies_and_comes_back_changes_no_sample(
     struck: list[int] = []
     striker = threading.Thread(target=strike)
     striker.start()
-    done = subprocess.run(words, env=runs.environment(), capture_output=True, text=True, check=False)
+    done = runs.plainly("preprocess", f"input={place}/videos", f"output={place}/gaze", "shard.clips=2")
     striker.join()
     assert done.returncode == 0, done.stderr
     assert struck and 1 <= struck[0] < len(list(served.glob("gaze/index/*.parquet"))), "it was in the middle"

@@ -49,6 +49,7 @@ def past(run: Path, size: int) -> bool:
     return (run / "events.jsonl").stat().st_size > size
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_replaced_and_the_run_ends_with_the_same_bits(
     ray_session: str, gazes: str, tmp_path: Path
 ) -> None:
