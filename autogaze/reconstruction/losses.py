@@ -287,7 +287,7 @@ def _load(name: str, kind: _Kind, folder: Path) -> Any:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise TeacherError(
-            f"teacher {name} needs transformers ({error}): pip install 'autogaze-pipelines[teachers]'"
+            f"teacher {name} needs transformers ({error}): pip install -e '.[teachers]' in the checkout"
         ) from error
     try:
         with quiet(transformers):

@@ -22,7 +22,7 @@ from autogaze.vision.families import FAMILIES, Family
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 _FILES = (CONFIG, PREPROCESSOR, "*.safetensors", "*.safetensors.index.json")
-_NEEDS = "transformers 5.20 or later: pip install 'autogaze-pipelines[teachers]'"
+_NEEDS = "transformers 5.20 or later: pip install -e '.[teachers]' in the checkout"
 
 
 def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Family, Any, Normalisation]:

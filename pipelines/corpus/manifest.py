@@ -29,7 +29,7 @@ from pipelines.ray_data import configure_ray_data, pipeline_errors
 from pipelines.storage import tables
 from pipelines.storage.location import Entry, Location
 from pipelines.video.base import DecodeConfig, VideoError
-from pipelines.video.isolated import IsolatedDecoder
+from pipelines.video.isolated import IsolatedDecoder, index_folder
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -112,7 +112,7 @@ def _failed_for_now(row: dict[str, Any]) -> bool:
 def _probe(task: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
     """Ray Data task: objects -> manifest rows. Untrusted bytes are opened in a decoder's child process."""
     rows: list[dict[str, Any]] = []
-    with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s)) as decoder:
+    with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s, index_dir=index_folder())) as decoder:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
             rows.extend(probe_object(Entry(Location.as_is(url), int(size), str(version)), decoder))
     return rows
