@@ -286,7 +286,7 @@ def on_cpu(bench: Bench) -> None:
     row(bench, "streaming 0.75+0.7", "stream", "0.75+0.7", 1, "stream")
     for mode, name in (("score", "teacher forcing"), ("train", "forward and backward")):
         row(bench, name, mode, "0.1", 1, mode, clips=1, gaze=str(bench.folder / "one.npz"))
-    for limits in LIMITS:
+    for limits in () if bench.options.float32_only else LIMITS:
         half, _ = bench.run("gaze", limits, 1, "half", dtype="bfloat16", with_reference=False)
         share = equal_share(bench.gaze("ours-half"), bench.gaze(f"ours-gaze-{limits}"))
         print(f"{'bfloat16 ' + limits:22}{1:6}{half['passes']:15.0f}{half['cpu']:8.3f}{'':42}{as_share(share)}")
@@ -386,6 +386,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--batch", type=int, nargs="+", help="clips in a call (default 64 on a GPU, 1 and 8 on a CPU)")
     parser.add_argument("--data", metavar="DATASET", help="a dataset whose clips are used, frames stored")
+    parser.add_argument(
+        "--float32-only", action="store_true", help="leave out bfloat16, which many CPUs emulate, slowly"
+    )
     parser.add_argument("--as-gpu", action="store_true", help="the table of a GPU, also on a CPU, to try it")
     Results.add_option(parser)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

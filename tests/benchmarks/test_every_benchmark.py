@@ -23,7 +23,7 @@ SMALLEST = {
     "canvas_greedy": ("--corpus VIDEOS --clips 2 --batch 2 --threshold 0.05 --repeats 1 --plain 1", "frames/s"),
     "clips": ("--videos VIDEOS --output OUT --clips 1 --tokens 2", ""),
     "decode": ("--corpus VIDEOS --files 2 --rounds 1 --decoders pyav", "clips/s"),
-    "generation": ("--batch 1 --rounds 1 --repeats 1", "forward and backward"),
+    "generation": ("--batch 1 --rounds 1 --repeats 1 --float32-only", "forward and backward"),
     "gpu": ("--device cpu --seconds 5 --only profile --output OUT", ""),
     "gpu_profile": ("--device cpu --batch 1 --units gaze --top 1", ""),
     "labels": ("--corpus VIDEOS --clips 1 --tokens 1 --frames 2 --rounds 1", ""),
