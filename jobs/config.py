@@ -105,6 +105,10 @@ def _absolute(key: Setting) -> str:
         return str(Location(key.value))
     if key.place == "locations":
         return ",".join(map(str, places_in(key.value)))
+    if key.place == "input":
+        from pipelines.corpus.inputs import normal_input  # here, not above: most commands have no such key
+
+        return normal_input(key.value)
     if key.value == "canvas":
         return str(key.value)
     if key.place in ("policy", "reconstructor"):

@@ -1,12 +1,16 @@
-"""`autogaze verify DATASET`: re-read every byte of a dataset; exit status 0 only if nothing is wrong."""
+"""`autogaze verify DATASET`: re-read every byte of a dataset; exit status 0 only if nothing is wrong.
+
+With deep=true it also decodes some clips of each video a second way, and compares their frames.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from rich.console import Console
 
+from pipelines.inspection.deep import verify_deep
 from pipelines.inspection.verify import verify
 from pipelines.schema import check, setting
 from pipelines.storage.location import Location
@@ -20,6 +24,10 @@ class VerifyConfig:
 
     dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
     threads: int = setting(4, "shards read at once", at_least=1)
+    deep: bool = setting(False, "also decode two clips of each video a second way, and compare their frames")
+    second: Literal["sequential", "decord", "torchcodec"] = setting(
+        "sequential", "how deep=true decodes: PyAV from the first frame on, or another decoder if it is installed"
+    )
 
 
 def run(config: VerifyConfig, console: Console) -> int:
@@ -31,7 +39,17 @@ def run(config: VerifyConfig, console: Console) -> int:
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
         )
-    for problem in verdict.problems:
+    deep = None
+    if config.deep:
+        with console.status("decoding") as status:
+            deep = verify_deep(
+                Location(config.dataset),
+                config.second,
+                config.threads,
+                lambda done, total: status.update(f"decoding video {done} of {total}"),
+            )
+    problems = verdict.problems + (deep.problems if deep else [])
+    for problem in problems:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
     console.print(
         f"{verdict.shards} shards, {verdict.clips} clips ({verdict.ok} ok, "
@@ -41,4 +59,18 @@ def run(config: VerifyConfig, console: Console) -> int:
         + (f"{len(verdict.problems)} problems" if verdict.problems else "all good"),
         highlight=False,
     )
-    return 1 if verdict.problems else 0
+    if deep is not None:
+        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(deep.skipped.items()))
+        console.print(
+            f"{deep.clips} clips of {deep.videos} videos decoded a second way: "
+            + (
+                f"{len(deep.problems)} problems"
+                if deep.problems
+                else "the same frames"
+                if deep.clips
+                else "nothing to compare"
+            )
+            + (f"; videos not compared: {skipped}" if skipped else ""),
+            highlight=False,
+        )
+    return 1 if problems else 0

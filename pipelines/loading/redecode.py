@@ -12,7 +12,7 @@ from pipelines.corpus.videos import local_copy
 from pipelines.dataset.members import BadSample
 from pipelines.storage.cache import LocalCache
 from pipelines.video.base import DecodeConfig, VideoError
-from pipelines.video.isolated import IsolatedDecoder
+from pipelines.video.isolated import IsolatedDecoder, index_folder
 
 
 class Redecoder(AbstractContextManager["Redecoder"]):
@@ -27,7 +27,7 @@ class Redecoder(AbstractContextManager["Redecoder"]):
     """
 
     def __init__(self, decoder: str, size: int, cache: LocalCache | None) -> None:
-        self.decoder = IsolatedDecoder(DecodeConfig(decoder=decoder, size=size))
+        self.decoder = IsolatedDecoder(DecodeConfig(decoder=decoder, size=size, index_dir=index_folder()))
         self.cache = cache
 
     def __exit__(self, *details: Any) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipelines.preprocess.stopwatch import Stopwatch
 from pipelines.storage.cache import LocalCache
 from pipelines.storage.location import Location
 from pipelines.video.base import DecodeConfig, Source, VideoError
-from pipelines.video.isolated import IsolatedDecoder
+from pipelines.video.isolated import IsolatedDecoder, index_folder
 
 
 class DecodeStage:
@@ -48,7 +49,7 @@ class DecodeStage:
         self.plan = PlanReader(Location(dataset) / "plan.parquet")
         self.config = config
         self.storage, self.quality = storage, quality
-        self.decoder = IsolatedDecoder(config)
+        self.decoder = IsolatedDecoder(replace(config, index_dir=index_folder()))
         self.cache = video_cache(cache_mb) if cache_mb else None
         self.turn = Lock()
 

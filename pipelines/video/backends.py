@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from pipelines.video.base import Buffer, DecodeConfig, Native, Source, VideoError, out_of_memory, schedule
+from pipelines.video.base import SECOND, Buffer, DecodeConfig, Native, Source, VideoError, out_of_memory, schedule
 
 
 class Backend(Protocol):
@@ -51,6 +51,10 @@ def backend(name: str) -> Backend:
         from pipelines.video import pyav
 
         return pyav
+    if name == SECOND:
+        from pipelines.video import sequential
+
+        return sequential
     raise ValueError(f"no back end is called {name!r}")
 
 

@@ -37,6 +37,8 @@ REASONS: dict[str, str] = {
 
 DecoderName: TypeAlias = Literal["pyav", "decord", "torchcodec"]
 DECODERS: tuple[str, ...] = get_args(DecoderName)
+SECOND = "sequential"
+"""A back end that is no choice for a dataset: the others are checked by it (pipelines.video.sequential)."""
 
 Buffer: TypeAlias = Callable[[int], np.ndarray]
 """buffer(i) is where a back end writes the frames of clip i: uint8 [len(clips[i]), *frame_shape(config, native)]."""
@@ -125,10 +127,11 @@ class DecodeConfig:
     size: int = 224  # pixels, height and width of the frames
     threads: int = 1  # decoding threads; more than 1 only helps a machine that decodes few videos at once
     timeout_s: float = 60.0  # IsolatedDecoder: the longest time without a finished clip
+    index_dir: str = ""  # pyav: a folder of this node that keeps frame indexes (pipelines.video.kept_index); "": none
     memory_mb: int = 2048  # IsolatedDecoder: what the child may allocate, in MiB, beyond what it needs to start
 
     def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
+        if self.decoder not in (*DECODERS, SECOND):
             raise ValueError(f"decoder={self.decoder!r}: must be one of {', '.join(DECODERS)}")
         for name in ("size", "threads", "timeout_s", "memory_mb"):
             if not getattr(self, name) > 0:

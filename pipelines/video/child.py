@@ -64,7 +64,7 @@ def _answers(
         from pipelines.video import pyav  # whichever back end decodes; loaded only where a scan asks
 
         try:
-            yield {"info": asdict(pyav.probe(Source(**request["probe"])))}
+            yield {"info": asdict(pyav.probe(Source(**request["probe"]), config.index_dir))}
         except VideoError as failure:
             yield {"reason": failure.reason, "detail": failure.detail}
         return

@@ -94,6 +94,7 @@ class FrameIndex:
     point_pos: np.ndarray  # int64 [points]
     point_size: np.ndarray  # int32 [points]
     promised: int
+    decoded: bool = False  # the order of frames was found by decoding
     cut: bool = False  # the data may end inside the last picture, and only decoding that shows it
     encrypted: int = -1  # the place from which on packets are encrypted
     headers: tuple[Header, ...] = ()
@@ -169,7 +170,9 @@ class FrameIndex:
 
     def without_last(self) -> FrameIndex:
         """The index of the video without the picture that is last in decode order."""
-        gone = int(self.frame[self.last_shown])
+        gone, timing = int(self.frame[self.last_shown]), self.timing
+        if timing.fps:
+            timing = replace(timing, duration=timing.duration - 1 / timing.fps)
         frame = self.frame[: self.last_shown].copy()
         frame[frame > gone] -= 1
         return replace(
@@ -178,6 +181,7 @@ class FrameIndex:
             frame=np.append(frame, np.full(self.packets - self.last_shown, -1, np.int32)),
             promised=self.promised - 1,
             cut=False,
+            timing=timing,
         )
 
 

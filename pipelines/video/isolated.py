@@ -38,6 +38,11 @@ _STARTS = 3  # a child may be killed while it starts, like any process
 _ROOT = Path(__file__).resolve().parents[2]  # the folder `pipelines` is imported from
 
 
+def index_folder() -> str:
+    """Where this node keeps frame indexes: for DecodeConfig.index_dir."""
+    return os.path.join(tempfile.gettempdir(), f"autogaze-indexes-{os.getuid()}")
+
+
 class _Lost(Exception):
     """The child can no longer be used. `failure` is what its clips fail with, if they do."""
 

@@ -11,13 +11,13 @@ ffmpeg. HDR is not tone-mapped, interlaced frames are not deinterlaced. Pictures
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import VideoReformatter
 
 from pipelines.video.base import (
@@ -30,7 +30,7 @@ from pipelines.video.base import (
     out_of_memory,
     require_size,
 )
-from pipelines.video.frame_index import Timing
+from pipelines.video.frame_index import FrameIndex, Timing
 from pipelines.video.orientation import Orientation
 from pipelines.video.pyav_index import count_by_table, make_index
 from pipelines.video.pyav_readers import IndexedReader, NotAsIndexed
@@ -47,17 +47,17 @@ def fingerprint() -> str:
     return f"pyav-{av.__version__}/libavcodec-{codec}/libswscale-{scale}"
 
 
-def probe(source: Source) -> VideoInfo:
-    """See pipelines.video.decode.probe."""
+def probe(source: Source, index_dir: str = "") -> VideoInfo:
+    """See pipelines.video.decode.probe. index_dir: as in DecodeConfig."""
     try:
         with Video(source) as video:
-            return _facts(video)
+            return _facts(video, index_dir)
     except MemoryError:
         raise out_of_memory() from None
 
 
-def _facts(video: Video) -> VideoInfo:
-    frames, timing = _count(video)
+def _facts(video: Video, index_dir: str) -> VideoInfo:
+    frames, timing = _count(video, index_dir)
     first = next(chain.from_iterable(step.frames for step in video.play()), None)
     if first is None:
         raise video.without_frame()
@@ -80,21 +80,37 @@ def _facts(video: Video) -> VideoInfo:
     )
 
 
-def _count(video: Video) -> tuple[int, Timing]:
+def _count(video: Video, index_dir: str) -> tuple[int, Timing]:
     """How many frames a decode of the whole (untruncated) stream delivers, as cheaply as the stream allows."""
     counted = count_by_table(video)
     if counted is not None:
         return counted
-    video.rewind()
-    index = make_index(video)
-    if index.cut and len(index):
+    index = _index(video, index_dir, settled=True)
+    return index.promised, index.timing
+
+
+def _index(video: Video, index_dir: str, settled: bool = False) -> FrameIndex:
+    """The video's index, kept or made. settled: it has been seen whether the last picture was cut."""
+
+    def make() -> FrameIndex:
+        video.rewind()
+        index = make_index(video)
+        if not settled or not index.cut or not len(index):
+            return index
         reader = IndexedReader(video, index)
         reader.settle_end()
-        gone, timing = len(index) - len(reader.index), index.timing
-        if gone and timing.fps:
-            timing = replace(timing, duration=timing.duration - gone / timing.fps)
-        return reader.index.promised, timing
-    return index.promised, index.timing
+        return reader.index
+
+    if not index_dir:
+        return make()
+    from pipelines.video.kept_index import kept
+
+    index = kept(index_dir, video.source, make)
+    if settled and index.cut and len(index):  # a decoder kept it, which had no need to know
+        reader = IndexedReader(video, index)
+        reader.settle_end()
+        return reader.index
+    return index
 
 
 def decode_into(
@@ -114,7 +130,7 @@ def decode_into(
     delivered = 0  # how many of `order`
 
     with Video(source, config.threads) as video:
-        reader = IndexedReader(video, make_index(video))
+        reader = IndexedReader(video, _index(video, config.index_dir))
         scaler = VideoReformatter()
         for n in sorted(uses):
             users = [(i, slot) for i, slot in uses[n] if i not in failed]
@@ -125,12 +141,12 @@ def decode_into(
                     except NotAsIndexed:
                         reader = _without_seeking(video)
                         frame = reader.read(n)
-                    pixels = _pixels(scaler, frame, n, config.size, native)
+                    picture = pixels(scaler, frame, n, config.size, native)
                 except VideoError as error:
                     failed.update((i, error) for i, _ in users)
                 else:
                     for i, slot in users:
-                        buffer(i)[slot] = pixels
+                        buffer(i)[slot] = picture
             while delivered < len(order) and (order[delivered] in failed or max(clips[order[delivered]]) <= n):
                 yield order[delivered], failed.get(order[delivered])
                 delivered += 1
@@ -145,10 +161,8 @@ def _without_seeking(video: Video) -> IndexedReader:
         raise VideoError("unreadable", "its packets differ from one reading to the next") from None
 
 
-def _pixels(
-    scaler: VideoReformatter, frame: av.VideoFrame, number: int, size: int, native: Native | None
-) -> np.ndarray:
-    """uint8 [height, width, 3], a view into a new frame: any format to RGB and scaled in one pass, then upright."""
+def pixels(scaler: VideoReformatter, frame: av.VideoFrame, number: int, size: int, native: Native | None) -> np.ndarray:
+    """A frame as uint8 [height, width, 3]: any format to RGB and scaled in one pass, then a view of it, upright."""
     upright = _orientation(frame)
     height, width = (size, size) if native is None else (frame.height, frame.width)
     if native is not None:
@@ -166,5 +180,7 @@ def _pixels(
 
 
 def _orientation(frame: av.VideoFrame) -> Orientation:
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    # Not frame.side_data: the frame would hold what holds it, and its pixels would wait for a garbage collection.
+    held: Any = SideDataContainer
+    matrix = held(frame).get("DISPLAYMATRIX")
     return Orientation() if matrix is None else Orientation.of_matrix(bytes(matrix))

@@ -17,7 +17,6 @@ import av
 import numpy as np
 
 from pipelines.video import timing
-from pipelines.video.base import VideoError
 from pipelines.video.frame_index import NO_TIME, FrameIndex, Header, Packets, Timing, by_times
 from pipelines.video.pictures import BOTTOM, CLEAN, SHOWN, TOP, UNSURE, look_into, may_hold_fields
 from pipelines.video.pyav_video import Video, encrypted, flags_tell, is_encrypted, said_once
@@ -55,6 +54,7 @@ def make_index(video: Video) -> FrameIndex:
     index = FrameIndex.build(packets, order[:reached], promised)
     return replace(
         index,
+        decoded=decoded,
         cut=video.format not in _WHOLE,
         encrypted=log.encrypted,
         headers=tuple(log.headers),
@@ -302,8 +302,3 @@ def _or_header(video: Video, measured: Timing, frames: int) -> Timing:
         duration = Fraction(video.container.duration, av.time_base)
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     return timing.or_header(measured, frames, rate, duration)
-
-
-def require_frames(index: FrameIndex) -> None:
-    if index.promised == 0:
-        raise VideoError("no_frames", "no packet of the stream is shown")

@@ -84,9 +84,8 @@ class IndexedReader:
         try:
             frame = self._read(int(index.frame[index.last_shown]))
         except VideoError:
-            if len(index) > 1:
-                self._index = index.without_last()
-                self._go(0)
+            self._index = index.without_last() if len(index) > 1 else replace(index, cut=False)
+            self._go(0)
             return None
         self._index = replace(index, cut=False)
         return frame
@@ -216,16 +215,17 @@ class IndexedReader:
         self._drained = self._suspect = self._from_start = False
         self._said = _in_force(index.headers, place)
         self._point = int(np.searchsorted(index.point_place, place))
-        if place and self._seeks and any(self._land(point, place) for point in self._points_before(place)):
-            return
-        self._video.rewind()
+        if not (place == 0 and self._video.fresh):
+            if self._seeks and any(self._land(point, place) for point in self._points_before(place)):
+                return
+            self._video.rewind()
         if not self._skip(self._video.packets(), 0, place):
             raise NotAsIndexed
 
     def _points_before(self, place: int) -> list[int]:
         """The points to seek to for a packet: the nearest one, and the one ahead of it where that fails."""
         at = int(np.searchsorted(self._index.point_place, place, side="right")) - 1
-        return [point for point in (at, at - 1) if point > 0]
+        return [point for point in (at, at - 1) if point >= 0]
 
     def _land(self, point: int, place: int) -> bool:
         """Seek to a point and go on to the packet at `place`, undecoded. False if the seek landed elsewhere."""

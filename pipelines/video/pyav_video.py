@@ -56,6 +56,7 @@ class Video:
     def __init__(self, source: Source, threads: int = 1):
         path, start, end, whole = source.window()
         self._url = f"file:{path}" if whole else f"subfile,,start,{start},end,{end},,:{path}"
+        self.source = source
         self._threads = threads
         self._open()
 
@@ -89,6 +90,7 @@ class Video:
         self._length_size = length_size(self.codec, self.extradata)
         if self.codec in _SILENT:
             context.options = {"err_detect": "explode"}
+        self.fresh = True  # nothing has been demuxed or sought
         self._seen = 0
         self._errors: list[str] = []
 
@@ -112,6 +114,7 @@ class Video:
 
     def seek(self, where: int, by_bytes: bool = False) -> bool:
         """Seek to the keyframe at or before a time, or to a byte. Where it really is shows in the next packets."""
+        self.fresh = False
         try:
             self.container.seek(where, stream=self.stream, unsupported_byte_offset=by_bytes)
         except FFmpegError as error:
@@ -121,6 +124,7 @@ class Video:
 
     def packets(self) -> Iterator[Packet]:
         """The packets from here on. Data that cannot be demuxed ends the stream, as it does for ffmpeg."""
+        self.fresh = False
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:  # an empty one is how PyAV ends a stream; sent on, it would end the decoder
@@ -160,7 +164,8 @@ class Video:
 
     def play(self) -> Iterator[DecodedPacket]:
         """Decode everything, from a fresh start."""
-        self.rewind()
+        if not self.fresh:
+            self.rewind()
         for place, packet in enumerate(self.packets()):
             yield self.decode(packet, place)
         yield self.decode(None, 0)
