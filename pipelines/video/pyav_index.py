@@ -149,7 +149,7 @@ class _Log:
             key.append(is_key and bool(what & SHOWN))
             clean.append(bool(what & CLEAN))
             shown.append(visible)
-            self.headers.extend(said_once(packet, place))
+            self.headers += said_once(packet, place)
             if may_encrypt and self.encrypted < 0 and is_encrypted(packet):
                 self.encrypted = place
             if not (packet.is_corrupt and flags_tell(video)):
