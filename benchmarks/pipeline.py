@@ -132,7 +132,8 @@ def ray_data(work: Path) -> dict[str, float]:
     import ray
     import ray.data
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # "local": not another Ray that runs on this machine, or that left its address.
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows, folder = jobs_of(work), work / "raydata"

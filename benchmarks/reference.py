@@ -3,18 +3,22 @@
     PYTHON benchmarks/reference.py CHECKOUT < case.json
 
 For benchmarks/generation.py and benchmarks/rl.py, which start it. CHECKOUT is a clone of the reference, PYTHON an
-interpreter that has what it imports (torch, transformers 4.57, einops, omegaconf, timm, loguru, wandb). Its package has
-the name of ours, so it is imported from CHECKOUT alone, and nothing of ours is. The case comes as JSON, and so does the
-result, as the last line of the output; see `run_case`.
+interpreter that has what it imports and uses (torch, transformers 4.57, einops, omegaconf, loguru); docs/benchmarks.md
+says how to make one. It also imports wandb and timm, and uses neither here: where they are missing, something stands in
+for them. Its package has the name of ours, so it is imported from CHECKOUT alone, and nothing of ours is. The case
+comes as JSON, and so does the result, as the last line of the output; see `run_case`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -93,10 +97,39 @@ def scores(results: list[Any]) -> dict[str, np.ndarray]:
     return {name: tensor.detach().cpu().numpy() for name, tensor in zip(("log_probs", "losses"), both, strict=True)}
 
 
+class StandIns:
+    """Finds modules that are imported and never used: every name in them is there, and to use one is an error."""
+
+    def __init__(self, *packages: str) -> None:
+        self.packages = {name for name in packages if importlib.util.find_spec(name) is None}
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name.partition(".")[0] not in self.packages:
+            return None
+        return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = ModuleType(spec.name)
+
+        def unused(*given: Any, **named: Any) -> Any:
+            raise ModuleNotFoundError(f"{spec.name} is used after all: install it for the reference's Python")
+
+        module.__getattr__ = lambda name: _absent(name) if name.startswith("__") else unused  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        return None
+
+
+def _absent(name: str) -> Any:
+    raise AttributeError(name)
+
+
 def main() -> None:
     checkout = sys.argv[1]
     case = json.loads(sys.stdin.read())
     sys.path.insert(0, checkout)
+    sys.meta_path.append(StandIns("wandb", "timm"))  # type: ignore[arg-type]
     from autogaze.models.autogaze import AutoGaze  # type: ignore[import-not-found]  # the reference's, not ours
 
     torch.set_num_threads(case.get("threads", 1))

@@ -213,7 +213,11 @@ def _job_parser(name: str, schema: type, submitting: bool) -> argparse.ArgumentP
     if submitting:
         parser.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
     elif job.dry_run:
-        parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="say what would be done; write nothing but what the scan of the input found",
+        )
     return parser
 
 

@@ -13,7 +13,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
@@ -46,8 +46,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
     Raises:
         PipelineError: unknown key (with the nearest valid one), wrong type, unreadable file.
     """
-    config = schema()
-    known = {key.name: key for key in settings_of(config)}
+    known = {key.name: key for key in settings_of(schema())}
     values: dict[str, Any] = {}
     if file is not None:
         values.update(_from_file(file, known, schema))
@@ -63,9 +62,21 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
-    values = presets.filled(schema, values)
-    for name, value in values.items():
-        _set(config, name, value)
+    return _filled(schema, presets.filled(schema, values))
+
+
+def _filled(schema: type[T], values: dict[str, Any]) -> T:
+    """The config of these values by key, over the defaults; OmegaConf holds them, and checks their types once more."""
+    from omegaconf import OmegaConf  # here, since --help does without
+
+    tree = OmegaConf.structured(schema)
+    # To OmegaConf ${...} is a reference to another key and ??? a value that is missing; in a path they are only text.
+    literal = {name: text for name, text in values.items() if isinstance(text, str) and ("${" in text or text == "???")}
+    for name in values.keys() - literal.keys():
+        OmegaConf.update(tree, name, values[name])
+    config = cast(T, OmegaConf.to_object(tree))
+    for name, text in literal.items():
+        _set(config, name, text)
     return config
 
 
@@ -94,6 +105,10 @@ def _absolute(key: Setting) -> str:
         return str(Location(key.value))
     if key.place == "locations":
         return ",".join(map(str, places_in(key.value)))
+    if key.place == "input":
+        from pipelines.corpus.inputs import normal_input  # here, not above: most commands have no such key
+
+        return normal_input(key.value)
     if key.value == "canvas":
         return str(key.value)
     if key.place in ("policy", "reconstructor"):

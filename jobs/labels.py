@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,6 +36,9 @@ class ExportConfig:
 
     data: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
     output: str = setting("labels.json", "the label file, local or s3://", place="location")
+    keys: Literal["short", "full"] = setting(
+        "short", "short: videos by the last three parts of their paths, as the reference; full: by all of it"
+    )
 
 
 @dataclass
@@ -73,6 +76,7 @@ def export(config: ExportConfig, console: Console) -> int:
         done = label_export.export_labels(
             dataset,
             output,
+            config.keys == "full",
             lambda count, total: progress.update(task, completed=count, total=total),
         )
     _say(console, f"{done.clips:,} labels: {output}")
@@ -100,7 +104,7 @@ def import_(config: ImportConfig, console: Console) -> int:
         names = files.label_files(config.labels)
         labels = files.read_labels(names, dataset.plan, dataset.vocabulary, with_losses=measurer is None)
     if not labels.gazes:
-        key = next(iter(keys.clip_keys(dataset.plan)), "none")
+        key = next(iter(keys.clip_keys(dataset.plan.head(1))), "none")
         raise PipelineError(
             f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {key}, "
             f"in the labels {labels.example or 'none'}"

@@ -13,6 +13,7 @@ from rich.table import Table
 from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
 from cluster.probes import alive_nodes, probing
+from jobs.scan_progress import ScanProgress, show_passed
 from jobs.wording import byte_size, fewer, plural
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
@@ -40,27 +41,50 @@ class PreprocessJob(PreprocessConfig):
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run show what it would do; the exit status."""
     check_preprocess_config(config)
-    from pipelines.preprocess.job import plan_job, prepare_output, resume  # after the check, since it imports torch
+    # After the check, since it imports torch.
+    from pipelines.preprocess.job import hopeless_clips, prepare_output, resume
 
     job = resume(config)
     if not dry_run:
         prepare_output(config, job)
         if job and config.retry:  # which takes shards back
             job = resume(config)
-    if job and job.notice:
-        console.print(job.notice, style="yellow", highlight=False)
+    if job:
+        _note(console, job.notice)
+    if job and config.retry and (hopeless := hopeless_clips(job)):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in hopeless.items())
+        _note(
+            console,
+            f"not tried again: {sum(hopeless.values())} clips that had failed when they were planned ({reasons}); mend "
+            "their videos, and preprocess these into another output",
+        )
     if job and (dry_run or not job.missing or config.part == "plan"):
         return _without_work(job, console, dry_run)
     began = time.time()
     with running(config.ray) as cluster:
         ready = time.time()
         if config.part == "plan":  # on a node that may be too small to make shards
-            return _without_work(job or plan_job(config, write=not dry_run), console, dry_run)
+            return _without_work(job or _plan(config, console, dry_run), console, dry_run)
         workers = share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
-        job = job or plan_job(config, write=not dry_run)
+        job = job or _plan(config, console, dry_run)
         if dry_run or not job.missing:
             return _without_work(job, console, dry_run)
         return _make_shards(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
+
+
+def _plan(config: PreprocessJob, console: Console, dry_run: bool) -> Job:
+    from pipelines.preprocess.job import plan_job
+
+    with ScanProgress(console) as progress:
+        job = plan_job(config, write=not dry_run, on_progress=progress.update)
+    _note(console, job.notice)
+    return job
+
+
+def _note(console: Console, text: str) -> None:
+    """Print what the user should know; nothing for ''."""
+    if text:
+        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _without_work(job: Job, console: Console, dry_run: bool) -> int:
@@ -212,6 +236,7 @@ def _show_plan(job: Job, console: Console) -> None:
     ):
         table.add_row(name, value)
     console.print(table)
+    show_passed(console, job.passed)
 
 
 def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console) -> None:
@@ -250,6 +275,7 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
     if totals.restarts:
         table.add_row("decoders", f"[yellow]{totals.restarts} died or hung and were replaced[/yellow]")
     console.print(table)
+    show_passed(console, job.passed)
     console.print(f"dataset: {job.output}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"look at it: autogaze report {job.output}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"check it:   autogaze verify {job.output}", highlight=False, markup=False, soft_wrap=True)

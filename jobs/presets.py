@@ -35,14 +35,14 @@ _RECONSTRUCTOR_SIZES: dict[str, Any] = {
     "model.decoder_num_layers": 2,
     "model.decoder_num_heads": 4,
 }
-SMALL_POLICY = _ANY | _POLICY_SIZES | {"steps": 150, "global_batch": 16}
+SMALL_POLICY = _ANY | _POLICY_SIZES | {"steps": 100, "global_batch": 8}
 SMALL_RECONSTRUCTOR = _ANY | _RECONSTRUCTOR_SIZES | {"steps": 200, "global_batch": 8, "max_ratio": 0.15}
 SMALL_RL = (
     _ANY
     | _POLICY_SIZES
     | {
-        "steps": 20,
-        "global_batch": 8,
+        "steps": 10,
+        "global_batch": 4,
         "micro_batch": 1,
         "optimizer.lr": 1e-4,
         "sample.group": 8,
@@ -52,8 +52,8 @@ SMALL_RL = (
         "objective.advantage": "deviation",
         "objective.frames": 3,
         "max_ratio": 0.02,
-        "every.validate": 10,
-        "every.checkpoint": 10,
+        "every.validate": 5,
+        "every.checkpoint": 5,
     }
 )
 

@@ -8,8 +8,11 @@ from typing import ClassVar
 from rich.console import Console
 
 from cluster.local import RayConfig, running
+from jobs.scan_progress import ScanProgress, show_passed
 from pipelines.corpus import manifest as manifests
-from pipelines.corpus import videos
+from pipelines.corpus.inputs import is_manifest, list_input
+from pipelines.corpus.unfinished import UnfinishedScan
+from pipelines.errors import PipelineError
 from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -22,7 +25,13 @@ class ScanConfig:
 
     usage: ClassVar[str] = "autogaze scan input=/data/videos output=manifest.parquet"
 
-    input: str = setting("", "folder, file, s3:// prefix or tar of videos", required=True, place="location")
+    input: str = setting(
+        "",
+        "folder, file, s3:// prefix, tar, pattern (videos/**/*.mp4), list of videos (.txt, .csv, .parquet with a "
+        "column url), or several of these with commas",
+        required=True,
+        place="input",
+    )
     output: str = setting("manifest.parquet", "where the manifest goes", place="location")
     decoder_timeout_s: float = setting(
         60.0, "a video that takes longer to open fails as decoder_timeout", more_than=0, at_most=LONGEST_TIMEOUT_S
@@ -33,13 +42,20 @@ class ScanConfig:
 def run(config: ScanConfig, console: Console) -> int:
     """Write the manifest and print a summary of it; returns the exit status."""
     check(config)
+    if is_manifest(config.input):
+        raise PipelineError(
+            f"input={config.input}: is a manifest already; give it to preprocess, or scan its videos into it: "
+            f"input=VIDEOS output={config.input}"
+        )
     output = Location(config.output)
     previous = manifests.read_manifest(output) if store.exists(output) else None
-    videos.list_videos(config.input)  # a missing input is reported before Ray starts
+    listing = list_input(config.input)  # a missing input is reported before Ray starts
     store.require_writable(output.parent)  # so is an output that cannot be written
-    with running(config.ray):
-        manifest = manifests.scan(config.input, previous, config.decoder_timeout_s)
+    unfinished = UnfinishedScan(output)
+    with running(config.ray), ScanProgress(console) as progress:
+        manifest = manifests.scan(listing, previous, config.decoder_timeout_s, unfinished, progress.update)
     store.publish(manifests.manifest_bytes(manifest), output)
+    unfinished.remove()
     ok = manifest[manifest["status"] == "ok"]
     console.print(
         f"{len(manifest)} videos: {len(ok)} ok, {len(manifest) - len(ok)} failed; {int(ok['frames'].sum()):,} frames, "
@@ -49,5 +65,7 @@ def run(config: ScanConfig, console: Console) -> int:
     failed = manifest[manifest["status"] != "ok"]
     for reason, count in failed["reason"].value_counts().items():
         console.print(f"  {count} {reason}", highlight=False)
+    listing.passed.add_texts(manifest["passed_over"])
+    show_passed(console, listing.passed)
     console.print(f"manifest: {output}", highlight=False, soft_wrap=True, markup=False)
     return 0

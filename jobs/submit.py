@@ -149,7 +149,9 @@ def _require_fit(spec: ClusterSpec, name: str, config: Any) -> None:
     """Raise ClusterError for a job that would be sent and then fail: for want of a folder, or of CPUs."""
     if spec.backend == "kuberay":
         for key in settings_of(config):
-            if key.place in ("location", "locations") and any(place.is_local for place in places_in(key.value)):
+            if key.place in ("location", "locations", "input") and any(
+                place.is_local for place in places_in(key.value)
+            ):
                 raise ClusterError(
                     f"{key.name}={key.value}: is a path of this machine, which pods do not have; give an s3:// URL"
                 )

@@ -26,12 +26,25 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        file = item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
-        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+    """One worker takes a file, as with --dist=loadfile; but all that need `ray_session` are one worker's: one Ray."""
 
-    items.sort(key=place)
+    def order(item: pytest.Item) -> tuple[bool, int]:
+        file = file_of(item).removesuffix(".py")
+        return not needs_ray(item), LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=order)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else file_of(item)))
+
+
+def file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0].removeprefix("tests/")
+
+
+def needs_ray(item: pytest.Item) -> bool:
+    return "ray_session" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "cluster": {"cluster"},
     "jobs": {"jobs", "cluster", "pipelines", "autogaze"},
 }
-NOT_IN_AUTOGAZE = {"ray", "fsspec", "s3fs", "rich", "yaml", "av", "pandas", "pyarrow"}
+NOT_IN_AUTOGAZE = {"ray", "fsspec", "s3fs", "rich", "omegaconf", "yaml", "av", "pandas", "pyarrow"}
 
 # Top to bottom. The last ones are single files beside the rooms.
 FLOORS = (

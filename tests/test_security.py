@@ -22,7 +22,7 @@ import torch
 
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from jobs.cli import main
-from pipelines.corpus.tars import tar_members
+from pipelines.corpus.tars import tar_members, tar_videos
 from pipelines.errors import PipelineError
 from pipelines.storage.credentials import refuse_credentials
 from tests.support import runs, training
@@ -300,9 +300,7 @@ def test_a_members_name_is_only_a_label(tmp_path: Path, name: str) -> None:
         archive.addfile(member, io.BytesIO(b"abc"))
     (tmp_path / "t.tar").write_bytes(sink.getvalue())
     before = runs.tree(tmp_path)
-    assert [(found, size) for found, _, size in tar_members(str(tmp_path / "t.tar"))] == [
-        (name.lstrip("/") and name, 3)
-    ]
+    assert [(member.name, member.size) for member in tar_members(str(tmp_path / "t.tar"))] == [(name, 3)]
     assert runs.tree(tmp_path) == before
 
 
@@ -313,7 +311,8 @@ def test_what_is_no_file_in_a_tar_is_passed_over(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"{number}.mp4")
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
-    assert list(tar_members(str(tmp_path / "t.tar"))) == []
+    found = tar_videos(str(tmp_path / "t.tar"))
+    assert found.videos == {} and found.passed.total == 5  # a folder is nothing to tell
 
 
 def test_the_policy_and_the_guides_hold_no_secret() -> None:

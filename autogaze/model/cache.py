@@ -1,12 +1,12 @@
-"""Keys and values of everything a decoder has read, and attention over them. Nothing is read twice.
+"""Keys and values of every token a decoder has read, and attention over them. No token is read twice.
 
-The cache of a row holds its real tokens and nothing else: end-of-frame slots are never seen by a later token
-(docs/method.md, section 'Generation'), so they are left out, and a token's place in the cache is the number of tokens
-before it. New tokens see all of the past and, among themselves, what came before.
+A row's cache holds its real tokens only. No later token sees end-of-frame slots (docs/method.md, section 'Generation'),
+so they are left out, and a token's place in the cache is the number of tokens before it. A new token sees all of the
+past, and the new tokens before it.
 
-Two ways to attend, with one result: `RaggedCache` takes row by row exactly the keys it has, which is what a CPU is fast
-at: the past needs no mask, rows need no padding, and finished rows take no part. `PaddedCache` takes all rows at once,
-in few different shapes and without asking the host anything, which is what a GPU and its graphs need.
+There are two ways to attend, with the same result. `RaggedCache` goes row by row and takes exactly the keys that a row
+has: no mask, no padding, and nothing for finished rows. CPUs are fast at that. `PaddedCache` takes all rows at once, in
+few different shapes and without waiting for the host. GPUs and their graphs need that.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ C = TypeVar("C", bound="Cache")
 
 
 class Cache(ABC):
-    """The cache of B rows, and the attention of one step at a time.
+    """The cache of B rows. A step is three calls:
 
         cache.begin(rows, counts, width, wanted)
-        decoder(x, positions, cache.attend, wanted)
+        decoder(x, positions, cache.attend, wanted)     # x: [len(rows), width, hidden]
         cache.end(rows, counts)
 
-    rows[i] is given `width` tokens, of which the last counts[i] are real. They are part of its past in the end.
+    Of the `width` tokens of rows[i], the last counts[i] are real; from `end` on, they belong to the row's past.
 
-    keys, values: [layers, B, heads, capacity, head_dim]. lengths: tokens held, of each row.
+    keys, values: [layers, B, heads, capacity, head_dim]. lengths: how many tokens each row holds.
     """
 
     drops_rows: bool
-    """Whether a step may be given some of the rows alone; else it is given all, those without tokens with count 0."""
+    """Whether a step may leave rows out. If not, it is given all rows, with count 0 for those without tokens."""
     spare = 0
-    """Places of a row beyond its capacity."""
+    """Places of a row beyond its capacity, for tokens that are none."""
 
     def __init__(
         self, config: AutoGazeConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
@@ -50,13 +50,13 @@ class Cache(ABC):
         self.keys, self.values = (self._allocate(shape, device, dtype) for _ in range(2))
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` more in every row; doubles, so that an endless stream rarely pays for it."""
+        """Make room for `tokens` more in every row. Room at least doubles, so that a long stream seldom copies."""
         needed, capacity = max(self.lengths) + tokens, self.capacity
         if needed > capacity:
             self._resize(max(needed, 2 * capacity))
 
     def fork(self: C) -> C:
-        """A copy that goes its own way. It takes only the room that is used."""
+        """An independent copy, with no more room than is used."""
         other: C = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.lengths = list(self.lengths)
@@ -65,10 +65,10 @@ class Cache(ABC):
 
     @abstractmethod
     def begin(self, rows: Sequence[int], counts: Sequence[int], width: int, wanted: Tensor) -> None:
-        """The next step. wanted: int64 [len(rows), m], which of the tokens given the last layer goes on with."""
+        """Begin a step. wanted: int64 [len(rows), m], the tokens whose hidden states are needed of the last layer."""
 
     def end(self, rows: Sequence[int], counts: Sequence[int]) -> None:
-        """The step is done: its tokens are part of the past."""
+        """End a step: its tokens now belong to the past."""
         for row, count in zip(rows, counts, strict=True):
             self.lengths[row] += count
 
@@ -82,7 +82,10 @@ class Cache(ABC):
 
     @abstractmethod
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Keep the new keys and values [A, n, H, D] of a layer, and attend from all n places, or from those wanted."""
+        """Store a layer's new keys and values, [A, n, H, D], and attend with its queries.
+
+        queries: [A, n, H, D], or [A, m, H, D] of the tokens `wanted`. Returns their shape.
+        """
 
     @property
     def capacity(self) -> int:
@@ -103,7 +106,7 @@ class Cache(ABC):
 
 
 class RaggedCache(Cache):
-    """Row by row, with the keys that each row has. For the CPU."""
+    """Attends row by row, over just the keys that a row has. For CPUs."""
 
     drops_rows = True
 
@@ -128,7 +131,7 @@ class RaggedCache(Cache):
                     (held_keys[:, :, new], held_values[:, :, new]),
                     causal=True,
                 )
-                out[i, :skipped] = 0  # no tokens; they must only not spoil what is computed along with the others
+                out[i, :skipped] = 0  # padding: any finite number will do, NaN would spread
                 out[i : i + 1, skipped:] = seen.transpose(1, 2)
                 continue
             for j, place in enumerate(self._wanted[i]):
@@ -145,14 +148,14 @@ class RaggedCache(Cache):
 
 
 class PaddedCache(Cache):
-    """All rows at once, each token seeing the places up to its own. For GPUs; any device can.
+    """Attends with all rows at once; a mask lets each token see the places up to its own. For GPUs, and any device.
 
-    A place past the last is where tokens go that are none: padding, and rows that have finished.
+    One spare place after the last takes the tokens that are none: padding, and those of finished rows.
     """
 
     drops_rows = False
     spare = 1
-    bucket = 512  # a step reads keys up to a multiple of this, so that few shapes occur
+    bucket = 512  # a step reads a multiple of so many keys, so that there are few shapes
 
     def __init__(
         self, config: AutoGazeConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
@@ -164,7 +167,7 @@ class PaddedCache(Cache):
         self.set_places(places.to(self.keys.device), wanted, end)
 
     def plan(self, counts: Sequence[int], width: int) -> tuple[Tensor, int]:
-        """Where the new tokens of all rows go, int64 [B, width] on the CPU, and how many keys are to be read then."""
+        """The place of each new token, int64 [B, width] on the CPU, and how many keys the step reads."""
         index = torch.arange(width) - width
         lengths, count = torch.tensor(self.lengths)[:, None], torch.tensor(counts)[:, None]
         places = torch.where(index >= -count, lengths + count + index, self.capacity)
@@ -172,7 +175,7 @@ class PaddedCache(Cache):
         return places, min(-(-end // self.bucket) * self.bucket, self.capacity)
 
     def set_places(self, places: Tensor, wanted: Tensor, end: int) -> None:
-        """What `begin` works out, as tensors on the device. places: int64 [B, n]; no key from `end` on is read."""
+        """Begin a step with what `plan` gave. places: int64 [B, n], on the device. end: keys before it are read."""
         self._places, self._end = places, end
         self._all = torch.arange(len(places), device=places.device)[:, None]
         self._mask, self._last_mask = self._visible(places), self._visible(places.gather(1, wanted))
@@ -194,5 +197,5 @@ class PaddedCache(Cache):
 
     @staticmethod
     def _allocate(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        # Zeros: what is masked is multiplied by nothing, and nothing times what memory held before may be NaN.
+        # Zeros: masked keys get weight 0, and 0 times what memory held before may be NaN.
         return torch.zeros(shape, device=device, dtype=dtype)

@@ -1,7 +1,7 @@
-"""Decode steps as CUDA graphs: the whole of a step, a hundred small kernels, is launched at once.
+"""Decode steps as CUDA graphs: one launch in place of a hundred small kernels.
 
-A graph reads and writes fixed memory, so it is captured once for a cache and a number of keys (rounded up), and its
-inputs are copied in. Between two steps the host only learns which rows go on.
+A graph always reads and writes the same memory. So there is one for each cache and number of keys (rounded up), and
+each step copies its inputs to where the graph reads them. Between steps, the host only learns which rows go on.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Block = tuple[Tensor, Tensor, Tensor | None]
 
 
 class KeptSteps:
-    """The graphed steps of the last calls, for the next: on the memory they know, with the weights they know.
+    """Keeps the graphed steps of earlier calls, since capturing is slow. Other weights make them useless.
 
-    Of the last two numbers of rows: a batch and its rest, or a group of rollouts and the one before it. A copy of
-    this, and a pickle, is empty.
+    It keeps those of the last two numbers of rows: usually a batch and a smaller last one. A copy or a pickle of it is
+    empty, since graphs belong to this process and this memory.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class KeptSteps:
         return KeptSteps, ()
 
     def steps(self, decoder: Decoder, rows: int, room: int, sampling: Sampling | None) -> GraphedSteps:
-        """Steps on an empty cache that has `room` for tokens at least in each of its rows."""
+        """Steps on an empty cache with room for at least `room` tokens in each of its rows."""
         weights = [parameter.data_ptr() for parameter in decoder.parameters()]
         if weights != self._weights:
             self._kept.clear()
@@ -43,7 +43,7 @@ class KeptSteps:
         key = rows, None if sampling is None else sampling.top_k or 0
         steps = self._kept.pop(key, None)
         if steps is None or steps.cache.capacity < room:
-            steps = None  # its memory is free before there is more
+            steps = None  # frees its memory before the new cache is allocated
             for oldest in list(self._kept)[:-1]:
                 del self._kept[oldest]
             weight = decoder.lm_head.weight
@@ -55,9 +55,9 @@ class KeptSteps:
 
 
 class GraphedSteps:
-    """The decode steps of one cache: read a block of K patches in every row, choose the next K.
+    """The decode steps of one cache. A step reads a block of K patches in every row, and chooses the next K.
 
-    sampling: how, but for seeds and temperature, which are inputs and may change from call to call.
+    sampling: how patches are chosen. Seeds and temperature are inputs, so they may change from call to call.
     """
 
     def __init__(self, decoder: Decoder, cache: PaddedCache, sampling: Sampling | None) -> None:
@@ -76,14 +76,17 @@ class GraphedSteps:
         self._memory = cache.keys.data_ptr()
 
     def reset(self, sampling: Sampling | None) -> None:
-        """Begin anew, on an empty cache and with this temperature."""
+        """Empty the cache, and set the temperature."""
         self.cache.lengths = [0] * len(self.cache.lengths)
         if sampling is not None:
             self._temperature.fill_(sampling.temperature)
 
     def step(self, counts: list[int], ids: Tensor, taken: Tensor, seeds: Tensor | None, starts: list[int]) -> Block:
-        """As `Generation._step`: the next block of every row, whose ids become part of `taken`."""
-        if self.cache.keys.data_ptr() != self._memory:  # it has grown, and what was captured knows its old place
+        """Read blocks `ids` [B, K] and choose the next of every row, whose ids are marked in `taken`, bool [B, ids].
+
+        counts: tokens of each row, K or 0. starts: the position of each row's first token.
+        """
+        if self.cache.keys.data_ptr() != self._memory:  # it has grown: the graphs write to where it was
             self._graphs.clear()
             self._memory = self.cache.keys.data_ptr()
         places, end = self.cache.plan(counts, ids.shape[1])
@@ -105,7 +108,7 @@ class GraphedSteps:
         return next_ids.clone(), before.clone(), None if log_probs is None else log_probs.clone()
 
     def run(self, end: int) -> Block:
-        """The step itself, on the fixed inputs."""
+        """One step on the inputs where the graph reads them."""
         self.cache.set_places(self._places, self._wanted, end)
         x = self.decoder.embed(self._ids)
         hidden = self.decoder(x, self._positions, self.cache.attend, self._wanted)[:, -1]
@@ -117,9 +120,9 @@ class GraphedSteps:
         return ids, self.decoder.losses(hidden), log_probs
 
     def _capture(self, end: int) -> tuple[torch.cuda.CUDAGraph, Block]:
-        # Kernels load and libraries set themselves up on first use, which a capture does not allow. The run writes to
-        # the cache what the replay will write there again.
-        # The graphs of a cache share their memory: they run one after the other, and what they leave is copied at once.
+        # The first run is not captured: kernels load and libraries set themselves up then, which a capture forbids.
+        # What it writes to the cache, the replay writes again.
+        # The graphs of a cache share their memory. They run one after the other, and their results are copied at once.
         device = self.cache.keys.device
         stream, pool = _side_stream(device), next((graph.pool() for graph, _ in self._graphs.values()), None)
         with torch.cuda.device(device):
@@ -136,5 +139,5 @@ class GraphedSteps:
 
 @cached
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """For first runs and captures: one, since libraries keep a workspace for every stream they were used on."""
+    """The stream for first runs and captures. There is only one, since libraries keep a workspace for each stream."""
     return torch.cuda.Stream(device)

@@ -1,10 +1,10 @@
-"""Gazing: frame by frame, block by block, on a cache that is read but never read again.
+"""Gazing: frame by frame and, within a frame, K patches at a time. What the decoder has read stays in its cache.
 
 See docs/method.md, section 'Generation'.
 
-A frame begins with its prefill: the patches of the frame before that are not in the cache yet (its last block), then
-the vision tokens. From the last hidden state K patches are chosen at once, and fed back for the next K, until the
-frame's cap is reached or the loss predicted before some slot of a block meets the threshold.
+Each frame begins with a prefill. The decoder reads the last block of the frame before, which is not in the cache yet,
+and then the new frame's vision tokens. The last hidden state chooses K patches at once; these are read to choose the
+next K. The frame ends at its cap, or when the loss predicted before one of a block's slots meets the threshold.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from autogaze.model.sampling import Sampling, block_seeds, choose, mixed
 
 @dataclass
 class FrameGaze:
-    """One frame's gaze of B rows, on the CPU.
+    """One frame's gaze of B rows in S slots, on the CPU.
 
-    ids: int64 [B, S], the end-of-frame id in unused slots. slots: list of B, how many of the S the row's blocks took.
-    before: float32 [B, S + 1], the loss predicted before each slot, and after the last one a row took.
-    drawn, log_probs: int64 and float32 [B, S], of a sample: what was drawn for each slot, also where the threshold then
-        left it unused (end-of-frame in slots never drawn for), and the log-probability it had; or None.
+    ids: int64 [B, S], the patch in each slot; the end-of-frame id in slots that are not used.
+    slots: for each row, how many slots its blocks took.
+    before: float32 [B, S + 1], the loss predicted before each slot; at place slots[row] the one after the row's last.
+    drawn: int64 [B, S], what was sampled for each slot, also where the threshold then left it unused. End-of-frame in
+        slots that nothing was sampled for. log_probs: float32 [B, S], the log-probability of what was drawn. Both are
+        None unless the gaze is sampled.
     """
 
     ids: Tensor
@@ -40,7 +42,11 @@ class FrameGaze:
 
 
 class Generation:
-    """B clips being gazed: what was read (the cache), and what was chosen and is still to be read (the carry)."""
+    """B clips that are being gazed at.
+
+    cache: of the tokens that the decoder has read. carry: for each row, the patches that were chosen and that the
+    decoder has not read yet; it reads them with the next frame.
+    """
 
     def __init__(
         self,
@@ -51,10 +57,11 @@ class Generation:
         graphs: GraphedSteps | None = None,
         batches: Sequence[int] | None = None,
     ) -> None:
-        """graphs: runs the decode steps, on this cache; None: they run as they are.
+        """graphs: runs the decode steps as CUDA graphs, on this cache; None: they run kernel by kernel.
 
-        batches: for each row the number of a batch. Rows of one batch influence each other as the reference's do
-            (docs/method.md, section 'Positions'), which its vectors for other resolutions hold. None: they do not.
+        batches: for each row, the number of its batch. Within a batch, rows that end early are changed by slower rows,
+            as in the reference (docs/method.md, section 'Positions'); its results for other resolutions depend on it.
+            None: no row depends on another.
         """
         self.decoder, self.cache, self.positions, self.sampling = decoder, cache, positions, sampling
         self.rows = len(cache.lengths)
@@ -76,8 +83,10 @@ class Generation:
     def frame(self, vision: Tensor, cap: int, threshold: Tensor | None, previous: FrameGaze | None) -> FrameGaze:
         """Gaze at the next frame.
 
-        vision: its tokens [B, P, hidden]. cap: most slots. threshold: float32 [B] on the CPU, a loss; None for no stop.
-        previous: the frame before, whose last prediction this one can make on the way, for nothing.
+        vision: its tokens [B, P, hidden]. cap: most slots of a row.
+        threshold: float32 [B] on the CPU, the predicted loss that ends a row's frame; None: only the cap does.
+        previous: the frame before. If the loss after its last patch is not predicted yet, this frame's prefill, which
+            reads that patch anyway, fills it in.
         """
         seeds = None if self.seeds is None else mixed(self.seeds + self.frames)
         self.frames += 1
@@ -91,7 +100,7 @@ class Generation:
         )
         if seeds is not None:
             gaze.drawn, gaze.log_probs = torch.full_like(gaze.ids, self.eos), torch.zeros(self.rows, width)
-        rows = list(range(self.rows))  # those still gazing at this frame; what the steps below hold is theirs
+        rows = list(range(self.rows))  # that still gaze at this frame; ids, before and log_probs below are of these
         self.carry = [[] for _ in rows]
         ids, before, log_probs = self._choose(hidden, taken, seeds, 0)
         stale = [length - self.block for length in self.cache.lengths]
@@ -134,9 +143,10 @@ class Generation:
         return gaze
 
     def _read_late(self, rows: list[int], going: list[int], kept: Tensor, stale: list[int]) -> None:
-        """What the reference does to a row that finishes before its batch: its last block is read like any other.
+        """Do what the reference does to rows that finish before others of their batch: read their last block at once.
 
-        At stale positions, that is, and with its unused slots seen by the used ones.
+        It is read as in a decode step, at positions that stand still, and its used slots see the unused ones. (A row
+        that finishes with its batch has its last block read in the next prefill, without the unused slots.)
         """
         assert self.batches is not None
         active = {self.batches[rows[place]] for place in going}
@@ -155,7 +165,7 @@ class Generation:
             self.carry[row] = []
 
     def settle(self, gaze: FrameGaze) -> None:
-        """Complete the predictions of the last frame, which no other frame follows (yet): read what is carried."""
+        """Predict the loss after the last frame's last patch, which no prefill will: read what is carried."""
         rows = [row for row in range(self.rows) if self._unpredicted(gaze, row)]
         if not rows:
             return
@@ -178,7 +188,7 @@ class Generation:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _prefill(self, vision: Tensor, previous: FrameGaze | None) -> Tensor:
-        """Read the carry and a frame's vision tokens [B, P, hidden]; the hidden state after them, [B, hidden]."""
+        """Read the carry, then a frame's vision tokens [B, P, hidden]. Returns the last hidden state, [B, hidden]."""
         carried = [len(tokens) for tokens in self.carry]
         width = max(carried) + vision.shape[1]
         x = vision
@@ -188,7 +198,7 @@ class Generation:
         wanted = torch.full((self.rows, 1), width - 1, device=self.device)
         unpredicted = [row for row in range(self.rows) if previous is not None and self._unpredicted(previous, row)]
         if unpredicted:
-            # What comes last of a frame's patches tells the loss after it, which nothing has told yet.
+            # The hidden state at a frame's last patch predicts the loss after it, which is still unknown.
             wanted = torch.cat((torch.full_like(wanted, max(carried) - 1), wanted), dim=1)
         counts = [count + vision.shape[1] for count in carried]
         hidden = self._read(list(range(self.rows)), counts, x, wanted, self.cache.lengths)
@@ -202,10 +212,10 @@ class Generation:
     def _step(
         self, rows: list[int], ids: Tensor, taken: Tensor, seeds: Tensor | None, stale: list[int], slot: int
     ) -> Block:
-        """Read the last block of the rows still gazing, and choose their next.
+        """Read the last block of the rows that still gaze, and choose their next.
 
-        The reference gives every such block the positions of the last K vision tokens.
-        See docs/method.md, section 'Positions'.
+        With positions="reference", every block stands at the positions of the last K vision tokens (docs/method.md,
+        section 'Positions').
         """
         starts = stale if self.positions == "reference" else self.cache.lengths
         given, gazing = rows if self.cache.drops_rows else list(range(self.rows)), set(rows)
@@ -217,9 +227,10 @@ class Generation:
         return self._choose(hidden[:, -1], taken, seeds, slot)
 
     def _read(self, rows: list[int], counts: list[int], x: Tensor, wanted: Tensor, starts: list[int]) -> Tensor:
-        """Hidden states [A, m, hidden] at `wanted` of x [A, n, hidden]; row i has counts[i] tokens, the last of the n.
+        """Read x [A, n, hidden]. Returns the hidden states [A, m, hidden] at the places `wanted` [A, m] of the n.
 
-        starts: for each of the B rows, the position of its first token.
+        rows: numbers of the A rows. counts: how many tokens each has; they are right-aligned, the rest is padding.
+        starts: for each of all B rows, the position of its first token.
         """
         width = x.shape[1]
         first = torch.tensor([starts[row] - (width - count) for row, count in zip(rows, counts, strict=True)])
@@ -230,7 +241,7 @@ class Generation:
         return hidden
 
     def _choose(self, hidden: Tensor, taken: Tensor, seeds: Tensor | None, slot: int) -> Block:
-        """The block after hidden states [A, hidden], whose ids become part of `taken`."""
+        """Choose the block after hidden states [A, hidden], and mark its ids in `taken`, bool [A, ids]."""
         ids, log_probs = choose(self.decoder.scores(hidden), taken, self.sampling, block_seeds(seeds, slot))
         taken.scatter_(1, ids, True)
         return ids, self.decoder.losses(hidden), log_probs
@@ -238,7 +249,7 @@ class Generation:
     # -- small parts ---------------------------------------------------------------------------------------------
 
     def _unpredicted(self, gaze: FrameGaze, row: int) -> bool:
-        """Whether a row's last block is full to its end, so that the loss after it has not been predicted."""
+        """Whether the loss after a row's last patch is unknown: the patch fills its block and was not read yet."""
         slots = gaze.slots[row]
         full = bool(gaze.before[row, slots].isinf()) and int(gaze.ids[row, slots - 1]) != self.eos
         return full and bool(self.carry[row])

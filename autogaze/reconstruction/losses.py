@@ -15,12 +15,9 @@ import importlib
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,6 +28,7 @@ from autogaze.attention import of_new_shapes
 from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError
 from autogaze.images import MEAN, STD, to_model_size
 from autogaze.precision import exact_convolutions
+from autogaze.quiet import quiet
 
 LAYERS = 4
 """How many of a teacher's last hidden states are concatenated to its features. None of them is normalised."""
@@ -289,10 +287,10 @@ def _load(name: str, kind: _Kind, folder: Path) -> Any:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise TeacherError(
-            f"teacher {name} needs transformers ({error}): pip install 'autogaze-pipelines[teachers]'"
+            f"teacher {name} needs transformers ({error}): pip install -e '.[teachers]' in the checkout"
         ) from error
     try:
-        with _quiet(transformers):
+        with quiet(transformers):
             model, report = getattr(transformers, kind.model_class).from_pretrained(
                 folder,
                 dtype=torch.float32,
@@ -312,23 +310,6 @@ def _load(name: str, kind: _Kind, folder: Path) -> Any:
     if not all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()):
         raise TeacherError(f"teacher {name}: {folder} holds weights that are NaN or infinite")
     return model
-
-
-@contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """Switches off transformers' log, progress bars and warnings while it lasts."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity(log.CRITICAL)
-    log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
 
 
 def _preprocessing(name: str, kind: _Kind, folder: Path, config: Any) -> tuple[list[float], list[float], int]:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,11 +17,12 @@ import torch
 
 from autogaze import hub
 from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError
+from autogaze.quiet import quiet
 from autogaze.vision.families import FAMILIES, Family
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 _FILES = (CONFIG, PREPROCESSOR, "*.safetensors", "*.safetensors.index.json")
-_NEEDS = "transformers 5.20 or later: pip install 'autogaze-pipelines[teachers]'"
+_NEEDS = "transformers 5.20 or later: pip install -e '.[teachers]' in the checkout"
 
 
 def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Family, Any, Normalisation]:
@@ -36,7 +34,7 @@ def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Family
     transformers = _transformers()
     folder = hub.resolve(path_or_id, _FILES)
     family = _family(folder)
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             model, report = getattr(transformers, family.model_class).from_pretrained(
                 str(folder),
@@ -115,20 +113,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds a {type(found).__name__}, wanted an object")
     return found
-
-
-@contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """transformers' log, progress bars and warnings are off; afterwards they are as before."""
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()

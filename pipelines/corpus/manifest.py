@@ -1,29 +1,23 @@
 """Scan a video store into a manifest: one parquet row per video, with what the plan needs to know.
 
-A store is a folder, a URL prefix, or WebDataset tars holding videos, mixed freely; a tar member is read in place by its
-byte range and never unpacked. A scan made over an earlier manifest opens only the objects that are new, changed, or
-could not be read.
+For what can be scanned see pipelines.corpus.inputs. A tar member is read in place by its byte range and never unpacked.
+A scan made over an earlier manifest opens only the objects that are new, changed, or could not be read.
 """
 
 from __future__ import annotations
 
-import tarfile
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
 
-from pipelines.corpus.tars import tar_members
-from pipelines.corpus.videos import (
-    escaped,
-    is_tar,
-    is_video,
-    list_videos,
-    local_copy,
-    reading_video,
-    video_fingerprint,
-)
+from pipelines.corpus.inputs import Listing, list_input
+from pipelines.corpus.passed import PassedOver
+from pipelines.corpus.suffixes import is_archive, is_tar
+from pipelines.corpus.tars import TarVideos, tar_videos
+from pipelines.corpus.videos import escaped, local_copy, reading_video, video_fingerprint
 from pipelines.errors import PipelineError
 from pipelines.ray_data import configure_ray_data, pipeline_errors
 from pipelines.storage import tables
@@ -50,54 +44,96 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("status", pa.string(), nullable=False),  # ok | failed
         pa.field("reason", pa.string()),  # a name of pipelines.video.decode.REASONS when failed
         pa.field("detail", pa.string()),
+        pa.field("passed_over", pa.string()),  # of a tar, in its first row: what a scan left out of it, JSON by reason
         pa.field("mirrored", pa.bool_()),  # to be mirrored left to right for display, before it is turned
         pa.field("fps_source", pa.string()),  # what says the rate: timestamps, header, or nothing ("")
         pa.field("duration_source", pa.string()),
     ]
 )
-OPTIONAL_COLUMNS = ("mirrored", "fps_source", "duration_source")  # older versions did not write them: null
+OPTIONAL_COLUMNS = (
+    "passed_over",
+    "mirrored",
+    "fps_source",
+    "duration_source",
+)  # older versions did not write them: null
 _OBJECTS_PER_TASK = 16
+Rows = list[dict[str, Any]]
 
 
-def scan(url: str, previous: pd.DataFrame | None = None, timeout_s: float = DecodeConfig.timeout_s) -> pd.DataFrame:
-    """The manifest of a store, rows sorted by uri. Needs a running Ray.
+class Keeper(Protocol):
+    """Keeps what a scan has found so far: pipelines.corpus.unfinished.UnfinishedScan."""
+
+    def read(self) -> dict[str, Rows]: ...
+    def add(self, rows: Rows) -> None: ...
+    def keep(self) -> None: ...
+
+
+def scan(
+    input: str | Listing,
+    previous: pd.DataFrame | None = None,
+    timeout_s: float = DecodeConfig.timeout_s,
+    keeper: Keeper | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> pd.DataFrame:
+    """The manifest of an input, rows sorted by uri. Needs a running Ray.
 
     Args:
-        url: folder, file, URL prefix, tar.
-        previous: an earlier manifest; rows of objects that were read and have the same version are kept as they are.
+        input: what a user gives (pipelines.corpus.inputs), or its listing.
+        previous: an earlier manifest; rows of objects that were read and are unchanged are kept as they are.
         timeout_s: a video that takes longer to open fails as decoder_timeout; the next scan tries it again.
+        keeper: has the rows of scans that were interrupted, and keeps those of this one; also when it is.
+        on_progress: called with the number of objects that are done, and of all.
     Raises:
         PipelineError: nothing there, or nothing that looks like a video.
     """
-    entries = list_videos(url)
-    known: dict[str, list[dict[str, Any]]] = {}
+    listing = list_input(input) if isinstance(input, str) else input
+    known: dict[str, Rows] = {}
     if previous is not None:
-        for row in pa.Table.from_pandas(previous, schema=MANIFEST_SCHEMA, preserve_index=False).to_pylist():
-            known.setdefault(str(row["object"]), []).append(row)
-    rows: list[dict[str, Any]] = []
+        known = by_object(pa.Table.from_pandas(previous, schema=MANIFEST_SCHEMA, preserve_index=False).to_pylist())
+    if keeper is not None:
+        known |= keeper.read()
+    rows = [_failed(escaped(entry.url), entry, 0, 0, "", "unreadable", detail) for entry, detail in listing.unusable]
     fresh: list[Entry] = []
-    for entry in entries:
+    for entry in listing.entries:
         kept = known.get(entry.url, [])
-        if kept and entry.version and all(row["version"] == entry.version and not _failed_for_now(row) for row in kept):
+        if kept and all(unchanged(row, entry) and not _failed_for_now(row) for row in kept):
             rows.extend(kept)
         elif (shown := escaped(entry.url)) != entry.url:
             # Parquet holds UTF-8 only, and nobody could open a video by a name that differs from its own.
             rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
         else:
             fresh.append(entry)
-    if fresh:
-        import ray.data  # here, not above: see cluster.local
-
-        configure_ray_data()
-        tasks = [
-            {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
-            for part in (fresh[i : i + _OBJECTS_PER_TASK] for i in range(0, len(fresh), _OBJECTS_PER_TASK))
-        ]
-        probe = partial(_probe, timeout_s=timeout_s)
-        probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(probe, num_cpus=1)
-        rows.extend(pipeline_errors(probed.iter_rows()))
+    done = len(listing.entries) - len(fresh)
+    on_progress(done, len(listing.entries))
+    try:
+        for objects, found in _probe_all(fresh, timeout_s) if fresh else ():
+            rows += found
+            done += objects
+            if keeper is not None:
+                keeper.add(found)
+            on_progress(done, len(listing.entries))
+    finally:
+        if keeper is not None:
+            keeper.keep()
     table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
     return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
+
+
+def by_object(rows: Rows) -> dict[str, Rows]:
+    """Rows of a manifest by the URL of their object."""
+    found: dict[str, Rows] = {}
+    for row in rows:
+        found.setdefault(str(row["object"]), []).append(row)
+    return found
+
+
+def unchanged(row: dict[str, Any], entry: Entry) -> bool:
+    """Whether a row is about the object as it is now. Nobody can tell where the store has no versions."""
+    if row["version"] == entry.version:
+        return bool(entry.version)
+    # Manifests of older versions have times without the size. A row of a tar does not say how large the tar was.
+    time = entry.version.removesuffix(f"-{entry.bytes}")
+    return bool(time) and row["version"] == time and row["bytes"] == entry.bytes and row["uri"] == row["object"]
 
 
 def _failed_for_now(row: dict[str, Any]) -> bool:
@@ -109,47 +145,62 @@ def _failed_for_now(row: dict[str, Any]) -> bool:
     return not row["fingerprint"] or row["reason"] == "decoder_timeout" or row["fps_source"] is None
 
 
-def _probe(task: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
-    """Ray Data task: objects -> manifest rows. Untrusted bytes are opened in a decoder's child process."""
-    rows: list[dict[str, Any]] = []
+def _probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, Rows]]:
+    """Probe objects on Ray; (how many objects, all their rows) as they are done."""
+    import ray.data  # here, not above: see cluster.local
+
+    configure_ray_data()
+    tars = [[entry] for entry in entries if is_tar(entry.url)]  # which may hold thousands of videos
+    others = [entry for entry in entries if not is_tar(entry.url)]
+    parts = tars + [others[i : i + _OBJECTS_PER_TASK] for i in range(0, len(others), _OBJECTS_PER_TASK)]
+    tasks = [
+        {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
+        for part in parts
+    ]
+    probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
+        partial(_probe, timeout_s=timeout_s), num_cpus=1
+    )
+    for answer in pipeline_errors(probed.iter_rows()):
+        yield int(answer["objects"]), pa.ipc.open_stream(answer["rows"]).read_all().to_pylist()
+
+
+def _probe(task: dict[str, Any], timeout_s: float) -> Rows:
+    """Ray Data task: objects -> their manifest rows, as one value, so that they stay together.
+
+    Untrusted bytes are opened in a decoder's child process.
+    """
+    rows: Rows = []
     with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s, index_dir=index_folder())) as decoder:
         for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
             rows.extend(probe_object(Entry(Location.as_is(url), int(size), str(version)), decoder))
-    return rows
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, MANIFEST_SCHEMA) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+    return [{"objects": len(task["urls"]), "rows": sink.getvalue().to_pybytes()}]
 
 
-def probe_object(entry: Entry, decoder: IsolatedDecoder) -> list[dict[str, Any]]:
+def probe_object(entry: Entry, decoder: IsolatedDecoder) -> Rows:
     """Manifest rows of one object: one for a video, one per video member for a tar."""
+    if is_archive(entry.url):
+        detail = "a compressed archive: unpack it, or make it a plain .tar"
+        return [_failed(entry.url, entry, 0, entry.bytes, "", "unreadable", detail)]
     if not is_tar(entry.url):
         return [_probe_video(entry.url, entry, 0, entry.bytes, decoder)]
     try:
-        videos, problem = reading_video(partial(_tar_videos, entry.url), entry.url)
+        found = reading_video(partial(tar_videos, entry.url), entry.url)
     except VideoError as error:
-        videos, problem = {}, error
+        found = TarVideos({}, PassedOver(), (error.reason, error.detail))
     rows = []
-    for name, (offset, size) in videos.items():
+    for name, (offset, size) in found.videos.items():
         uri = f"{entry.url}#{name}"
         if offset is None:
             rows.append(_failed(uri, entry, 0, 0, "", "unreadable", "stored sparse; make the tar without -S"))
         else:
             rows.append(_probe_video(uri, entry, offset, size, decoder))
-    if problem:
-        rows.append(_failed(entry.url, entry, 0, entry.bytes, "", problem.reason, problem.detail))
+    if found.problem:
+        rows.append(_failed(entry.url, entry, 0, entry.bytes, "", *found.problem))
+    rows[0]["passed_over"] = found.passed.to_text()
     return rows
-
-
-def _tar_videos(url: str) -> tuple[dict[str, tuple[int | None, int]], VideoError | None]:
-    """First byte and size of the videos of a tar by name, and what is wrong with the tar, if anything."""
-    videos: dict[str, tuple[int | None, int]] = {}
-    try:
-        for name, offset, size in tar_members(url):
-            if is_video(name):
-                videos[name] = offset, size  # of two of one name the later one, as when tar unpacks them
-    except tarfile.TarError as error:
-        return videos, VideoError("unreadable", f"not a plain tar: {error}")
-    except EOFError:
-        return videos, VideoError("truncated", "the tar ends inside a member")
-    return videos, None if videos else VideoError("unreadable", "no videos in this tar")
 
 
 def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: IsolatedDecoder) -> dict[str, Any]:
@@ -159,7 +210,7 @@ def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: Isolat
             mark = video_fingerprint(source.path, source.offset, source.size)
             info = decoder.probe(source)
     except FileNotFoundError:
-        return _failed(uri, entry, offset, size, mark, "missing", "removed between listing and opening")
+        return _failed(uri, entry, offset, size, mark, "missing", "no such object; removed since it was listed?")
     except VideoError as error:
         return _failed(uri, entry, offset, size, mark, error.reason, error.detail)
     return {
@@ -180,6 +231,7 @@ def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: Isolat
         "status": "ok",
         "reason": None,
         "detail": None,
+        "passed_over": None,
         "mirrored": info.mirrored,
         "fps_source": info.fps_source,
         "duration_source": info.duration_source,
@@ -205,6 +257,7 @@ def _failed(uri: str, entry: Entry, offset: int, size: int, mark: str, reason: s
         "status": "failed",
         "reason": reason,
         "detail": detail,
+        "passed_over": None,
         "mirrored": False,
         "fps_source": "",
         "duration_source": "",

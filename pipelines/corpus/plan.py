@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,7 @@ PLAN_SCHEMA = pa.schema(
 ROW_LIMIT = 2 << 30  # a shard's frames are one Arrow array, which addresses its bytes with 31 bits
 _GROUP_ROWS = 16384
 _LONGEST_STRIDE = 2**31 - 1
+_SLUG, _HASH = 40, 16  # letters of a video's file name in its name here, and hexadecimal digits of the hash
 
 
 @dataclass
@@ -80,17 +82,36 @@ def clip_bytes(frames: int) -> int:
     return frames * TileGrid.size**2 * 3
 
 
-def video_name(uri: str, root: str) -> str:
-    """A readable, stable name of a video: its file name made safe, and a hash of its path inside the store.
+def video_name(uri: str, root: str, fingerprint: str) -> str:
+    """A readable, stable name of a video: its file name made safe, and a hash of its path in the store and its bytes.
 
-    The path is relative to the store, so that moving a store from disk to S3 keeps every clip's name.
+    The path is relative to `root`, so that moving a store from disk to S3 keeps every clip's name. The bytes tell apart
+    two videos of one name in two stores, whose datasets may be trained on together. 64 bits of hash: among ten million
+    videos that share a file name, two have the same name with a probability of 3 in a million.
+
+    fingerprint: of the video's bytes (`video_fingerprint`); "" where they could not be read.
     """
-    relative = uri[len(root) :].lstrip("/") if uri.startswith(root) else uri
-    relative = relative or uri.rsplit("/", 1)[-1]
+    below = uri.startswith((f"{root.rstrip('/')}/", f"{root}#"))
+    relative = uri[len(root) :].removeprefix("/") if below else uri.rsplit("/", 1)[-1] if uri == root else uri
     stem = re.split(r"[/#]", relative)[-1]
     stem = stem.rsplit(".", 1)[0] or stem
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:40] or "video"
-    return f"{slug}-{hashlib.sha256(relative.encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_")[:_SLUG] or "video"
+    hashed = relative.encode("utf-8", "surrogateescape") + b"\0" + fingerprint.encode()
+    return f"{slug}-{hashlib.sha256(hashed).hexdigest()[:_HASH]}"
+
+
+def video_names(manifest: pd.DataFrame, root: str) -> list[str]:
+    """The name of each video of a manifest (`video_name`), all different.
+
+    Where two would have one name, the first by its row keeps it, and the others get a number: `...-2`, `...-3`.
+    """
+    names: list[str] = []
+    seen: Counter[str] = Counter()
+    for uri, fingerprint in zip(manifest["uri"], manifest["fingerprint"], strict=True):
+        name = video_name(uri, root, fingerprint)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return names
 
 
 def video_of_clip(clip: str, start: int, stride: int, tile: str) -> str:
@@ -128,7 +149,7 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
         manifest: one row per video (pipelines.corpus.manifest.MANIFEST_SCHEMA), any order.
         root: URL of the store, which clip names are relative to.
     Raises:
-        PipelineError: a value out of range, or two clips with one name.
+        PipelineError: a value out of range.
     """
     check_clip_config(clip)
     if shard_clips < 1:
@@ -171,7 +192,7 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
     stride = strides[source]
     video_frames = manifest["frames"].to_numpy(np.int64)[source]
     taken = np.clip(-(-(video_frames - start) // np.maximum(stride, 1)), 0, clip.frames)
-    keys = [video_name(uri, root) for uri in manifest["uri"]]
+    keys = video_names(manifest, root)
     reason_column = pd.Series([reasons[i][0] for i in source], dtype=object)
     plan = pd.DataFrame(
         {
@@ -199,9 +220,6 @@ def make_plan(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: 
             "detail": pd.Series([reasons[i][1] for i in source], dtype=object),
         }
     )
-    repeated = plan["clip"][plan["clip"].duplicated()]
-    if len(repeated):
-        raise PipelineError(f"two clips are both named {repeated.iloc[0]}; does the input list a video twice?")
     return plan
 
 

@@ -1,4 +1,4 @@
-"""The videos of a store: which objects a scan opens, a local copy of one to decode, and its fingerprint."""
+"""One video of a store: a local copy of it to decode, its fingerprint, and what is wrong with it alone."""
 
 from __future__ import annotations
 
@@ -11,36 +11,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
 from pipelines.storage.cache import LocalCache
-from pipelines.storage.location import Entry, Location
+from pipelines.storage.location import Location
 from pipelines.video.base import Source, VideoError
 
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".ts",
-        ".m2ts",
-        ".mts",
-        ".wmv",
-        ".flv",
-        ".3gp",
-        ".ogv",
-        ".vob",
-        ".mxf",
-        ".mjpeg",
-        ".gif",
-    ]
-)
-TAR_SUFFIX = ".tar"
 _END_BYTES = 64 << 10  # of each end of a video, for its fingerprint
 T = TypeVar("T")
 
@@ -108,33 +83,6 @@ def local_copy(url: str, offset: int, length: int, mark: str = "", cache: LocalC
     with tempfile.TemporaryDirectory(prefix="autogaze-") as folder:
         path = os.path.join(folder, "video")
         yield Source(path, 0, store.fetch(url, path, offset, length))
-
-
-def list_videos(url: str) -> list[Entry]:
-    """The objects of a store that a scan opens: videos and tars, sorted by URL; a single object whatever its name.
-
-    Raises PipelineError: nothing there, or nothing that looks like a video.
-    """
-    url = Location(url)
-    listed = list(store.list_objects(url))
-    if not listed and not store.exists(url):
-        raise PipelineError(f"input={url}: does not exist")
-    entries = [entry for entry in listed if entry.url == url or is_video(entry.url) or is_tar(entry.url)]
-    if not entries:
-        raise PipelineError(
-            f"input={url}: no videos among its {len(listed)} files; looked for {TAR_SUFFIX} and "
-            + " ".join(sorted(VIDEO_SUFFIXES))
-        )
-    return entries
-
-
-def is_video(name: str) -> bool:
-    """Whether a file's name is one that a scan opens as a video."""
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
-
-
-def is_tar(name: str) -> bool:
-    return name.lower().endswith(TAR_SUFFIX)
 
 
 def escaped(url: str) -> str:

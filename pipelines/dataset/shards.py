@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from pipelines.corpus.plan import PLAN_SCHEMA
@@ -61,6 +62,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("sha256", pa.string()),  # ... and the hash of those bytes
     ]
 )
+_OF_OK_CLIPS = ("tokens", "ratio", "loss", "met", "offset", "size", "sha256")  # null for all others
 
 
 @dataclass
@@ -280,5 +282,14 @@ def shard_of_index(url: str) -> int | None:
 
 
 def read_index(dataset: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """The index of one shard, or some columns of it. Raises FileNotFoundError, and PipelineError when it is damaged."""
-    return tables.read(index_url(dataset, shard), INDEX_SCHEMA, "an index", columns)
+    """The index of one shard, or some columns of it.
+
+    Raises FileNotFoundError, and PipelineError when it is damaged: then every job says the same of it, and verify too.
+    """
+    url = index_url(dataset, shard)
+    table = tables.read(url, INDEX_SCHEMA, "an index")  # all of it, whatever was asked for: damage is told alike
+    ok = pc.equal(table["outcome"], "ok")
+    for name in _OF_OK_CLIPS:
+        if table[name].null_count and (len(bad := table.filter(pc.and_(ok, pc.is_null(table[name]))))):
+            raise PipelineError(f"{url}: damaged, or not an index: {bad['clip'][0]} is ok and has no {name}")
+    return table if columns is None else table.select(columns)

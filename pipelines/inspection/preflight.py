@@ -15,6 +15,8 @@ from itertools import islice
 
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import tars, videos
+from pipelines.corpus.inputs import is_manifest, list_input
+from pipelines.corpus.suffixes import is_hidden, is_tar, is_video
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
 from pipelines.storage.location import TEMPORARY_PREFIX, Location
@@ -80,7 +82,7 @@ def find_sample(input: str, decoder: str) -> SampleVideo:
 
 def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
     """Videos to try, small ones first. Tars that hold no video, or are damaged, are added to `failed`."""
-    if input.endswith(".parquet"):
+    if is_manifest(input):
         rows = manifests.read_manifest(Location(input))
         good = rows[rows["status"] == "ok"].nsmallest(_TRIED, "bytes")
         if good.empty:
@@ -88,16 +90,17 @@ def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
         for row in good.itertuples():
             yield SampleVideo(str(row.uri), str(row.object), int(row.offset), int(row.bytes))
         return
-    for entry in sorted(videos.list_videos(input), key=lambda entry: entry.bytes)[:_TRIED]:
-        if not entry.url.lower().endswith(videos.TAR_SUFFIX):
+    there = [entry for entry in list_input(input).entries if entry.bytes]
+    for entry in sorted(there, key=lambda entry: entry.bytes)[:_TRIED]:
+        if not is_tar(entry.url):
             yield SampleVideo(entry.url, entry.url, 0, entry.bytes)
             continue
         has_video = False
         with suppress(tarfile.TarError, EOFError):  # a video before the damage will do
-            for name, offset, size in tars.tar_members(entry.url):
-                if videos.is_video(name) and offset is not None:
+            for member in tars.tar_members(entry.url):
+                if is_video(member.name) and not is_hidden(member.name) and member.offset is not None:
                     has_video = True
-                    yield SampleVideo(f"{entry.url}#{name}", entry.url, offset, size)
+                    yield SampleVideo(f"{entry.url}#{member.name}", entry.url, member.offset, member.size)
         if not has_video:
             failed.append(f"{entry.url} is no tar of videos")
 

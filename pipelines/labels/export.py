@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.dataset.shards import Dataset, read_index
 from pipelines.errors import PipelineError
-from pipelines.labels.keys import clip_key, clip_keys
+from pipelines.labels.keys import clip_key, require_distinct
 from pipelines.storage import store
 
 _SHARDS_AT_ONCE = 4
@@ -25,19 +25,23 @@ class Exported:
     left_out: Counter[str] = field(default_factory=Counter)  # by reason
 
 
-def export_labels(dataset: Dataset, url: str, on_shard: Callable[[int, int], None] | None = None) -> Exported:
+def export_labels(
+    dataset: Dataset, url: str, full_keys: bool = False, on_shard: Callable[[int, int], None] | None = None
+) -> Exported:
     """Write the gaze of a dataset's ok clips as one label file, which appears complete or not at all.
 
+    full_keys: name videos by their whole paths, which the reference does not.
     on_shard: called with the number of shards done, and of all.
     Raises PipelineError: two videos with one key, a clip that cannot be read, nothing to export, output not writable.
     """
-    clip_keys(dataset.plan)
+    if not full_keys:
+        require_distinct(dataset.plan)
     units, shards, done = dataset.about.get("units"), dataset.committed(), Exported()
     with store.publishing(url) as out, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
         before = "{\n"
         for begin in range(0, len(shards), _SHARDS_AT_ONCE):
             part = shards[begin : begin + _SHARDS_AT_ONCE]
-            for number, labels in enumerate(pool.map(lambda shard: _labels_of(dataset, shard), part)):
+            for number, labels in enumerate(pool.map(lambda shard: _labels_of(dataset, shard, full_keys), part)):
                 for key, label in labels:
                     if isinstance(label, str):
                         done.left_out[label] += 1
@@ -55,11 +59,11 @@ def export_labels(dataset: Dataset, url: str, on_shard: Callable[[int, int], Non
     return done
 
 
-def _labels_of(dataset: Dataset, shard: int) -> list[tuple[str, dict[str, Any] | str]]:
+def _labels_of(dataset: Dataset, shard: int, full_keys: bool) -> list[tuple[str, dict[str, Any] | str]]:
     """(key, label) of each clip of a shard; where there is no label, the reason in its place."""
     labels: list[tuple[str, dict[str, Any] | str]] = []
     for row in read_index(dataset.url, shard).to_pylist():
-        key = clip_key(row["video"], row["start"], row["tile"])
+        key = clip_key(row["video"], row["start"], row["tile"], full_keys)
         if row["outcome"] != "ok":
             labels.append((key, row["outcome"]))
             continue

@@ -56,26 +56,37 @@ def read_labels(
 
     with_losses: False leaves their losses out, so that labels need have none.
 
-    Keys are cut to the last three parts of a path. An entry that says its clip failed is no label. A clip may be
-    labelled twice if the labels are equal.
-    Raises PipelineError, naming file and key: not JSON; ids, losses or frames that do not fit the clip; two labels of a
-    clip that differ; losses in several units.
+    A key that is the whole path of a video of the plan names that one; others are cut to the last three parts of a
+    path. An entry that says its clip failed is no label. A clip may be labelled twice if the labels are equal.
+    Raises PipelineError, naming file and key: not JSON; a key that two videos share; ids, losses or frames that do not
+    fit the clip; two labels of a clip that differ; losses in several units.
     """
-    rows = zip(clip_keys(plan), plan["clip"], plan["frames"].tolist(), plan["stride"].tolist(), strict=True)
-    wanted = {key: (clip, frames, stride) for key, clip, frames, stride in rows}
+    clips = list(zip(plan["clip"], plan["frames"].tolist(), plan["stride"].tolist(), strict=True))
+    wanted: dict[str, tuple[str, int, int]] = {}
+    shared: dict[str, str] = {}  # keys of several clips, and the video of the first
+    for key, video, facts in zip(clip_keys(plan), plan["video"], clips, strict=True):
+        if wanted.setdefault(key, facts) is not facts:
+            shared.setdefault(key, video)
+    by_path = dict(zip(clip_keys(plan, full=True), clips, strict=True))
     labels = Labels()
     for url in urls:
         name = _distinct_name(url, labels.files)
         digest = hashlib.sha256()
         for full, entry in _entries(url, digest.update):
-            key = video_key(full)
+            key = full if full in by_path else video_key(full)
             labels.example = labels.example or key
             if isinstance(entry, dict) and "failed" in entry:
                 continue
-            if key not in wanted:
+            if key in shared and key not in by_path:
+                raise PipelineError(
+                    f"{url}: {full}: is a label of {shared[key]} and of another video of the dataset; labels that "
+                    "export-labels writes with keys=full tell them apart"
+                )
+            found = by_path.get(key) or wanted.get(key)
+            if found is None:
                 labels.unused += 1
                 continue
-            clip, frames, stride = wanted[key]
+            clip, frames, stride = found
             try:
                 gaze = (_gaze_of if with_losses else _tokens_of)(entry, frames, stride, vocabulary)
                 units = entry.get("units") if with_losses else None

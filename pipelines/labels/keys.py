@@ -12,20 +12,28 @@ def video_key(uri: str) -> str:
     return "/".join(uri.split("/")[-3:]).lstrip("/")
 
 
-def clip_key(uri: str, start: int, tile: str) -> str:
-    """The key of the clip of a video that begins at frame `start`, or of one of its tiles."""
-    return video_key(uri) + (f"#{start}" if start or tile else "") + (f"-{tile}" if tile else "")
+def clip_key(uri: str, start: int, tile: str, full: bool = False) -> str:
+    """The key of the clip of a video that begins at frame `start`, or of one of its tiles.
+
+    full: with the video's whole path.
+    """
+    video = uri if full else video_key(uri)
+    return video + (f"#{start}" if start or tile else "") + (f"-{tile}" if tile else "")
 
 
-def clip_keys(plan: pd.DataFrame) -> list[str]:
-    """The key of each row of a plan. Raises PipelineError if two videos have the same."""
+def clip_keys(plan: pd.DataFrame, full: bool = False) -> list[str]:
+    """The key of each row of a plan; two clips have the same where videos share the last three parts of their paths."""
+    rows = zip(plan["video"], plan["start"].tolist(), plan["tile"], strict=True)
+    return [clip_key(uri, start, tile, full) for uri, start, tile in rows]
+
+
+def require_distinct(plan: pd.DataFrame) -> None:
+    """Raise PipelineError if two videos of a plan have the same key."""
     names: dict[str, str] = {}
     for uri in plan["video"].unique():
         other = names.setdefault(video_key(uri), uri)
         if other != uri:
             raise PipelineError(
-                f"{other} and {uri} have one label key, {video_key(uri)}: labels name a video by the last three parts "
-                "of its path"
+                f"{other} and {uri} have one label key, {video_key(uri)}: the last three parts of their paths; "
+                "keys=full writes whole paths"
             )
-    rows = zip(plan["video"], plan["start"].tolist(), plan["tile"], strict=True)
-    return [clip_key(uri, start, tile) for uri, start, tile in rows]

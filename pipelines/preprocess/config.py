@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
+from pipelines.corpus.inputs import covers, normal_input
 from pipelines.corpus.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
 from pipelines.dataset.frames import FrameStorage
 from pipelines.dataset.shards import ShardConfig
@@ -33,7 +34,11 @@ class PreprocessConfig(GazeSettings):
     usage: ClassVar[str] = "autogaze preprocess input=/data/videos output=/data/gaze"
 
     input: str = setting(
-        "", "folder, file, s3:// prefix, tar of videos, or a manifest.parquet", required=True, place="location"
+        "",
+        "folder, file, s3:// prefix, tar, pattern (videos/**/*.mp4), list of videos (.txt, .csv, .parquet with a "
+        "column url), several of these with commas, or a manifest of autogaze scan",
+        required=True,
+        place="input",
     )
     output: str = setting(
         "", "folder or s3:// prefix of the dataset", required=True, on_resume="any value", place="location"
@@ -81,7 +86,7 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
         del kept["labels"]
     if not config.targets.frames:
         del kept["targets"]
-    return kept | {"input": Location(config.input)}
+    return kept | {"input": normal_input(config.input)}
 
 
 def shards_of_part(part: str, shards: int) -> range:
@@ -119,8 +124,8 @@ def check_preprocess_config(config: PreprocessConfig) -> None:
             f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
             f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
         )
-    source, output = Location(config.input) + "/", Location(config.output) + "/"
-    if output.startswith(source):
+    output = Location(config.output)
+    if covers(config.input, output / "shards/000000.tar"):
         raise PipelineError(
             f"output={config.output}: lies inside the input, where the next scan would take its tars for videos; "
             "put it beside the input"

@@ -2,53 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import pandas as pd
 
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos as corpus_videos
+from pipelines.corpus.inputs import common_folder, is_manifest, list_input
+from pipelines.corpus.passed import REPEATED, PassedOver
+from pipelines.corpus.unfinished import UnfinishedScan
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.storage.location import Location
+from pipelines.storage.location import Entry, Location
+
+Progress = Callable[[int, int], None]
 
 
-def read_input(config: PreprocessConfig) -> tuple[pd.DataFrame, str]:
-    """The manifest of the input, and the URL that names of its videos are relative to. A store is scanned: on Ray.
+@dataclass
+class JobInput:
+    """What a job is to plan.
 
+    Attributes:
+        manifest: a row per video.
+        root: what names of videos are relative to.
+        passed: what the scan passed over.
+        unfinished: where the scan is kept until the plan is written; None where nothing was scanned.
+    """
+
+    manifest: pd.DataFrame
+    root: str
+    passed: PassedOver
+    unfinished: UnfinishedScan | None = None
+
+
+def require_input(config: PreprocessConfig) -> None:
+    """Raise PipelineError, in one line, for an input in which a job would find nothing. Needs no Ray."""
+    if is_manifest(config.input):
+        manifests.read_manifest(Location(config.input))
+    else:
+        list_input(config.input)
+
+
+def read_input(config: PreprocessConfig, on_progress: Progress) -> JobInput:
+    """The manifest of the input. Anything but a manifest is scanned: on Ray.
+
+    on_progress: called with the number of objects that are scanned, and of all.
     Raises PipelineError when the input has no videos.
     """
-    place, from_manifest = Location(config.input), config.input.endswith(".parquet")
-    manifest = (
-        manifests.read_manifest(place)
-        if from_manifest
-        else manifests.scan(config.input, timeout_s=config.decoder_timeout_s)
+    passed = PassedOver()
+    if is_manifest(config.input):
+        manifest = manifests.read_manifest(Location(config.input))
+        if manifest.empty:
+            raise PipelineError(f"input={config.input}: the manifest has no videos")
+        repeated = manifest["uri"].duplicated()
+        for uri in manifest["uri"][repeated]:
+            passed.add(REPEATED, uri)
+        manifest = manifest[~repeated].reset_index(drop=True)
+        folders = [uri.rpartition("/")[0] for uri in manifest["uri"]]
+        passed.add_texts(manifest["passed_over"])
+        return JobInput(manifest, common_folder(folders), passed)
+    listing, unfinished = list_input(config.input), UnfinishedScan(Location(config.output))
+    manifest = manifests.scan(listing, timeout_s=config.decoder_timeout_s, keeper=unfinished, on_progress=on_progress)
+    passed.merge(listing.passed)
+    passed.add_texts(manifest["passed_over"])
+    return JobInput(manifest, listing.root, passed, unfinished)
+
+
+def planned_input(config: PreprocessConfig, output: Location) -> tuple[PassedOver, str]:
+    """What was passed over of an input that was planned before, and a line when it no longer holds what was planned.
+
+    The line is '' when it does. The plan stays as it is.
+    """
+    passed, planned = PassedOver(), manifests.read_manifest(output / "manifest.parquet")
+    passed.add_texts(planned["passed_over"])
+    if is_manifest(config.input):
+        return passed, ""
+    listing = list_input(config.input)
+    passed.merge(listing.passed)
+    before = manifests.by_object(planned[["object", "uri", "version", "bytes"]].to_dict("records"))
+    now = {corpus_videos.escaped(entry.url): entry for entry in listing.entries}
+    unusable = {corpus_videos.escaped(entry.url) for entry, _ in listing.unusable}
+    added, gone = now.keys() - before.keys(), before.keys() - now.keys() - unusable
+    changed = [url for url in now.keys() & before.keys() if not _same(before[url][0], now[url])]
+    if not added and not gone and not changed:
+        return passed, ""
+    line = (
+        f"the input changed since this dataset was planned ({len(added)} new, {len(changed)} changed, "
+        f"{len(gone)} gone); this run finishes the plan it has."
     )
-    if manifest.empty:
-        raise PipelineError(f"input={config.input}: the manifest has no videos")
-    return manifest, _common_root(manifest) if from_manifest else place
+    if added:
+        line += (
+            f" For the new ones, such as {min(added)}: name them in a list, preprocess that into another dataset "
+            "(input=new.txt output=...), and train on both (data=OLD,NEW)"
+        )
+    if changed:
+        line += " What changed fails as source_changed: a new output takes in its new state"
+    return passed, line
 
 
-def _common_root(manifest: pd.DataFrame) -> str:
-    """The deepest folder that holds all videos of a manifest."""
-    parts = [uri.split("/")[:-1] for uri in manifest["uri"]]
-    shared = parts[0]
-    for other in parts[1:]:
-        length = next((i for i, (a, b) in enumerate(zip(shared, other, strict=False)) if a != b), len(shared))
-        shared = shared[: min(length, len(other))]
-    return "/".join(shared)
-
-
-def input_changes(config: PreprocessConfig, output: Location) -> str:
-    """One line when the input no longer holds what was planned, else ''. The plan stays as it is."""
-    if config.input.endswith(".parquet"):
-        return ""
-    planned = manifests.read_manifest(output / "manifest.parquet")
-    before = dict(zip(planned["object"], planned["version"], strict=True))
-    now = {corpus_videos.escaped(entry.url): entry.version for entry in corpus_videos.list_videos(config.input)}
-    added, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-    changed = sum(now[url] != before[url] for url in now.keys() & before.keys())
-    if not added + gone + changed:
-        return ""
-    return (
-        f"the input changed since this dataset was planned ({added} new, {changed} changed, {gone} gone); "
-        "this run finishes the plan it has; a new output takes in the new state"
-    )
+def _same(row: dict[str, Any], entry: Entry) -> bool:
+    """Whether an object is as it was, as far as its store can tell."""
+    return manifests.unchanged(row, entry) or bool(row["version"] == entry.version)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
+import pyarrow.compute as pc
 
 from autogaze.patches import VOCABULARY
 from pipelines.corpus.manifest import manifest_bytes
+from pipelines.corpus.passed import PassedOver
 from pipelines.corpus.plan import clip_bytes, make_plan, plan_bytes
-from pipelines.corpus.videos import list_videos
 from pipelines.dataset import shards
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
@@ -29,7 +30,7 @@ from pipelines.preprocess.config import (
     shards_of_part,
 )
 from pipelines.preprocess.description import describe, require_same, with_own_threshold
-from pipelines.preprocess.inputs import input_changes, read_input
+from pipelines.preprocess.inputs import Progress, planned_input, read_input, require_input
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
@@ -42,6 +43,7 @@ class Job:
         output: the dataset.
         plan: of the whole dataset, whatever `part` is.
         missing: shards of this part that are not committed.
+        passed: what the scan of the input passed over.
         notice: a line for the user, or ''.
     """
 
@@ -50,6 +52,7 @@ class Job:
     output: Location
     plan: pd.DataFrame
     missing: list[int]
+    passed: PassedOver = field(default_factory=PassedOver)
     notice: str = ""
 
     @property
@@ -90,23 +93,39 @@ def resume(config: PreprocessConfig) -> Job | None:
         config = with_own_threshold(config, dataset.about)
         gazer = resolve_gaze(config)
         require_same(dataset.about, describe(config, gazer), output)
-        return _job(config, gazer, output, dataset.plan, input_changes(config, output))
+        _require_own_plan(dataset)
+        return _job(config, gazer, output, dataset.plan, *planned_input(config, output))
     resolve_gaze(config)  # refuses a checkpoint that does not load
     if shards.committed_shards(output):
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
-    if not config.input.endswith(".parquet"):
-        list_videos(config.input)
+    require_input(config)
     return None
 
 
-def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
+def _require_own_plan(dataset: shards.Dataset) -> None:
+    """Raise PipelineError for a plan that was written again since: workers read its shards by row groups."""
+    place = dataset.url / "plan.parquet"
+    if hashlib.sha256(store.read(place)).hexdigest() != dataset.about.get("plan"):
+        raise PipelineError(
+            f"{place}: its hash is not the one in dataset.json; put the original back, or choose another output"
+        )
+
+
+def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress = lambda done, total: None) -> Job:
     """Scan the input and plan a new dataset; write the plan into `output` unless `write` is False. Needs a running Ray.
 
-    Raises PipelineError: the input has no videos, or two clips would have one name.
+    What was scanned is kept beside `output` until the plan is there, so that a job that is interrupted goes on, and one
+    after a dry run has the scan already.
+
+    on_progress: called with the number of objects that are scanned, and of all.
+    Raises PipelineError: the input has no videos.
     """
     gazer, output = resolve_gaze(config), Location(config.output)
-    manifest, root = read_input(config)
-    plan = make_plan(manifest, root, config.clip, config.shard.clips)
+    found = read_input(config, on_progress)
+    manifest, notice = found.manifest, ""
+    plan = make_plan(manifest, found.root, config.clip, config.shard.clips)
+    if found.unfinished is not None and found.unfinished.problem:
+        notice = f"what was scanned could not be kept: {found.unfinished.problem}"
     if write:
         data = plan_bytes(plan)
         about = describe(config, gazer) | {
@@ -120,13 +139,22 @@ def plan_job(config: PreprocessConfig, write: bool = True) -> Job:
         # Last, since it says that the others are complete: a job killed before this line plans again.
         text = json.dumps(about, indent=1, sort_keys=True).encode() + b"\n"
         store.publish(text, output / "dataset.json")
-    return _job(config, gazer, output, plan)
+        if found.unfinished is not None:
+            found.unfinished.remove()
+    return _job(config, gazer, output, plan, found.passed, notice)
 
 
-def _job(config: PreprocessConfig, gazer: ResolvedGaze, output: Location, plan: pd.DataFrame, notice: str = "") -> Job:
+def _job(
+    config: PreprocessConfig,
+    gazer: ResolvedGaze,
+    output: Location,
+    plan: pd.DataFrame,
+    passed: PassedOver,
+    notice: str,
+) -> Job:
     done = set(shards.committed_shards(output))
     mine = shards_of_part(config.part, _shards_planned(plan))
-    return Job(config, gazer, output, plan, [shard for shard in mine if shard not in done], notice)
+    return Job(config, gazer, output, plan, [shard for shard in mine if shard not in done], passed, notice)
 
 
 def prepare_output(config: PreprocessConfig, job: Job | None) -> None:
@@ -140,10 +168,24 @@ def prepare_output(config: PreprocessConfig, job: Job | None) -> None:
     if parts == 1:  # else another part may be writing them just now; remove_leftovers() clears them at the end
         _remove_temporaries(output)
     if job is not None and config.retry == "failed" and config.part != "plan":
-        mine = shards_of_part(config.part, _shards_planned(job.plan))
+        # A clip whose video the scan could not read has failed in the plan already, which stays as it is.
+        worth = {
+            int(shard): set(rows["position"]) for shard, rows in job.rows[job.rows["reason"].isna()].groupby("shard")
+        }
         for shard in shards.committed_shards(output):
-            if shard in mine and "failed" in shards.read_index(output, shard)["outcome"].to_pylist():
+            if worth.get(shard) and worth[shard] & _failed_positions(output, shard):
                 shards.uncommit_shard(output, shard)
+
+
+def _failed_positions(output: Location, shard: int) -> set[int]:
+    index = shards.read_index(output, shard, ["position", "outcome"])
+    return set(index.filter(pc.equal(index["outcome"], "failed"))["position"].to_pylist())
+
+
+def hopeless_clips(job: Job) -> dict[str, int]:
+    """How many clips of this part no retry can help, by reason: the scan could not read their videos."""
+    counts: dict[str, int] = job.rows["reason"].dropna().value_counts().to_dict()
+    return counts
 
 
 def remove_leftovers(job: Job) -> None:

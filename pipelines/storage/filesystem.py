@@ -7,10 +7,10 @@ import io
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 from pipelines.storage import retry
 from pipelines.storage.location import Entry
@@ -18,6 +18,12 @@ from pipelines.storage.retry import StoreError
 
 _CHUNK = 8 << 20
 T = TypeVar("T")
+Omit: TypeAlias = Callable[[str, str], object]
+"""Called with the URL of what a listing leaves out (a file, or a whole folder), and why: one of the texts below."""
+HIDDEN = "hidden names"
+BROKEN_LINK = "links that lead nowhere"
+KNOWN_FOLDER = "links to folders that are listed already"
+NO_FILE = "pipes, sockets and devices"
 
 
 class FileSystem(ABC):
@@ -28,7 +34,10 @@ class FileSystem(ABC):
     """
 
     @abstractmethod
-    def entries(self, url: str) -> Iterator[Entry]: ...
+    def entries(self, url: str, omit: Omit) -> Iterator[Entry]: ...
+
+    @abstractmethod
+    def entry(self, url: str) -> Entry | None: ...
 
     @abstractmethod
     def exists(self, url: str) -> bool: ...
@@ -84,6 +93,28 @@ class FileSystem(ABC):
             while written < total and (data := self.read(url, offset + written, min(_CHUNK, total - written))):
                 written += writing_to(path, partial(out.write, data))
         return written
+
+
+def hidden_part(name: str) -> str:
+    """The path down to its first part that begins with a dot, the file or folder that is hidden; '' where none is."""
+    parts = name.split("/")
+    first = next((place for place, part in enumerate(parts) if part.startswith(".") and part not in (".", "..")), None)
+    return "" if first is None else "/".join(parts[: first + 1])
+
+
+def without_hidden(entries: Iterable[Entry], url: str, omit: Omit) -> Iterator[Entry]:
+    """The objects of a flat listing of `url` that are neither hidden nor in a hidden folder of it.
+
+    What the folder itself is called does not count.
+    """
+    told = ""
+    for entry in entries:
+        if hidden := hidden_part(entry.url.removeprefix(url).removeprefix("/")):
+            if hidden != told:
+                omit(f"{url}/{hidden}", HIDDEN)
+            told = hidden
+        else:
+            yield entry
 
 
 class _Reader(io.RawIOBase):

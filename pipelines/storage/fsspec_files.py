@@ -9,12 +9,13 @@ from typing import Any
 import fsspec
 import pandas as pd
 
-from pipelines.storage.filesystem import FileSystem, explain_os_error
+from pipelines.storage.filesystem import FileSystem, Omit, explain_os_error, without_hidden
 from pipelines.storage.location import Entry, Location, scheme_of
 from pipelines.storage.retry import StoreError
 
 # What fsspec's file systems call that which changes with an object's bytes, best first; and the time of that change.
-_VERSIONS = ("ETag", "etag", "LastModified", "mtime", "updated", "last_modified", "modificationTime", "created")
+_TIMES = ("LastModified", "mtime", "updated", "last_modified", "modificationTime", "created")
+_VERSIONS = ("ETag", "etag", *_TIMES)
 _MODIFIED = ("LastModified", "mtime", "updated", "last_modified")
 # Errors of theirs that trying again does not mend. They map others that they know to OSError, too.
 _LASTING = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
@@ -23,17 +24,22 @@ _LASTING = FileNotFoundError | PermissionError | IsADirectoryError | NotADirecto
 class FsspecFiles(FileSystem):
     """URLs of fsspec. Its writes are atomic where the store's own put is."""
 
-    def entries(self, url: str) -> Iterator[Entry]:
+    def entries(self, url: str, omit: Omit) -> Iterator[Entry]:
         files, path = _open(url)
         try:
             listed = self.retrying(lambda: dict(files.find(path, detail=True)), url)
         except FileNotFoundError:
             return
-        for name, info in sorted(listed.items()):
-            if info.get("type") == "file" and not name.rpartition("/")[2].startswith("."):
-                version = next((str(info[key]).strip('"') for key in _VERSIONS if info.get(key)), "")
-                place = Location.as_is(files.unstrip_protocol(name))
-                yield Entry(place, int(info["size"] or 0), version, _modified(info))
+        found = (_entry(files, name, info) for name, info in sorted(listed.items()) if info.get("type") == "file")
+        yield from without_hidden(found, str(files.unstrip_protocol(path)).rstrip("/"), omit)
+
+    def entry(self, url: str) -> Entry | None:
+        files, path = _open(url)
+        try:
+            info = self.retrying(lambda: dict(files.info(path)), url)
+        except FileNotFoundError:
+            return None
+        return _entry(files, path, info) if info.get("type") == "file" else None
 
     def exists(self, url: str) -> bool:
         files, path = _open(url)
@@ -82,6 +88,14 @@ def _open(url: str) -> tuple[Any, str]:
     except (ValueError, ImportError) as error:
         raise StoreError(f"{url}: cannot open {scheme}:// URLs: {error}") from error
     return files, str(files._strip_protocol(url))
+
+
+def _entry(files: Any, name: str, info: dict[str, Any]) -> Entry:
+    size = int(info["size"] or 0)
+    key, version = next(((key, str(info[key]).strip('"')) for key in _VERSIONS if info.get(key)), ("", ""))
+    if key in _TIMES:
+        version += f"-{size}"
+    return Entry(Location.as_is(files.unstrip_protocol(name)), size, version, _modified(info))
 
 
 def _modified(info: dict[str, Any]) -> float | None:

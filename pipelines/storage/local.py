@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from pipelines.storage.filesystem import FileSystem, explain_os_error
+from pipelines.storage.filesystem import (
+    BROKEN_LINK,
+    HIDDEN,
+    KNOWN_FOLDER,
+    NO_FILE,
+    FileSystem,
+    Omit,
+    explain_os_error,
+)
 from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location
 
 # Errors of a local or network file system that the next attempt may not meet.
@@ -22,7 +30,7 @@ _TRANSIENT = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EI
 class LocalFiles(FileSystem):
     """Paths. A file is written under a temporary name beside its own, synced, renamed, and its folder synced."""
 
-    def entries(self, url: str) -> Iterator[Entry]:
+    def entries(self, url: str, omit: Omit) -> Iterator[Entry]:
         """Symbolic links are followed, loops are not."""
         entries: list[Entry] = []
         seen: set[tuple[int, int]] = set()
@@ -31,16 +39,29 @@ class LocalFiles(FileSystem):
             path = waiting.pop()
             status = self.retrying(partial(_stat, path), path)
             if status is None:
-                continue
-            if stat.S_ISREG(status.st_mode):
-                version, modified = str(status.st_mtime_ns), status.st_mtime_ns / 1e9
-                entries.append(Entry(Location.as_is(path), status.st_size, version, modified))
-            elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                if os.path.islink(path):  # else it was removed meanwhile
+                    omit(path, BROKEN_LINK)
+            elif stat.S_ISREG(status.st_mode):
+                entries.append(_entry(path, status))
+            elif not stat.S_ISDIR(status.st_mode):
+                omit(path, NO_FILE)
+            elif (status.st_dev, status.st_ino) in seen:
+                omit(path, KNOWN_FOLDER)
+            else:
                 seen.add((status.st_dev, status.st_ino))
                 with suppress(FileNotFoundError):
-                    names = self.retrying(partial(os.listdir, path), path)
-                    waiting += [os.path.join(path, name) for name in sorted(names, reverse=True) if name[0] != "."]
+                    for name in sorted(self.retrying(partial(os.listdir, path), path), reverse=True):
+                        inside = os.path.join(path, name)
+                        if name[0] == ".":
+                            if not name.startswith(TEMPORARY_PREFIX):
+                                omit(inside, HIDDEN)
+                        else:
+                            waiting.append(inside)
         yield from sorted(entries, key=lambda entry: entry.url)
+
+    def entry(self, url: str) -> Entry | None:
+        status = self.retrying(partial(_stat, url), url)
+        return None if status is None or not stat.S_ISREG(status.st_mode) else _entry(url, status)
 
     def exists(self, url: str) -> bool:
         return os.path.exists(url)
@@ -85,6 +106,12 @@ class LocalFiles(FileSystem):
 
     def explain(self, error: Exception, url: str) -> str | None:
         return explain_os_error(error, url) if isinstance(error, OSError) else None
+
+
+def _entry(path: str, status: os.stat_result) -> Entry:
+    # With the size: programs that copy files with their times may put another file of the same time in a file's place.
+    version = f"{status.st_mtime_ns}-{status.st_size}"
+    return Entry(Location.as_is(path), status.st_size, version, status.st_mtime_ns / 1e9)
 
 
 def _stat(path: str) -> os.stat_result | None:

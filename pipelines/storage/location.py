@@ -76,7 +76,8 @@ class Entry:
 
     url: where it is.
     bytes: its size.
-    version: changes when its bytes do: its ETag, or the time of its last change. "" where the store has neither.
+    version: changes when its bytes do: its ETag, or the time of its last change and its size. "" where the store has
+        neither.
     modified: when its bytes last changed, in seconds since 1970. None where the store does not say.
     """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipelines.storage import s3
-from pipelines.storage.filesystem import FileSystem, explain_os_error, is_full, writing_to
+from pipelines.storage.filesystem import FileSystem, Omit, explain_os_error, is_full, without_hidden, writing_to
 from pipelines.storage.location import Entry, Location, scheme_of
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class S3Files(FileSystem):
     """s3:// and s3a:// URLs."""
 
-    def entries(self, url: str) -> Iterator[Entry]:
+    def entries(self, url: str, omit: Omit) -> Iterator[Entry]:
         objects: list[s3.Object] = []
         token = ""
         while True:
@@ -26,12 +26,16 @@ class S3Files(FileSystem):
             objects += page
             if not token:
                 break
-        if not objects and (one := self.retrying(lambda: s3.head(url), url)) is not None and one.key:
-            objects = [one]
+        if not objects and (one := self.entry(url)) is not None:
+            yield one
+            return
         bucket = Location.as_is(f"{scheme_of(url)}://{s3.split(url)[0]}")
-        for key, size, version, modified in sorted(objects):
-            if not key.rpartition("/")[2].startswith("."):
-                yield Entry(bucket / key, size, version, modified)
+        yield from without_hidden((_entry(bucket, each) for each in sorted(objects)), url, omit)
+
+    def entry(self, url: str) -> Entry | None:
+        one = self.retrying(lambda: s3.head(url), url)
+        bucket = Location.as_is(f"{scheme_of(url)}://{s3.split(url)[0]}")
+        return _entry(bucket, one) if one is not None and one.key else None
 
     def exists(self, url: str) -> bool:
         return self.retrying(lambda: s3.head(url), url) is not None
@@ -90,3 +94,7 @@ class S3Files(FileSystem):
             return False
         s3.forget_client()  # a profile may hold new credentials by now
         return True
+
+
+def _entry(bucket: Location, found: s3.Object) -> Entry:
+    return Entry(bucket / found.key, found.bytes, found.version, found.modified)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
-from pipelines.storage.filesystem import FileSystem, explain_os_error
+from pipelines.storage.filesystem import FileSystem, Omit, explain_os_error
 from pipelines.storage.local import LocalFiles
 from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location, is_local, scheme_of
 from pipelines.storage.retry import StoreError
@@ -39,13 +39,19 @@ def filesystem_of(url: str) -> FileSystem:
     return FsspecFiles()
 
 
-def list_objects(url: str) -> Iterator[Entry]:
+def list_objects(url: str, omit: Omit = lambda url, why: None) -> Iterator[Entry]:
     """Every object under a URL (or the one object it names), sorted by URL; nothing when it does not exist.
 
     A bucket that does not exist is a StoreError, though: it is a mistake, wherever it comes up.
-    Our own temporaries and hidden files are left out.
+    Left out are our own temporaries, hidden files and folders, and of a local folder what is no file: `omit` is called
+    with the URL of each, and why.
     """
-    return filesystem_of(url).entries(url)
+    return filesystem_of(url).entries(url, omit)
+
+
+def entry(url: str) -> Entry | None:
+    """The object at this very URL, as a listing shows it; None where none is, or a folder."""
+    return filesystem_of(url).entry(url)
 
 
 def glob(pattern: str) -> list[Location]:

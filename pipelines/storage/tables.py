@@ -19,9 +19,14 @@ def to_bytes(frame: pd.DataFrame, schema: pa.Schema, groups: list[int] | None = 
     pandas' own metadata, which carries its version, is left out.
     """
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
+    return table_bytes(table, groups)
+
+
+def table_bytes(table: pa.Table, groups: list[int] | None = None) -> bytes:
+    """A table as parquet; `groups` as in to_bytes."""
     starts = groups or [0]
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         for low, high in zip(starts, [*starts[1:], len(table)], strict=True):
             writer.write_table(table.slice(low, high - low))
     return sink.getvalue()
@@ -35,10 +40,13 @@ def read(
     dictionaries: Collection[str] = (),
     optional: Collection[str] = (),
 ) -> pa.Table:
-    """A table that to_bytes wrote.
+    """A table that to_bytes wrote, perhaps rewritten since by pandas, polars or DuckDB.
+
+    Those keep the values and change the rest: the order of columns, text as large_string, string_view or dictionary,
+    whole numbers of another width, or as floats where some are null. The table comes in the types of `schema`.
 
     Args:
-        schema: the columns it must have.
+        schema: the columns it must have; others are left out.
         what: it is, for the error: "not <what>".
         columns: to read, in their order; None: all.
         dictionaries: columns whose few texts repeat, to be kept as dictionaries.
@@ -52,7 +60,7 @@ def read(
         file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name for name in names if name in dictionaries])
         there = file.schema_arrow.names
         if missing := [name for name in schema.names if name not in there and name not in optional]:
-            raise KeyError(f"no column {missing[0]}")
+            raise ValueError(f"no column {missing[0]}")
         table = file.read([name for name in names if name in there], use_threads=False)
         for name in set(names).difference(there):
             table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))

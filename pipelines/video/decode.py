@@ -18,7 +18,7 @@ What holds for every decoder:
 - Only a fault of the video becomes a VideoError. Any other exception is a bug, or a fault of the machine.
 - Sources are local files; the caller fetches them.
 
-decord and torchcodec are optional (`pip install autogaze-pipelines[decord]`); probing is always done by PyAV. Each
+decord and torchcodec are optional (`pip install -e '.[decord]'`); probing is always done by PyAV. Each
 comes with its own ffmpeg: decord and torchcodec in one process crash it. IsolatedDecoder keeps them apart.
 """
 

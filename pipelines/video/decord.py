@@ -1,4 +1,4 @@
-"""decord, through its maintained fork decord2 (`pip install autogaze-pipelines[decord]`).
+"""decord, through its maintained fork decord2 (`pip install -e '.[decord]'`).
 
 Differs from pyav: damaged data decodes in silence (concealed frames are delivered as good ones), a file cut short
 simply has fewer frames, and random reads of some HEVC and edit-list files are off by some frames. Use it for data that
@@ -15,7 +15,7 @@ from pipelines.video.base import Buffer, DecodeConfig, Native, Source, VideoErro
 try:
     import decord
 except ImportError:
-    raise ImportError("decoder=decord needs: pip install autogaze-pipelines[decord]") from None
+    raise ImportError("decoder=decord needs: pip install -e '.[decord]' in the checkout") from None
 
 decord.logging.set_level(decord.logging.QUIET)
 

@@ -1,4 +1,4 @@
-"""torchcodec (`pip install autogaze-pipelines[torchcodec]`, and the system's ffmpeg libraries), in its exact seek mode.
+"""torchcodec (`pip install -e '.[torchcodec]'`, and the system's ffmpeg libraries), in its exact seek mode.
 
 Differs from pyav: damaged data decodes in silence (concealed frames are delivered as good ones), a file cut short
 simply has fewer frames, random reads of some edit-list files are off by some frames, and a child takes seconds to
@@ -17,7 +17,7 @@ try:
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
 except ImportError:
-    raise ImportError("decoder=torchcodec needs: pip install autogaze-pipelines[torchcodec]") from None
+    raise ImportError("decoder=torchcodec needs: pip install -e '.[torchcodec]' in the checkout") from None
 except RuntimeError:  # installed, but its library does not load
     raise ImportError(
         "decoder=torchcodec needs the shared libraries of ffmpeg 4 to 8 (for example: apt-get install ffmpeg)"

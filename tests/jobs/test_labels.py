@@ -263,7 +263,7 @@ def test_two_videos_with_one_key_are_refused_by_name(gazed_dataset: Callable[...
     plan = shards.open_dataset(gazed_dataset(tmp_path / "gaze", videos=2, failing=())).plan
     plan["video"] = plan["video"].str.replace("/data/corpus/train/v1", "/other/corpus/train/v0")
     with pytest.raises(PipelineError, match=r"/data/corpus/train/v0\.mp4 and /other/corpus/train/v0\.mp4 have one"):
-        label_keys.clip_keys(plan)
+        label_keys.require_distinct(plan)
 
 
 def test_keys_are_those_that_gaze_writes() -> None:

@@ -65,6 +65,8 @@ def test_paths_are_those_of_the_folder_the_command_is_typed_in(
     done = runs.here("train policy", *words)
     assert done.returncode == 0, done.stderr
     assert f"done: {tmp_path / 'runs' / '1'}" in done.stdout
+    assert f"the policy: {training.newest(tmp_path / 'runs' / '1')}/policy" in done.stdout
+    assert "start  attempt 1" in done.stdout and "epoch 0  loss" in done.stdout, "rank 0 is shown, wherever it runs"
     assert training.newest(tmp_path / "runs" / "1").is_dir()
     training.require_clean(tmp_path / "runs" / "1")
 

@@ -33,10 +33,10 @@ def free_port() -> int:
 
 
 def rclone() -> str | None:
-    """The program, if it is installed and can serve S3."""
+    """The program, if it is installed and can serve S3, from 1.65 on: an older one answers with the help of `serve`."""
     program = shutil.which("rclone")
-    found = program and subprocess.run([program, "serve", "s3", "--help"], capture_output=True, check=False)
-    return program if found and found.returncode == 0 else None
+    found = program and subprocess.run([program, "serve", "s3", "--help"], capture_output=True, text=True, check=False)
+    return program if found and found.returncode == 0 and "serve s3" in found.stdout else None
 
 
 def use(patch: pytest.MonkeyPatch, url: str) -> None:

@@ -352,7 +352,7 @@ def test_what_is_no_such_teacher_is_refused(folders, tmp_path):
 def test_without_transformers_the_error_says_what_to_install(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     message = refusal(Teacher.from_pretrained, "siglip2", folders["siglip2"])
-    assert "pip install 'autogaze-pipelines[teachers]'" in message
+    assert "pip install -e '.[teachers]' in the checkout" in message
 
 
 def test_loading_is_silent_and_transformers_is_not_imported_before(folders):

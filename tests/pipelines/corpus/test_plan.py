@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,7 @@ def manifest(**videos: tuple[int, float]) -> pd.DataFrame:
                 "status": "ok" if frames >= 0 else "failed",
                 "reason": None if frames >= 0 else "unreadable",
                 "detail": None,
+                "passed_over": None,
             }
         )
     return pd.DataFrame(rows, columns=manifests.MANIFEST_SCHEMA.names)
@@ -149,10 +152,10 @@ def test_more_clips_than_there_are_starts_are_all_the_starts() -> None:
 
 
 def test_names_are_readable_stable_and_travel_with_the_store() -> None:
-    key = video_name("/data/videos/a/My clip (1).mp4", "/data/videos")
-    assert key.startswith("My_clip_1-")
-    assert key == video_name("s3://bucket/x/a/My clip (1).mp4", "s3://bucket/x")
-    assert key != video_name("/data/videos/b/My clip (1).mp4", "/data/videos")
+    key = video_name("/data/videos/a/My clip (1).mp4", "/data/videos", "f")
+    assert re.fullmatch("My_clip_1-[0-9a-f]{16}", key)
+    assert key == video_name("s3://bucket/x/a/My clip (1).mp4", "s3://bucket/x", "f")
+    assert key != video_name("/data/videos/b/My clip (1).mp4", "/data/videos", "f")
     for hostile in (
         "/v/" + "x" * 300 + ".mp4",
         "/v/<script>.mp4",
@@ -160,9 +163,39 @@ def test_names_are_readable_stable_and_travel_with_the_store() -> None:
         "/v/视频.mp4",
         "/v/t.tar#../../etc/passwd.mp4",
     ):
-        name = video_name(hostile, "/v")
+        name = video_name(hostile, "/v", "f")
         assert name.isascii() and set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-        assert len(name) <= 51
+        assert len(name) <= 57
+
+
+@pytest.mark.parametrize(
+    "uris",
+    [
+        ("/v/1437976/video.mp4", "/v/1975162/video.mp4"),  # the first 40 bits of their hashes are the same
+        ("s3://b/v/a.mp4", "s3://b/v//a.mp4", "s3://b/v///a.mp4"),
+        ("/v/a.tar#x.mp4", "/v/a.tar/x.mp4", "/v/a.tar#/x.mp4"),
+        ("/v/a.mp4", "/va.mp4", "/a.mp4"),
+        ("/v/a.mp4", "/v/a.MP4", "/v/a.mp4 "),
+    ],
+)
+def test_paths_that_nearly_agree_have_names_of_their_own(uris: tuple[str, ...]) -> None:
+    for root in ("/v", "s3://b/v", "", "/v/a.mp4"):
+        assert len({video_name(uri, root, "f") for uri in uris}) == len(uris)
+
+
+def test_two_videos_of_one_name_in_two_stores_have_names_of_their_own() -> None:
+    assert video_name("/x/0001.mp4", "/x", "f") != video_name("/y/0001.mp4", "/y", "g")
+
+
+def test_a_collision_is_resolved_the_same_way_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_HASH", 1)
+    monkeypatch.setattr(plans.hashlib, "sha256", lambda _: hashlib.md5(b""))
+    rows = manifest(**{f"{folder}/v": (20, 25.0) for folder in "cabd"})
+    plan = make_plan(rows, "/videos", ClipConfig(), 4)
+    assert plan["clip"].is_unique and plan["video"].is_monotonic_increasing
+    names = [f"v-d{number}-{start}" for number in ("", "-2", "-3", "-4") for start in ("000000", "000016")]
+    assert plan["clip"].tolist() == names
+    assert plan_bytes(make_plan(rows[::-1], "/videos", ClipConfig(), 4)) == plan_bytes(plan)
 
 
 @pytest.mark.parametrize(
@@ -180,12 +213,6 @@ def test_names_are_readable_stable_and_travel_with_the_store() -> None:
 def test_values_out_of_range_are_named(clip: ClipConfig, shard: int, key: str) -> None:
     with pytest.raises(PipelineError, match=key.replace(".", r"\.")):
         make_plan(manifest(a=(20, 25.0)), "/videos", clip, shard)
-
-
-def test_a_video_listed_twice_is_refused() -> None:
-    twice = pd.concat([manifest(a=(20, 25.0))] * 2)
-    with pytest.raises(PipelineError, match="both named a-"):
-        make_plan(twice, "/videos", ClipConfig(), 4)
 
 
 def test_a_large_corpus_plans_in_seconds() -> None:

