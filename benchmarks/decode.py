@@ -10,6 +10,11 @@ IsolatedDecoder, the way the pipeline runs it. Each file is decoded by all of th
 from file to file and round to round, with one thread each; the best round of each file counts, because other work on
 the machine can only ever add time. CPU time includes the child's. The ratio is bare's CPU time over theirs: at 1 the
 rest costs nothing, above 1 it saves.
+
+    python benchmarks/decode.py --long 20 7200                      # a shard of a video of 20 s, and of 2 h
+
+measures what a shard of 32 clips costs by how long its video is, and what memory the child takes: for the first shard
+of the video on a node, and for others, each by a child that is new. The videos are made by ffmpeg (-stream_loop).
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ import argparse
 import dataclasses
 import os
 import random
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -87,15 +94,53 @@ def clips_of(frames: int, per_video: int, rng: random.Random) -> list[list[int]]
     return [[min(start + j, frames - 1) for j in range(CLIP)] for start in starts or [0]]
 
 
+def measure_long(seconds: Sequence[int]) -> None:
+    """CPU seconds and memory of shards, by the length of their video."""
+    print(f"{'video':>12}{'frames':>10}{'shard':>8}{'CPU s':>8}{'wall s':>8}{'child peak MB':>15}{'index MB':>10}")
+    with tempfile.TemporaryDirectory() as scratch:
+        piece = Path(scratch) / "piece.mp4"
+        make = ["ffmpeg", "-v", "error", "-nostdin", "-y"]
+        picture = ["-f", "lavfi", "-i", "testsrc2=s=320x240:d=20:r=30", "-c:v", "libx264", "-g", "60", "-bf", "2"]
+        subprocess.run([*make, *picture, "-pix_fmt", "yuv420p", piece], check=True)
+        for length in seconds:
+            for container in ("mp4", "mkv"):
+                path, kept = Path(scratch) / f"{length}.{container}", Path(scratch) / f"kept-{length}-{container}"
+                loop = ["-stream_loop", str(length // 20 - 1), "-i", piece, "-c", "copy", path]
+                subprocess.run([*make, *loop], check=True)
+                frames = length * 30
+                for number, share in enumerate((0.0, 0.25, 0.5, 0.9)):
+                    first = int(share * (frames - 32 * CLIP))
+                    clips = [[first + i * CLIP + j for j in range(CLIP)] for i in range(32)]
+                    settings = {"index_dir": str(kept)} if hasattr(DecodeConfig, "index_dir") else {}
+                    with IsolatedDecoder(DecodeConfig(timeout_s=3600, **settings)) as decoder:
+                        decoder.probe(Source(str(piece)))  # starts the child
+                        assert decoder._child is not None
+                        pid = decoder._child._process.pid
+                        cpu, wall = cpu_seconds(pid), time.perf_counter()
+                        isolated(decoder)(path, clips)
+                        cpu, wall = cpu_seconds(pid) - cpu, time.perf_counter() - wall
+                        status = Path(f"/proc/{pid}/status").read_text()
+                    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+                    held = sum(file.stat().st_size for file in kept.glob("*") if file.is_file()) / 1e6
+                    name = f"{length} s {container}"
+                    print(f"{name:>12}{frames:10}{number:8}{cpu:8.2f}{wall:8.1f}{peak:15.0f}{held:10.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--corpus", type=Path, help="folder of videos")
+    parser.add_argument("--long", nargs="+", type=int, metavar="SECONDS", help="lengths of videos; multiples of 20")
     parser.add_argument("--files", type=int, default=16, help="how many of them, spread over the sorted names")
     parser.add_argument("--per-video", type=int, default=0, help="random clips a video; 0: all, one after the other")
     parser.add_argument("--rounds", type=int, default=5, help="times each file is decoded by each")
     parser.add_argument("--decoders", nargs="+", default=["pyav"], help="pyav, decord, torchcodec")
     args = parser.parse_args()
 
+    if args.long:
+        measure_long(args.long)
+        return
+    if args.corpus is None:
+        parser.error("give --corpus or --long")
     rng = random.Random(0)
     paths = sorted(path for path in args.corpus.iterdir() if path.is_file())
     if not paths:

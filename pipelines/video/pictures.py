@@ -116,6 +116,7 @@ class _H264:
     def __init__(self, extradata: bytes):
         self.number = -1
         self.headers = b""
+        self.interlaced = False  # pictures may be fields
         self._sets: dict[int, bytes] = {}  # in-band, by NAL type and id
         self._sequences: dict[int, tuple[int, bool, bool]] = {}  # id -> bits of frame_num, frames only, three planes
         self._pictures: dict[int, int] = {}  # id -> its sequence
@@ -133,11 +134,10 @@ class _H264:
             for begin, end in units(extradata, 0):
                 self._learn(extradata[begin:end])
 
-    @property
-    def interlaced(self) -> bool:
-        return any(not frames_only for _, frames_only, _ in self._sequences.values())
-
     def look(self, packet: memoryview) -> int:
+        size = self._length_size
+        if size and not self.interlaced and len(packet) > size and packet[size] & 31 in (1, 5):
+            return SHOWN | (CLEAN if packet[size] & 31 == 5 else 0)  # the usual packet, at a tenth of the time
         data = bytes(packet[:_AHEAD])
         fields = clean = 0
         while True:
@@ -211,6 +211,7 @@ class _H264:
         bits.golomb()
         bits.golomb()
         self._sequences[number] = min(frame_num, 16), bool(bits.read(1)), planes
+        self.interlaced = any(not frames_only for _, frames_only, _ in self._sequences.values())
         return number
 
     def _slice(self, data: bytes) -> int:

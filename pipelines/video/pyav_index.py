@@ -116,7 +116,7 @@ class _Log:
             dts.append(NO_TIME if packet.dts is None else packet.dts)
             pos.append(-1 if packet.pos is None else packet.pos)
             size.append(packet.size)
-            duration.append(min(max(packet.duration or 0, 0), 2**31 - 1))
+            duration.append((packet.duration or 0) & 0x7FFFFFFF)
             discarded = packet.is_discard
             discard.append(discarded)
             is_key = packet.is_keyframe
@@ -149,7 +149,7 @@ class _Log:
             key.append(is_key and bool(what & SHOWN))
             clean.append(bool(what & CLEAN))
             shown.append(visible)
-            self.headers.extend(said_once(packet, place))
+            self.headers += said_once(packet, place)
             if may_encrypt and self.encrypted < 0 and is_encrypted(packet):
                 self.encrypted = place
             if not (packet.is_corrupt and flags_tell(video)):
@@ -272,7 +272,7 @@ def _promised_by_table(video: Video) -> int | None:
 def _with_lost_tail(video: Video, log: _Log, order: np.ndarray) -> tuple[int, int]:
     """How many frames the header promises, and how many of `order` can be told apart from the lost ones."""
     packets, entries = log.packets, video.stream.index_entries
-    if _promised_by_table(video) is None or len(entries) <= len(packets):
+    if len(entries) <= len(packets) or _promised_by_table(video) is None:
         return len(order), len(order)
     missing = entries[len(packets) : len(entries)]
     lost = sum(not entry.is_discard for entry in missing)

@@ -109,8 +109,9 @@ class Video:
 
     def rewind(self) -> None:
         """Back to the first packet, by opening anew: the one way that is right for every container."""
-        self.close()
-        self._open()
+        if not self.fresh:
+            self.close()
+            self._open()
 
     def seek(self, where: int, by_bytes: bool = False) -> bool:
         """Seek to the keyframe at or before a time, or to a byte. Where it really is shows in the next packets."""
@@ -164,8 +165,7 @@ class Video:
 
     def play(self) -> Iterator[DecodedPacket]:
         """Decode everything, from a fresh start."""
-        if not self.fresh:
-            self.rewind()
+        self.rewind()
         for place, packet in enumerate(self.packets()):
             yield self.decode(packet, place)
         yield self.decode(None, 0)
