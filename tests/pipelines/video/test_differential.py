@@ -38,8 +38,9 @@ def cases() -> list[object]:
             for cut in CUTS:
                 possible = {
                     "whole": True,
-                    "tail": container in CUT_TAIL,
-                    "head": container in ("ts", "m2ts", "mpg"),
+                    # With one keyframe nothing is left after the head, nor of so small an AVI but half a packet.
+                    "tail": container in CUT_TAIL and (codec, container) != ("one_key", "avi"),
+                    "head": container in ("ts", "m2ts", "mpg") and codec != "one_key",
                     "joined": container in ("ts", "mpg"),
                     "edit": container in ("mp4", "mov") and codec == "h264",
                 }
