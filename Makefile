@@ -48,6 +48,7 @@ bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of vid
 	@test -d "$(CORPUS)" || { echo "CORPUS=$(CORPUS) is no folder: make bench CORPUS=FOLDER, any folder of videos" >&2; exit 2; }
 	$(BIN)/python benchmarks/canvas_greedy.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/decode.py --corpus "$(CORPUS)"
+	$(BIN)/python benchmarks/thresholds.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/pipeline.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/labels.py --corpus "$(CORPUS)"

@@ -185,7 +185,7 @@ class _Null(str):
 def _from_file(file: str, known: dict[str, Setting], schema: type) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
-            tree = yaml.load(stream, _AsWritten) or {}  # noqa: S506 (a SafeLoader)
+            tree = _AsWritten(stream).get_single_data() or {}
         leaves = list(_leaves(settings_of_run(tree, file, schema), known)) if isinstance(tree, dict) else None
     except OSError as error:
         raise PipelineError(

@@ -26,21 +26,21 @@ LONGEST = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """One worker takes a file, as with --dist=loadfile; but all that need `ray_session` are one worker's: one Ray."""
+    item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else file_of(item)))
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def order(item: pytest.Item) -> tuple[bool, int]:
-        file = file_of(item).removesuffix(".py")
+        file = file_of(item)
         return not needs_ray(item), LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
     items.sort(key=order)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else file_of(item)))
 
 
 def file_of(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0].removeprefix("tests/")
+    return item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
 
 
 def needs_ray(item: pytest.Item) -> bool:

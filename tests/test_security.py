@@ -53,17 +53,26 @@ def run(command: list[str], environment: dict[str, str], said: list[str]) -> str
     return done.stdout
 
 
-def run_in_one(jobs: Sequence[Sequence[object]], environment: dict[str, str], said: list[str]) -> list[int]:
-    """Run jobs one after another in a process of their own; their exit statuses."""
-    script = (
-        "import json, sys; from jobs.cli import main; print(json.dumps([main(w) for w in json.loads(sys.argv[1])]))"
-    )
+def run_in_one(
+    jobs: Sequence[Sequence[object]], environment: dict[str, str], said: list[str], ray: bool = True
+) -> list[int]:
+    """Run jobs one after another in a process of their own, on Ray or by plain loops; their exit statuses."""
+    script = """
+import contextlib, json, sys
+from jobs.cli import main
+from tests.support.plain_ray_data import plain_ray_data
+with contextlib.nullcontext() if json.loads(sys.argv[2]) else plain_ray_data():
+    print(json.dumps([main(words) for words in json.loads(sys.argv[1])]))
+"""
     told = json.dumps([[str(word) for word in words] for words in jobs])
-    statuses: list[int] = json.loads(run([sys.executable, "-c", script, told], environment, said).splitlines()[-1])
+    statuses: list[int] = json.loads(
+        run([sys.executable, "-c", script, told, json.dumps(ray)], environment, said).splitlines()[-1]
+    )
     return statuses
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])  # two: on a Ray of their own
+# 0: one rank, and preprocess without Ray; 2: ranks on a Ray of their own.
+@pytest.mark.parametrize("ranks", [0, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 2))])
 def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
     bucket: str, store_of_videos: Path, short: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -78,10 +87,15 @@ def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
         shutil.copy(store_of_videos / f"clip{number}.mp4", few)
     shutil.copy(store_of_videos / "broken.mp4", few)
     settings = [f"input={few}", f"output={gaze}", "shard.clips=2", "clip.frames=3", "ray.cpus=2"]
-    run(runs.command("preprocess", *settings), environment, said)
+    assert run_in_one([["preprocess", *settings]], environment, said, ray=ranks > 0) == [0]
     size = [word for word in training.SMALL if word.startswith("policy.")]
     settings = [*size, f"data={gaze}", "max_ratio=0.03", "epochs=1", "global_batch=2", "micro_batch=2", "val_clips=0"]
-    settings += ["loader.val_fraction=0", f"scale.max_workers={ranks}", f"scale.min_workers={ranks}", "ray.cpus=2"]
+    settings += [
+        "loader.val_fraction=0",
+        f"scale.max_workers={ranks or 1}",
+        f"scale.min_workers={ranks or 1}",
+        "ray.cpus=2",
+    ]
     several: list[list[object]] = [["train", "policy", *settings, f"run={trained}"]]
     several += [["report", gaze, f"output={out / 'report.html'}"], ["verify", gaze], ["audit", trained]]
     several += [["status", gaze], ["status", trained], ["gaze", few / "clip0.mp4", f"output={out / 'one'}"]]
@@ -91,7 +105,8 @@ def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
 
     text = "".join(said)
     files = [path for folder in (out, short, tmp_path / "home") for path in folder.rglob("*") if path.is_file()]
-    assert {"dataset.json", "events.jsonl", "report.html", "gaze.json", "raylet.out"} <= {path.name for path in files}
+    names = {"dataset.json", "events.jsonl", "report.html", "gaze.json"} | ({"raylet.out"} if ranks else set())
+    assert names <= {path.name for path in files}
     for secret in (*SECRETS.values(), "secret-access-key-must-not-leak", TOKEN):
         assert secret not in text
         for path in files:

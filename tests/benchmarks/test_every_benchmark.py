@@ -36,6 +36,7 @@ SMALLEST = {
     "rl_learning": ("--data DATASET --clips 1 small=tests/golden/autogaze_small_k4", ""),
     "s3": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", "s3 / disk"),
     "sizing": ("--repeats 1", ""),
+    "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),
     "tiling": ("--frames 2 --height 224 --width 224", ""),
     "train": ("--data DATASET --small --batch 1 --steps 2 --every 1", ""),
     "vision": ("speed --rounds 1 --ratios 0.1", ""),

@@ -134,6 +134,7 @@ def test_a_ray_of_our_own_is_started_with_them(monkeypatch: pytest.MonkeyPatch) 
 
     asked = []
     monkeypatch.setattr(local, "start_ray", lambda **options: asked.append(options["num_cpus"]) or _stop())
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have connected this process
     for quota, configured in ((5, 0), (1, 0), (5, 3)):
         monkeypatch.setattr(local, "usable_cpus", lambda quota=quota: quota)
         with pytest.raises(KeyboardInterrupt), local.running(local.RayConfig(cpus=configured)):

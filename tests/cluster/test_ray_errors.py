@@ -36,6 +36,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Options]:
         return seen[-1]
 
     monkeypatch.setattr(local, "start_ray", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have connected this process
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     return ask
 
@@ -84,6 +85,7 @@ def test_a_ray_with_another_token_is_told_from_none(monkeypatch: pytest.MonkeyPa
         raise ConnectionError(f"Failed to connect to Ray cluster at {address}")
 
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # other tests may have connected this process
     monkeypatch.setattr(local, "require_listening", lambda *given: None)
     token = pytest.raises(
         ClusterError, match=r"its token is another \(set RAY_AUTH_MODE and RAY_AUTH_TOKEN as where it"

@@ -186,7 +186,7 @@ def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_pa
         return training.canvas_gaze(training.clip_of(number))
 
     url = training.write_dataset(tmp_path / "data", clips=8, gaze=canvas)
-    changed = ["epochs=30", "optimizer.lr=5e-3", "min_ratio=0.05", "val_clips=2", "every.checkpoint=0"]
+    changed = ["epochs=60", "optimizer.lr=5e-3", "min_ratio=0.05", "val_clips=2", "every.checkpoint=0"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert main(["train", "reconstructor", *reconstructor_settings(url, whole, *changed)]) == 0
     events = read_events(str(whole))

@@ -50,7 +50,7 @@ def plain_ray_data() -> Iterator[None]:
 
     @contextmanager
     def no_ray(config: RayConfig) -> Iterator[ClusterSize]:
-        yield ClusterSize(nodes=1, cpus=2, gpus=0)
+        yield ClusterSize(nodes=1, cpus=4, gpus=0)
 
     @contextmanager
     def this_node(nodes: object) -> Iterator[object]:

@@ -72,6 +72,13 @@ def start(job: str, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def start_plainly(job: str, *arguments: object) -> subprocess.Popen[bytes]:
+    """As `plainly`, in a process of its own, to be killed."""
+    code = "import sys; from tests.support import runs; sys.exit(runs.plainly(*sys.argv[1:]).returncode)"
+    words = [sys.executable, "-c", code, job, *map(str, arguments)]
+    return subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def tree(folder: Path) -> dict[str, str]:
     """Hash of every file below a folder, hidden ones and temporaries included."""
     return {

@@ -97,6 +97,7 @@ def test_what_is_missing_is_red_and_says_what_to_do(cluster: Any, tmp_path: Path
     assert "not ready: gpu nodes, GPUs, free in /proc, output, input" in printed
 
 
+@pytest.mark.slow
 def test_the_one_node_that_differs_is_named(cluster: Any, store_of_videos: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     for package in ("autogaze", "pipelines", "cluster", "jobs"):

@@ -220,12 +220,13 @@ def test_a_name_that_is_not_utf8_is_no_change_of_the_input(make_video: Callable[
     assert job is not None and job.notice == ""
 
 
+@pytest.mark.parametrize("run", [runs.plainly, pytest.param(runs.autogaze, marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_clear_line_and_the_job_goes_on_when_there_is_room(
-    undisturbed: Run, small_disk: Path, joins: list[str]
+    undisturbed: Run, small_disk: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     output = small_disk / "gaze"
     arguments = [*undisturbed.settings, f"output={output}"]
-    full = runs.autogaze("preprocess", *arguments, *joins)  # whose Ray must be as silent
+    full = run("preprocess", *arguments, "ray.cpus=2")
     assert full.returncode == 2 and "no space left on the device" in full.stderr and full.stderr.count("\n") == 1
     assert not [name for name in runs.tree(output) if ".tmp-" in name]
     for shard in open_dataset(str(output)).committed():

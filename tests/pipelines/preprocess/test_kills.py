@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -45,19 +47,21 @@ def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> 
     assert runs.all_gone(left), "a killed driver leaves no process behind"
 
 
+MOMENTS = ["plan.parquet", "dataset.json", "shards/.tmp-*", "shards/*.tar", "index/.tmp-*"]
+
+
 @pytest.mark.parametrize(
-    "moments",
-    [
-        ["index/.tmp-*"],
-        pytest.param(["plan.parquet", "dataset.json", "shards/.tmp-*", "shards/*.tar"], marks=pytest.mark.slow),
-    ],
+    ("start", "moments"),
+    [(runs.start_plainly, MOMENTS[2:]), pytest.param(runs.start, MOMENTS, marks=pytest.mark.slow)],
 )
-def test_everything_killed_in_the_middle_of_a_write(undisturbed: Run, tmp_path: Path, moments: list[str]) -> None:
+def test_everything_killed_in_the_middle_of_a_write(
+    undisturbed: Run, tmp_path: Path, start: Callable[..., subprocess.Popen[bytes]], moments: list[str]
+) -> None:
     """The moment a new file of each kind shows, driver and actors die at once: the file may be half written."""
     output = tmp_path / "gaze"
     for moment in moments:
         before = set(output.glob(moment))
-        job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
+        job = start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
         wait_until(
             lambda moment=moment, before=before, job=job: set(output.glob(moment)) - before or job.poll() is not None,
             every=0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,16 +151,16 @@ def test_the_batch_changes_no_gaze_and_only_the_last_digits_of_its_losses(
         torch.testing.assert_close(one.losses, two.losses, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("run", [runs.plainly, pytest.param(runs.autogaze, marks=pytest.mark.slow)])
 def test_more_workers_and_a_checkpoint_that_moved_finish_with_the_same_bytes(
-    gazed: Gazed, joins: list[str], tmp_path: Path
+    gazed: Gazed, tmp_path: Path, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     output = Path(shutil.copytree(gazed.output, tmp_path / "gaze"))
     for shard in (0, 1):
         (output / "index" / f"{shard:06d}.parquet").unlink()
     (output / "shards" / "000001.tar").unlink()
     moved = Path(shutil.copytree(CHECKPOINT, tmp_path / "moved"))
-    workers = [joins[0], "workers.decode=1", "workers.gaze=2"]
-    done = runs.here("preprocess", *gazed.settings(output, moved), *workers)
+    done = run("preprocess", *gazed.settings(output, moved), "ray.cpus=4", "workers.decode=2", "workers.gaze=2")
     assert done.returncode == 0 and runs.tree(output) == gazed.files, done.stderr
 
 

@@ -130,7 +130,8 @@ def test_where_and_how_often_may_change_within_a_run(gazes: str, smooth_run: Pat
 
 
 def test_a_run_does_not_go_on_with_other_data_at_the_same_place(tmp_path: Path) -> None:
-    data, config = tmp_path / "data", policy_config(str(tmp_path / "data"), tmp_path / "run", "epochs=1")
+    data = tmp_path / "data"
+    config = policy_config(str(data), tmp_path / "run", "epochs=1", "loader.val_fraction=0")
     training.write_dataset(data, clips=8)
     asked = iter([False, True])
     assert train(config, stopping=lambda: next(asked)) == "stopped"
@@ -192,7 +193,7 @@ def test_what_goes_wrong_in_a_validation_costs_no_step(tmp_path: Path) -> None:
     shard, clip = damage(data, held_out)
     run = tmp_path / "run"
     with pytest.raises(PipelineError) as error:
-        train(policy_config(data, run, "val_clips=1", "every.validate=4"))
+        train(policy_config(data, run, "val_clips=64", "every.validate=4"))
     assert shard in str(error.value) and clip in str(error.value)
     assert newest(run).name == "step-000004"
 
