@@ -7,6 +7,7 @@ differ in names, in how a place becomes a vector, and in the tokens they put bef
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class TransformerLayer:
     scale2: nn.Module | None = None
 
 
-class Family:
+class Family(ABC):
     """Vision transformers of one kind in transformers. Subclasses say what is theirs; nothing here holds weights.
 
     Attributes:
@@ -53,17 +54,17 @@ class Family:
     """Beginnings of weight names that this runner does without, so that a checkpoint may lack them."""
     options: dict[str, Any] = {}  # noqa: RUF012  (constants, of from_pretrained)
 
+    @abstractmethod
     def patch(self, model: Any) -> tuple[Tensor, Tensor | None]:
         """Matrix [D, 3 * p * p] and bias [D] of a row (channel, y, x) of pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def layers(self, model: Any) -> list[TransformerLayer]:
         """The stack, first to last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positions(self, model: Any, grid: int) -> Tensor | None:
         """What is added to each patch of a grid x grid picture, row by row: [grid * grid, D]; None: nothing."""
-        raise NotImplementedError
 
     def rotation(self, model: Any, grid: int) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines [grid * grid, head_dim] that turn each patch's queries and keys; None: they stay."""
@@ -77,9 +78,9 @@ class Family:
         """Applied to the embeddings; None: nothing is."""
         return None
 
+    @abstractmethod
     def final_norm(self, model: Any) -> nn.Module | None:
         """Applied to the last layer's output to give what transformers calls last_hidden_state; None: nothing is."""
-        raise NotImplementedError
 
     def pooling_head(self, model: Any) -> Any | None:
         """SigLIP's attention pooling; None: a picture's feature is its class token's."""
