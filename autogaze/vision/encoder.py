@@ -10,6 +10,7 @@ for frame, frame_gaze in camera:
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from autogaze.gaze import Gaze
 from autogaze.hub import PREPROCESSOR
 from autogaze.images import check_frames
 from autogaze.patches import PatchVocabulary
+from autogaze.quiet import quiet
 from autogaze.vision import loading
 from autogaze.vision.attention import MODES, RowAttention, Segments
 from autogaze.vision.convert import by_coverage
@@ -114,7 +116,8 @@ class GazedEncoder(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write a checkpoint that `load` and transformers read; learnt embeddings are a file that only `load` reads."""
-        self.model.save_pretrained(folder)
+        with quiet(importlib.import_module("transformers")):
+            self.model.save_pretrained(folder)
         if self.embeddings is not None:
             self.embeddings.write(Path(folder))
         if self.preprocessor is not None:
