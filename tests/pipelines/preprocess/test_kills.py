@@ -94,17 +94,16 @@ def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: P
     assert runs.tree(output) == undisturbed.files
 
 
-@pytest.mark.parametrize("start", [runs.start_plainly, pytest.param(runs.start, marks=pytest.mark.slow)])
-def test_it_leaves_in_order_when_told(
-    undisturbed: Run, tmp_path: Path, start: Callable[..., subprocess.Popen[bytes] | runs.Fork]
-) -> None:
+@pytest.mark.parametrize("ray", ["joined", pytest.param("its own", marks=pytest.mark.slow)])
+def test_it_leaves_in_order_when_told(undisturbed: Run, joins: list[str], tmp_path: Path, ray: str) -> None:
     output = tmp_path / "gaze"
-    job = start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
-    assert wait_until(lambda: any(output.glob("index/*.parquet")) or job.poll() is not None, every=0.001)
+    settings = joins if ray == "joined" else ["ray.cpus=2"]
+    job = runs.start("preprocess", *undisturbed.settings, f"output={output}", *settings)
+    assert wait_until(lambda: any(output.glob("index/*.parquet")) or job.poll() is not None, every=0.01)
     left = set(runs.descendants(job.pid))
     job.terminate()
     assert job.wait() == 128 + signal.SIGTERM
-    assert left and runs.all_gone(left, seconds=10)
+    assert (left or ray == "joined") and runs.all_gone(left, seconds=10)
     (record,) = Path(f"{output}.runs").iterdir()
     assert json.loads(record.read_text())["status"] == "interrupted"
     finish(undisturbed, output)
