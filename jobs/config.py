@@ -111,7 +111,7 @@ def _absolute(key: Setting) -> str:
         return normal_input(key.value)
     if key.value == "canvas":
         return str(key.value)
-    if key.place in ("policy", "reconstructor"):
+    if key.place in ("policy", "reconstructor", "encoder"):
         return find_network(key.value, key.place, key.name)
     return str(Location(key.value)) if os.path.exists(os.path.expanduser(key.value)) else str(key.value)
 

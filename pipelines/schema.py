@@ -21,7 +21,9 @@ T = TypeVar("T")
 OnResume: TypeAlias = Literal["same value", "same content", "any value", "same value, or extend=true"]
 """What a setting must be when a job goes on with what it began: the same; another path, say, to the same content (which
 is compared, by fingerprints); anything; or the same unless the user says extend=true, which is recorded."""
-PlaceKind: TypeAlias = Literal["no", "location", "locations", "input", "checkpoint", "policy", "reconstructor"]
+PlaceKind: TypeAlias = Literal[
+    "no", "location", "locations", "input", "checkpoint", "policy", "reconstructor", "encoder"
+]
 """Whether a text setting says where something is: a path or URL; several with commas; videos, in any of the ways that
 pipelines.corpus.inputs knows; a path or a hub id; or a network of this kind, by any name that pipelines.networks.find
 knows."""

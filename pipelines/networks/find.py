@@ -1,7 +1,7 @@
 """Finds the network that a user names: its folder, the run that trains it, a step of that run, or an id of the hub.
 
-Every key that takes a policy or a reconstructor takes the same names, since all of them ask here. Of a run it is the
-network of the checkpoint that `checkpoints/latest` names at this moment. Nothing here imports torch.
+Every key that takes a policy, a reconstructor or an encoder takes the same names, since all of them ask here. Of a run
+it is the network of the checkpoint that `checkpoints/latest` names at this moment. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pipelines.errors import PipelineError
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
-Kind = Literal["policy", "reconstructor"]
+Kind = Literal["policy", "reconstructor", "encoder"]
 _CONFIG, _LATEST, _CHECKPOINTS = "config.json", "latest", "checkpoints"
-# A key that only the config.json of this kind has.
+# A key that only the config.json of this kind has. An encoder's is Hugging Face's, of one of many families.
 _MARKS: dict[Kind, str] = {"policy": "gaze_model_config", "reconstructor": "decoder_hidden_size"}
 _MADE_BY: dict[Kind, str] = {
     "policy": "give a policy: a folder in the reference's format, or a run of autogaze train policy or autogaze rl",
     "reconstructor": "give a reconstructor: canvas, its folder or file, or a run of autogaze train reconstructor",
+    "encoder": "give a vision transformer: its folder in Hugging Face's format, a hub id, or a run that trains one",
 }
 
 
@@ -98,9 +99,9 @@ def _of_step(step: Location, kind: Kind) -> Location:
     if store.exists(step / kind / _CONFIG):
         _require_kind(step / kind / _CONFIG, kind)
         return step / kind
-    for other in _MARKS:
+    for other in _MADE_BY:
         if store.exists(step / other / _CONFIG):
-            raise _NotFound(f"is a run that trains a {other}; {_MADE_BY[kind]}")
+            raise _NotFound(f"is a run that trains {_a(other)}; {_MADE_BY[kind]}")
     raise _NotFound(f"{step} holds no {kind}/{_CONFIG}; its checkpoint is damaged, give an older step's folder")
 
 
@@ -109,8 +110,12 @@ def _require_kind(config: Location, kind: Kind) -> None:
         document = json.loads(store.read(config))
     except ValueError:
         return  # the loader says what is wrong with it
-    if not isinstance(document, dict) or _MARKS[kind] in document:
+    if not isinstance(document, dict) or _MARKS.get(kind) in document:
         return
     for other, mark in _MARKS.items():
         if mark in document:
-            raise _NotFound(f"is a {other}; {_MADE_BY[kind]}")
+            raise _NotFound(f"is {_a(other)}; {_MADE_BY[kind]}")
+
+
+def _a(kind: Kind) -> str:
+    return f"an {kind}" if kind == "encoder" else f"a {kind}"
