@@ -83,13 +83,15 @@ def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, conso
     made: dict[type[TrainConfig], Kind] = {ReconstructorTrainConfig: "reconstructor", EncoderTrainConfig: "encoder"}
     kind = made.get(type(config), "policy")
     from jobs.signals import stop_on_sigterm
-    from pipelines.train.loop import train
+    from pipelines.train.loop import is_finished, train
     from pipelines.train.on_ray import require_room, train_on_ray
 
     with stop_on_sigterm(_ANSWER) as stopping:
         if not config.needs_ray:
             _require_no_address(ray)
             status = train(config, make_task, console=console, stopping=stopping)
+        elif is_finished(config, make_task):
+            status = "finished"
         else:
             with running(ray) as size:
                 require_room(config, size.cpus, size.gpus)
