@@ -21,7 +21,7 @@ from autogaze.hub import CheckpointError
 from autogaze.patches import PatchVocabulary
 
 EMBEDDINGS = "gaze_embeddings.safetensors"
-_FORMAT = "1"
+_ABOUT, _FORMAT = "gaze_embeddings", 1
 
 
 class GazeEmbeddings(nn.Module):
@@ -61,7 +61,8 @@ class GazeEmbeddings(nn.Module):
     def write(self, folder: Path) -> None:
         """Write them into a checkpoint's folder."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(tensors, folder / EMBEDDINGS, {"format": _FORMAT, "scales": json.dumps(self.scales)})
+        # One key: safetensors writes several in an order that differs from run to run.
+        save_file(tensors, folder / EMBEDDINGS, {_ABOUT: json.dumps({"format": _FORMAT, "scales": self.scales})})
 
     @classmethod
     def read(cls, folder: Path, width: int) -> GazeEmbeddings | None:
@@ -74,12 +75,13 @@ class GazeEmbeddings(nn.Module):
             return None
         try:
             with safe_open(path, "pt") as file:
-                about, scale, time = file.metadata() or {}, file.get_tensor("scale"), file.get_tensor("time")
-            scales = json.loads(about["scales"]) if about.get("format") == _FORMAT else None
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+                about = dict(json.loads((file.metadata() or {})[_ABOUT]))
+                scale, time = file.get_tensor("scale"), file.get_tensor("time")
+            scales = about["scales"] if about["format"] == _FORMAT else None
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} cannot be read: {error!r}; copy it again, or remove it") from error
         if scales is None:
-            raise CheckpointError(f"{path} is of format {about.get('format')}, wanted {_FORMAT}: use a newer autogaze")
+            raise CheckpointError(f"{path} is of format {about['format']}, wanted {_FORMAT}: use a newer autogaze")
         if scale.shape != (len(scales), width) or time.dim() != 2 or time.shape[1] != width or not len(time):
             raise CheckpointError(
                 f"{path} holds {list(scale.shape)} for {len(scales)} scales and {list(time.shape)} for frames, the"

@@ -281,7 +281,8 @@ class GazedEncoder(nn.Module):
         weight, bias = self.family.patch(self.model)
 
         def embed(place: Tensor, ids: Tensor, frame: Tensor) -> Tensor:
-            rows = cut_rows(frames, place, ids, self.vocabulary, mean, std).to(weight.dtype)
+            with torch.autocast(self.device.type, enabled=False):  # pixels are exact, whatever the network computes in
+                rows = cut_rows(frames, place, ids, self.vocabulary, mean, std).to(weight.dtype)
             found = F.linear(rows, weight, bias)
             if tables.positions is not None:
                 # Not an index, whose gradient is added up in an order that differs from run to run.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pipelines.errors import PipelineError
+from pipelines.loading.config import LoaderConfig
 from pipelines.networks.encoders import EncoderConfig, check_encoder
 from pipelines.schema import section, setting
 from pipelines.storage.location import Location
@@ -62,6 +63,10 @@ class EncoderTrainConfig(TrainConfig):
         "all", "all weights; those up to the first layers, or from the last layers on; or embeddings alone"
     )
     layers: int = setting(0, "of learn=first and learn=last: how many layers", at_least=0)
+
+    @property
+    def loader_config(self) -> LoaderConfig:
+        return replace(super().loader_config, targets=self.targets == "stored")
 
 
 def check_encoder_config(config: EncoderTrainConfig) -> None:

@@ -1,5 +1,7 @@
 """Learnt embeddings of scale and time: nothing while they are zero, and kept beside a checkpoint."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -96,11 +98,7 @@ def test_embeddings_that_are_not_this_networks_are_one_line(tmp_path, checkpoint
     refused(r"learnt embeddings of scales 32, 64, and none of 16: load it with scales=\(32, 64\)", ValueError)
     file.write_bytes(file.read_bytes()[:-8])
     refused("cannot be read")
-    save_file({"scale": torch.zeros(3, 32), "time": torch.zeros(4, 32)}, file, {"format": "2"})
-    refused("is of format 2, wanted 1")
-    save_file(
-        {"scale": torch.full((3, 32), torch.nan), "time": torch.zeros(4, 32)},
-        file,
-        {"format": "1", "scales": "[16, 32, 64]"},
-    )
-    refused("NaN or infinite")
+    for format, value, words in ((2, 0.0, "is of format 2, wanted 1"), (1, torch.nan, "NaN or infinite")):
+        about = {"gaze_embeddings": json.dumps({"format": format, "scales": SCALES})}
+        save_file({"scale": torch.full((3, 32), value), "time": torch.zeros(4, 32)}, file, about)
+        refused(words)

@@ -14,11 +14,14 @@ from safetensors.torch import load_file
 from autogaze.gaze import Gaze
 from autogaze.vision import load as load_encoder
 from autogaze.vision.distillation import FullFeatures
+from jobs.cli import main
 from jobs.config import load
 from pipelines.errors import PipelineError
+from pipelines.networks.encoders import EncoderConfig, open_encoder
 from pipelines.runs.events import read_events
 from pipelines.train.encoder import EncoderTask
 from pipelines.train.encoder_config import EncoderTrainConfig, check_encoder_config
+from pipelines.train.step import precision
 from pipelines.train.task import RandomKey
 from tests.support import training
 from tests.support.encoders import write_encoder
@@ -26,15 +29,15 @@ from tests.support.training import end_of, newest, require_clean, run_ranks, tra
 
 CPU = torch.device("cpu")
 # Two scales of few patches: a step takes milliseconds.
-SMALL = ["encoder.scales=56+112", "encoder.attention=newest", "gaze=random", "frames=2", "max_ratio=0.2", "epochs=2"]
+SMALL = ["encoder.scales=112+224", "encoder.attention=newest", "gaze=random", "frames=2", "max_ratio=0.2", "epochs=2"]
 SMALL += ["global_batch=4", "micro_batch=4", "loader.workers=0", "loader.window=2", "loader.val_fraction=0.25"]
 SMALL += ["every.checkpoint=2", "every.validate=0", "val_clips=0", "optimizer.lr=1e-3", "embeddings=true"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A DINOv2 of patches of 14 pixels, which gaze of patches of 16 does not fit."""
-    return str(write_encoder(tmp_path_factory.mktemp("encoder"), "dinov2", patch=14, size=112))
+    """A DINOv2 of patches of 28 pixels, which gaze of patches of 16 does not fit."""
+    return str(write_encoder(tmp_path_factory.mktemp("encoder"), "dinov2", patch=28, size=224))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def config(checkpoint: str, data: str):
 def smooth(config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from beginning to end."""
     run = tmp_path_factory.mktemp("smooth") / "run"
-    assert train(config(run, "every.validate=4", "val_clips=2")) == "done"
+    assert train(config(run, "every.validate=2", "val_clips=2")) == "done"
     return run
 
 
@@ -81,7 +84,7 @@ def near(one: Path, other: Path) -> bool:
 
 def test_it_begins_exactly_at_the_checkpoint(config, checkpoint: str) -> None:
     task = EncoderTask(config("/r"), CPU)
-    plain = load_encoder(checkpoint, (56, 112), "newest")
+    plain = load_encoder(checkpoint, (112, 224), "newest")
     clips = torch.from_numpy(np.stack([training.clip_of(n) for n in range(2)]))
     gaze = Gaze.from_lists([[[3, 79, 40], [], [9]], [[1], [2, 50], [60]]], vocabulary=plain.vocabulary)
     found, wanted = task.student.encode(clips, gaze), plain.encode(clips, gaze)
@@ -109,7 +112,7 @@ def test_parts_of_a_batch_do_not_change_the_run(config, smooth: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_two_ranks_train_and_validate_as_one_does(config, smooth: Path, tmp_path: Path) -> None:
-    words = ["every.validate=4", "val_clips=2", "micro_batch=1"]
+    words = ["every.validate=2", "val_clips=2", "micro_batch=1"]
     assert run_ranks(config(tmp_path / "run", *words), 2, tmp_path / "ranks") == ["done", "done"]
     assert near(tmp_path / "run", smooth)
     require_clean(tmp_path / "run")
@@ -124,10 +127,10 @@ def test_what_it_leaves_is_read_by_transformers_and_by_vision(smooth: Path, chec
         "gaze_embeddings.safetensors",
         "model.safetensors",
     ]
-    student = load_encoder(folder, (56, 112), "newest")
+    student = load_encoder(folder, (112, 224), "newest")
     plain = transformers.Dinov2Model.from_pretrained(folder).state_dict()
     assert all(torch.equal(plain[name], weight) for name, weight in student.model.state_dict().items())
-    before = load_encoder(checkpoint, (56, 112), "newest")
+    before = load_encoder(checkpoint, (112, 224), "newest")
     assert student.fingerprint != before.fingerprint and student.embeddings is not None
     assert bool(student.embeddings.scale.any() and student.embeddings.time.any())
     last = steps(smooth, "validation").iloc[-1]
@@ -136,8 +139,8 @@ def test_what_it_leaves_is_read_by_transformers_and_by_vision(smooth: Path, chec
 
 
 def test_it_learns_what_it_is_shown_again_and_again(config, tmp_path: Path) -> None:
-    words = ["epochs=12", "loader.val_fraction=0", "optimizer.lr=5e-3", "every.checkpoint=0", "min_ratio=0.2"]
-    assert train(config(tmp_path, *words, "frames=0", "micro_batch=2")) == "done"
+    words = ["epochs=6", "loader.val_fraction=0", "optimizer.lr=5e-3", "every.checkpoint=0", "min_ratio=0.2"]
+    assert train(config(tmp_path, *words)) == "done"
     found = steps(tmp_path)
     for name in ("loss", "own", "dense"):
         assert found[name].tail(3).mean() < 0.5 * found[name].head(3).mean(), name
@@ -160,13 +163,22 @@ def test_what_is_drawn_is_a_function_of_seed_epoch_and_sample(config) -> None:
     assert all(lengths[0] == 64 and 1 <= lengths[1] == lengths[2] <= 64 for lengths, _, _ in seen)
 
 
-def test_half_precision_computes_otherwise_and_keeps_whole_weights(config, smooth: Path, tmp_path: Path) -> None:
-    assert train(config(tmp_path, "scale.dtype=bfloat16", "epochs=1")) == "done"
-    stored = load_file(newest(tmp_path) / "encoder" / "model.safetensors")
-    assert {value.dtype for value in stored.values()} == {torch.float32}
-    losses, exact = steps(tmp_path)["loss"].to_numpy(), steps(smooth)["loss"].to_numpy()[: len(steps(tmp_path))]
-    assert (losses != exact).all()
-    np.testing.assert_allclose(losses, exact, rtol=0.05)
+def test_half_precision_computes_otherwise_and_keeps_whole_weights(config) -> None:
+    found = []
+    clips = torch.from_numpy(np.stack([training.clip_of(n) for n in range(2)]))
+    stored = Gaze.cat([training.short_gaze(n) for n in range(2)])
+    for dtype in ("float32", "bfloat16"):
+        words = config("/r", f"scale.dtype={dtype}")
+        task = EncoderTask(words, CPU)
+        with precision(words, CPU):
+            losses = task.losses(task.module, clips, stored, RandomKey(0, 0, (0, 1)), [])
+            assert all(0 < value <= 1 for value in task.summary(task.validate(clips, stored)).values())
+        losses["loss"].sum().backward()
+        learns = [weight for weight in task.module.parameters() if weight.requires_grad]
+        assert all(weight.grad is not None and weight.dtype == weight.grad.dtype == torch.float32 for weight in learns)
+        found.append(losses["loss"].detach())
+    assert (found[0] != found[1]).all()
+    torch.testing.assert_close(*found, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +208,20 @@ def test_a_run_begins_with_what_another_has_learnt(config, smooth: Path, tmp_pat
     asked = iter([True])
     assert train(config(tmp_path, f"init={smooth}"), stopping=lambda: next(asked)) == "stopped"
     assert torch.equal(weights(tmp_path), weights(smooth))
+
+
+def test_the_command_leaves_a_run_that_other_jobs_take_by_name(
+    data: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SMALL, f"data={data}", f"run={tmp_path}", f"encoder.checkpoint={checkpoint}", "steps=1"]
+    assert main(["train", "encoder", *words]) == 0
+    printed = capsys.readouterr()
+    assert f"the encoder: {newest(tmp_path)}/encoder" in printed.out and "Writing" not in printed.err
+    assert main(["audit", str(tmp_path)]) == 0
+    found = open_encoder(EncoderConfig(checkpoint=str(tmp_path), scales="112+224", attention="newest"), "cpu")
+    assert found.fingerprint == load_encoder(newest(tmp_path) / "encoder", (112, 224), "newest").fingerprint
+    assert main(["train", "encoder", "--config", str(tmp_path / "config.yaml")]) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
@@ -228,8 +254,8 @@ def test_a_value_that_cannot_work_is_one_line(config, data: str, words: list[str
 @pytest.mark.parametrize(
     "words, told",
     [
-        (["gaze=stored"], "is of scales 32+64+112+224/16, the encoder's are 56+112/14"),
-        (["encoder.scales=50+112"], "encoder.scales=50+112: scales 50+112 do not fit this DINOv2"),
+        (["gaze=stored"], "is of scales 32+64+112+224/16, the encoder's are 112+224/28"),
+        (["encoder.scales=100+224"], "encoder.scales=100+224: scales 100+224 do not fit this DINOv2"),
         (["encoder.checkpoint=/nowhere"], "encoder.checkpoint=/nowhere: there is no folder"),
         (["encoder.checkpoint=RESNET"], "'resnet', which has no vision tower known here"),
         (["encoder.checkpoint=OTHER/../text"], "'siglip_text_model', which has no vision tower known here"),
@@ -242,7 +268,7 @@ def test_a_value_that_cannot_work_is_one_line(config, data: str, words: list[str
 )
 def test_what_does_not_go_together_is_one_line(config, tmp_path: Path, words: list[str], told: str) -> None:
     places = {"OTHER": tmp_path / "other", "RESNET": tmp_path / "resnet"}
-    write_encoder(places["OTHER"], "siglip", patch=14, size=112)
+    write_encoder(places["OTHER"], "siglip", patch=28, size=224)
     for name, kind in (("resnet", "resnet"), ("text", "siglip_text_model")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(f'{{"model_type": "{kind}"}}')
