@@ -219,7 +219,7 @@ def test_a_list_names_videos_of_a_website_and_of_a_bucket(
     manifest = scan(str(tmp_path / "list.txt")).set_index("uri").loc[names]
     assert manifest["reason"].fillna("").tolist() == ["", "empty_file", "missing"] * 2
     assert manifest["bytes"].tolist() == [len(video), 0, 0] * 2
-    assert all(manifest["version"][[0, 3]]), "by which a re-scan knows that they are the same"
+    assert all(manifest["version"].iloc[[0, 3]]), "by which a re-scan knows that they are the same"
     opened.clear()
     assert len(scan(str(tmp_path / "list.txt"), manifest.reset_index())) == 6
     assert not [name for name in opened if "good" in name]
