@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from autogaze.patches import VOCABULARY
 from cluster.local import ClusterSize, RayConfig, running
-from cluster.probes import alive_nodes, probing
+from jobs import making
 from jobs.scan_progress import ScanProgress, show_passed
 from jobs.wording import byte_size, fewer, plural
-from pipelines.dataset.run_records import RunRecord, new_record_url
+from pipelines.dataset.run_records import RunRecord
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
-from pipelines.preprocess.decode_stage import clear_video_cache
-from pipelines.preprocess.series import PreprocessSeries
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers, share_workers
 from pipelines.schema import section
-from pipelines.storage import store
 
 if TYPE_CHECKING:
     from pipelines.preprocess.job import Job
-
-_PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
-_RECORD_SECONDS = 15.0  # between two records of a run that goes on, for `autogaze status` elsewhere
 
 
 @dataclass
@@ -42,7 +36,8 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run show what it would do; the exit status."""
     check_preprocess_config(config)
     # After the check, since it imports torch.
-    from pipelines.preprocess.job import hopeless_clips, prepare_output, resume
+    from pipelines.preprocess.job import resume
+    from pipelines.preprocess.shard_job import prepare_output
 
     job = resume(config)
     if not dry_run:
@@ -50,14 +45,8 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
         if job and config.retry:  # which takes shards back
             job = resume(config)
     if job:
-        _note(console, job.notice)
-    if job and config.retry and (hopeless := hopeless_clips(job)):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in hopeless.items())
-        _note(
-            console,
-            f"not tried again: {sum(hopeless.values())} clips that had failed when they were planned ({reasons}); mend "
-            "their videos, and preprocess these into another output",
-        )
+        making.note(console, job.notice)
+        making.note_hopeless(console, job)
     if job and (dry_run or not job.missing or config.part == "plan"):
         return _without_work(job, console, dry_run)
     began = time.time()
@@ -77,143 +66,27 @@ def _plan(config: PreprocessJob, console: Console, dry_run: bool) -> Job:
 
     with ScanProgress(console) as progress:
         job = plan_job(config, write=not dry_run, on_progress=progress.update)
-    _note(console, job.notice)
+    making.note(console, job.notice)
     return job
 
 
-def _note(console: Console, text: str) -> None:
-    """Print what the user should know; nothing for ''."""
-    if text:
-        console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
-
-
 def _without_work(job: Job, console: Console, dry_run: bool) -> int:
-    """End a job that makes no shard: a dry run, one that only plans, or one with nothing left to do."""
-    from pipelines.preprocess.job import remove_leftovers
-
-    if dry_run:
-        _show_plan(job, console)
-    elif job.config.part == "plan":
-        console.print(
-            f"planned: {len(job.rows)} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False
-        )
-    else:
-        remove_leftovers(job)
-        of_part = "" if not job.config.part else f" of part {job.config.part}"
-        console.print(f"nothing to do: all {job.shards} shards{of_part} are committed", highlight=False)
+    if not dry_run:
+        return making.end_without_work(job, console)
+    _show_plan(job, console)
     return 0
 
 
 def _make_shards(job: Job, workers: Workers, cluster: ClusterSize, console: Console, start_up: dict[str, float]) -> int:
     from pipelines.preprocess.graph import execute
-    from pipelines.preprocess.job import remove_leftovers
+    from pipelines.preprocess.record import how_gazed
 
-    planned = int(job.plan["shard"].isin(job.missing).sum())
-    done_before = job.shards - len(job.missing)
-    console.print(
-        f"{plural(planned, 'clip')} in {plural(len(job.missing), 'shard')}"
-        + (f" ({done_before} of {job.shards} shards done before)" if done_before else "")
-        + f"; {workers.decode} decode and {plural(workers.gaze, 'gaze worker')} on {plural(cluster.nodes, 'node')}, "
-        + f"gaze on {workers.device}",
-        highlight=False,
-    )
-    totals, exported, recorder = (
-        Totals(),
-        PreprocessSeries(job.output, planned),
-        _Recorder(job, workers, cluster, start_up),
-    )
-    try:
-        with _Bar(console, planned) as bar:
-
-            def on_shard() -> None:
-                bar.update(totals)
-                exported.update(totals)
-                recorder.while_running(totals)
-
-            execute(job, workers, totals, on_shard)
-        remove_leftovers(job)
-        if job.keeps_videos:
-            with probing(alive_nodes()) as probes:
-                probes.call(clear_video_cache)
-        record = recorder.publish(totals, "done")
-    except (KeyboardInterrupt, SystemExit):
-        recorder.publish(totals, "interrupted")
-        raise
-    finally:  # another error leaves no record: it may be a full disk, and its own message must be the last
-        exported.close()
+    how = {"gaze": how_gazed(job.gazer, workers.device)}
+    run = partial(execute, job, workers)
+    made = making.Making("preprocess", job, workers.actors, workers.device, how, run)
+    totals, record = making.make_shards(made, cluster, console, start_up)
     _show_summary(job, totals, record, console)
-    # No clip of the whole corpus is ok: what runs next must not take that for success. A part may be one bad shard.
-    return 1 if not job.config.part and totals.ok == 0 and len(job.missing) == job.shards else 0
-
-
-class _Recorder:
-    """Writes the record of a run beside its dataset: now and then while it runs, and at its end."""
-
-    def __init__(self, job: Job, workers: Workers, cluster: ClusterSize, start_up: dict[str, float]) -> None:
-        self._job, self._workers, self._cluster, self._start_up = job, workers, cluster, start_up
-        self._began = time.time()
-        self._url = new_record_url(job.output, self._began)
-        self._published = time.monotonic()
-
-    def while_running(self, totals: Totals) -> None:
-        """Publish a record unless one was published just now."""
-        if time.monotonic() - self._published >= _RECORD_SECONDS:
-            self.publish(totals, "running")
-
-    def publish(self, totals: Totals, status: str) -> RunRecord:
-        from pipelines.preprocess.record import run_record
-
-        seconds = time.time() - self._began
-        record = run_record(
-            self._job, totals, self._workers, asdict(self._cluster), self._began, seconds, status, self._start_up
-        )
-        store.publish(record.to_json(), self._url)
-        self._published = time.monotonic()
-        return record
-
-
-class _Bar:
-    """Live progress on a terminal, a plain line every few seconds elsewhere."""
-
-    def __init__(self, console: Console, clips: int) -> None:
-        self.console, self.clips = console, clips
-        self.printed = time.monotonic()
-        self.progress: Progress | None = None
-        if console.is_terminal:
-            self.progress = Progress(
-                TextColumn("[bold]clips"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[failed]}"),
-                console=console,
-            )
-            self.task = self.progress.add_task("clips", total=clips, rate="starting", failed="0 failed")
-
-    def __enter__(self) -> _Bar:
-        if self.progress:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self.progress:
-            self.progress.stop()
-
-    def update(self, totals: Totals) -> None:
-        failed, rate = totals.failed.total(), totals.clips / max(totals.span, 1e-9)
-        if self.progress:
-            shown = f"[red]{failed} failed[/red]" if failed else "0 failed"
-            self.progress.update(self.task, completed=totals.clips, rate=f"{rate:.1f} clips/s", failed=shown)
-        elif time.monotonic() - self.printed >= _PLAIN_SECONDS or totals.clips == self.clips:
-            self.printed = time.monotonic()
-            eta = (self.clips - totals.clips) / rate
-            self.console.print(
-                f"{totals.clips}/{self.clips} clips  {rate:.1f} clips/s  eta {eta:.0f} s  {failed} failed",
-                highlight=False,
-            )
+    return making.exit_status(job, totals)
 
 
 def _show_plan(job: Job, console: Console) -> None:
