@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from autogaze.patches import VOCABULARY
-from cluster.local import ClusterSize, RayConfig, running
+from cluster.local import RayConfig
 from jobs import making
-from jobs.scan_progress import ScanProgress, show_passed
-from jobs.wording import byte_size, fewer, plural
+from jobs.scan_progress import show_passed
+from jobs.wording import fewer
 from pipelines.dataset.run_records import RunRecord
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.totals import Totals
-from pipelines.preprocess.workers import Workers, share_workers
+from pipelines.preprocess.workers import share_workers
 from pipelines.schema import section
 
 if TYPE_CHECKING:
@@ -35,58 +33,23 @@ class PreprocessJob(PreprocessConfig):
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run show what it would do; the exit status."""
     check_preprocess_config(config)
-    # After the check, since it imports torch.
-    from pipelines.preprocess.job import resume
-    from pipelines.preprocess.shard_job import prepare_output
-
-    job = resume(config)
-    if not dry_run:
-        prepare_output(config, job)
-        if job and config.retry:  # which takes shards back
-            job = resume(config)
-    if job:
-        making.note(console, job.notice)
-        making.note_hopeless(console, job)
-    if job and (dry_run or not job.missing or config.part == "plan"):
-        return _without_work(job, console, dry_run)
-    began = time.time()
-    with running(config.ray) as cluster:
-        ready = time.time()
-        if config.part == "plan":  # on a node that may be too small to make shards
-            return _without_work(job or _plan(config, console, dry_run), console, dry_run)
-        workers = share_workers(config, cluster.cpus, cluster.gpus, cluster.nodes)
-        job = job or _plan(config, console, dry_run)
-        if dry_run or not job.missing:
-            return _without_work(job, console, dry_run)
-        return _make_shards(job, workers, cluster, console, {"ray": ready - began, "plan": time.time() - ready})
-
-
-def _plan(config: PreprocessJob, console: Console, dry_run: bool) -> Job:
-    from pipelines.preprocess.job import plan_job
-
-    with ScanProgress(console) as progress:
-        job = plan_job(config, write=not dry_run, on_progress=progress.update)
-    making.note(console, job.notice)
-    return job
-
-
-def _without_work(job: Job, console: Console, dry_run: bool) -> int:
-    if not dry_run:
-        return making.end_without_work(job, console)
-    _show_plan(job, console)
-    return 0
-
-
-def _make_shards(job: Job, workers: Workers, cluster: ClusterSize, console: Console, start_up: dict[str, float]) -> int:
+    # After the check, since these import torch.
     from pipelines.preprocess.graph import execute
+    from pipelines.preprocess.job import plan_job, resume
     from pipelines.preprocess.record import how_gazed
 
-    how = {"gaze": how_gazed(job.gazer, workers.device)}
-    run = partial(execute, job, workers)
-    made = making.Making("preprocess", job, workers.actors, workers.device, how, run)
-    totals, record = making.make_shards(made, cluster, console, start_up)
-    _show_summary(job, totals, record, console)
-    return making.exit_status(job, totals)
+    steps = making.MakingJob(
+        name="preprocess",
+        resume=resume,
+        plan=plan_job,
+        plans_on_ray=True,
+        share=share_workers,
+        execute=execute,
+        how=lambda job, workers: {"gaze": how_gazed(job.gazer, workers.device)},
+        show_plan=_show_plan,
+        show_summary=_show_summary,
+    )
+    return making.run(steps, config, config.ray, console, dry_run)
 
 
 def _show_plan(job: Job, console: Console) -> None:
@@ -113,10 +76,7 @@ def _show_plan(job: Job, console: Console) -> None:
 
 
 def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console) -> None:
-    table = Table(show_header=False, title="summary", title_justify="left")
-    table.add_row("clips", f"{totals.ok:,} ok, {totals.failed.total():,} failed of {totals.clips:,}")
-    for reason, count in totals.failed.most_common():
-        table.add_row("", f"[red]{count:,} {reason}[/red]")
+    table = making.summary_of(totals)
     if totals.ok:
         possible = totals.frames * VOCABULARY.size
         table.add_row(
@@ -130,25 +90,4 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
             f"{totals.loss / totals.ok:.4f} mean" + (met and f"{met}{job.gazer.threshold:g}"),
         )
     table.add_row("gazed by", f"{record.gaze}, on {record.device}")
-    table.add_row("size", f"{byte_size(totals.bytes)} of shards and indexes")
-    table.add_row("frames", f"{totals.frames:,} in {record.seconds:.1f} s: {record.frames_per_s:.1f} frames/s")
-    for stage, parts in (("decode", ("fetch",)), ("encode", ()), ("gaze", ("search", "write"))):
-        if stage in record.stages:
-            spent = record.stages[stage]
-            inside = ", ".join(f"{part} {record.stages[part].seconds:.1f} s" for part in parts if part in record.stages)
-            table.add_row(
-                f"{stage} stage",
-                f"{spent.seconds:.1f} s busy on {plural(spent.workers, 'worker')}"
-                + (f" (of it {inside})" if inside else ""),
-            )
-    table.add_row(
-        "slowest stage",
-        f"{record.slowest_stage}; since the first clip the whole ran at {record.speed_of_light:.0%} of its rate",
-    )
-    if totals.restarts:
-        table.add_row("decoders", f"[yellow]{totals.restarts} died or hung and were replaced[/yellow]")
-    console.print(table)
-    show_passed(console, job.passed)
-    console.print(f"dataset: {job.output}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"look at it: autogaze report {job.output}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"check it:   autogaze verify {job.output}", highlight=False, markup=False, soft_wrap=True)
+    making.show_summary(table, job, totals, record, console)

@@ -39,10 +39,10 @@ FEATURE_REASONS = {
     "not_finite": "a feature is NaN or infinite, or too large for the type it is stored in",
 }
 """Why a clip has no features, beside pipelines.video.base.REASONS."""
-STORED_TYPES = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
+STORED_TYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "bfloat16": np.dtype("<u2")}
 """Types that features are stored in, and what numpy takes them for: it has no bfloat16, and sees its bits."""
 FINAL = "final"
-_TOKEN_TYPES = {"frame": np.dtype("<i4"), "id": np.dtype("<i4"), "scale": np.dtype("|u1")}
+_TOKEN_TYPES: dict[str, np.dtype[Any]] = {"frame": np.dtype("<i4"), "id": np.dtype("<i4"), "scale": np.dtype("|u1")}
 
 
 @dataclass(frozen=True)

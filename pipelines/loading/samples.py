@@ -127,11 +127,11 @@ def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
             f"{dataset.url}: no clip of it is ok, so there is nothing to read; see: autogaze report {dataset.url}"
         )
     if not dataset.frames_stored:
-        _require_decoder(dataset)
+        require_decoder(dataset)
     return Samples(dataset, table)
 
 
-def _require_decoder(dataset: Dataset) -> None:
+def require_decoder(dataset: Dataset) -> None:
     """Raise PipelineError unless this machine decodes exactly as the one that made the dataset."""
     try:
         here = decoder_fingerprint(DecodeConfig(decoder=dataset.config["decoder"]))

@@ -31,6 +31,7 @@ class DecodedShard:
         failures: of the clips that failed, by position in the shard.
         jpegs: the encoded frames of the other clips, T for each, clip by clip; [] unless frames are stored as JPEG.
         gazes: what a gaze dataset stores as the gaze of each of them; [] where they are still to be gazed at.
+        sources: sha256 of each of them in that dataset.
         began: when decoding began, seconds since 1970.
         seconds: what decoding and encoding took, by name.
         restarts: decoder children that were replaced.
@@ -44,6 +45,7 @@ class DecodedShard:
     seconds: dict[str, float]
     restarts: int
     gazes: list[bytes] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> np.ndarray:
@@ -57,6 +59,7 @@ class DecodedShard:
             "failures": json.dumps(self.failures),
             **_joined("encoded", self.jpegs),
             **_joined("gazes", self.gazes),
+            "sources": json.dumps(self.sources),
             "began": self.began,
             "decode_seconds": json.dumps(self.seconds),
             "restarts": self.restarts,
@@ -70,6 +73,7 @@ class DecodedShard:
             failures={int(position): Failure(*words) for position, words in json.loads(row["failures"]).items()},
             jpegs=_cut(row, "encoded"),
             gazes=_cut(row, "gazes"),
+            sources=json.loads(row["sources"]),
             began=float(row["began"]),
             seconds=json.loads(row["decode_seconds"]),
             restarts=int(row["restarts"]),
@@ -98,7 +102,8 @@ class CommittedShard:
         clips, ok: planned, and gazed (or encoded).
         bytes: of the tar and the index.
         frames, tokens: of the ok clips.
-        loss, met: final error, and share of frames that met the threshold, each summed over the ok clips.
+        loss, met: final error, and share of frames that met the threshold, each summed over the ok clips; 0 where
+            nothing was gazed at.
         failed: clips by reason.
         filtered: clips that were left out on purpose.
         seconds: busy seconds by stage and part.
