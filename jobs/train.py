@@ -64,13 +64,15 @@ def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, conso
     config = with_absolute_places(config)
     kind: Kind = "reconstructor" if isinstance(config, ReconstructorTrainConfig) else "policy"
     from jobs.signals import stop_on_sigterm
-    from pipelines.train.loop import train
+    from pipelines.train.loop import is_finished, train
     from pipelines.train.on_ray import require_room, train_on_ray
 
     with stop_on_sigterm(_ANSWER) as stopping:
         if not config.needs_ray:
             _require_no_address(ray)
             status = train(config, make_task, console=console, stopping=stopping)
+        elif is_finished(config, make_task):
+            status = "finished"
         else:
             with running(ray) as size:
                 require_room(config, size.cpus, size.gpus)
