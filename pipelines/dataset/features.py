@@ -176,6 +176,9 @@ def open_features(url: str) -> FeatureDataset:
         raise PipelineError(
             f"{Location(url)}: holds features in format {about.get('format')}, this version reads {FEATURES_FORMAT}"
         )
+    for name in ("config", "encoder", "vocabulary", "shards"):
+        if name not in about:
+            raise PipelineError(f"{Location(url)}/dataset.json: damaged: has no {name}")
     return FeatureDataset(Location(url), about)
 
 
