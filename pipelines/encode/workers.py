@@ -39,7 +39,6 @@ def share_encode_workers(config: EncodeConfig, cpus: int, gpus: int, nodes: int 
     decode = config.workers.decode or decoders(device, True, cpus)
     room = {"cuda": gpus * int(1 / config.workers.gpus), "mps": 1, "cpu": cpus}[device]
     encode = config.workers.encode or room
-    needed = decode * decode_cpus + encode * encode_cpus
-    asked = {"workers.decode": decode, "workers.encode": encode}
-    require_workers_fit(asked, needed, encode / room * gpus if of_gpu else 0.0, cpus, gpus)
+    needed = decode * decode_cpus + encode * encode_cpus, encode / room * gpus if of_gpu else 0.0
+    require_workers_fit(decode, "encode", encode, needed, cpus, gpus)
     return EncodeWorkers(decode, encode, device, decode_cpus, encode_cpus, of_gpu)

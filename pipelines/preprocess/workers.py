@@ -46,13 +46,8 @@ def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1
     decode = config.workers.decode or decoders(device, network, cpus)
     on_cpus = max(1, cpus if network else cpus // 4)
     gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": on_cpus}[device]
-    require_workers_fit(
-        {"workers.decode": decode, "workers.gaze": gaze},
-        decode * decode_cpus + gaze * gaze_cpus,
-        gaze if device == "cuda" else 0,
-        cpus,
-        gpus,
-    )
+    needed = decode * decode_cpus + gaze * gaze_cpus, gaze if device == "cuda" else 0
+    require_workers_fit(decode, "gaze", gaze, needed, cpus, gpus)
     return Workers(decode, gaze, device, decode_cpus, gaze_cpus)
 
 
@@ -77,13 +72,17 @@ def decoders(device: str, network: bool, cpus: int) -> int:
     return max(1, cpus // (_CPUS_PER_DECODER if device == "cpu" and network else 1))
 
 
-def require_workers_fit(asked: dict[str, int], needed_cpus: float, needed_gpus: float, cpus: int, gpus: int) -> None:
-    """Raise PipelineError where a cluster is too small for the workers asked for, by their settings."""
-    if needed_cpus > cpus or needed_gpus > gpus:
+def require_workers_fit(
+    decode: int, stage: str, actors: int, needed: tuple[float, float], cpus: int, gpus: int
+) -> None:
+    """Raise PipelineError where a cluster is too small for its decoders and the actors of the stage after them.
+
+    needed: CPUs and GPUs.
+    """
+    if needed[0] > cpus or needed[1] > gpus:
         raise PipelineError(
-            " and ".join(f"{key}={count}" for key, count in asked.items())
-            + f" need {math.ceil(needed_cpus)} CPUs"
-            + (f" and {needed_gpus:g} GPUs" if needed_gpus else "")
+            f"workers.decode={decode} and workers.{stage}={actors} need {math.ceil(needed[0])} CPUs"
+            + (f" and {needed[1]:g} GPUs" if needed[1] else "")
             + f"; the cluster has {cpus} CPUs and {gpus} GPUs (on one machine, ray.cpus= sets how many Ray counts)"
         )
 
