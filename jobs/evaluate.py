@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from autogaze.patches import PatchVocabulary
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
@@ -23,7 +22,8 @@ from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.gazing.settings import Device
 from pipelines.inspection.methods import METHODS, OF_FEATURES, POLICY
 from pipelines.inspection.sampling import sample_clips
-from pipelines.networks.encoders import EncoderConfig, check_encoder, open_encoder
+from pipelines.inspection.scales import CONVERT_HELP, Convert, check_seeing, require_patches
+from pipelines.networks.encoders import EncoderConfig, open_encoder
 from pipelines.networks.find import require_network
 from pipelines.networks.open import open_policy, open_reconstructor
 from pipelines.schema import check, section, setting
@@ -51,9 +51,7 @@ class EvaluateConfig:
         "", "a policy to measure beside them: a run that trains one, its folder, or a hub id", place="policy"
     )
     encoder: EncoderConfig = section(EncoderConfig)
-    convert: Literal["", "coverage"] = setting(
-        "", "coverage: gaze of other scales than the encoder's becomes the patches that show the same places"
-    )
+    convert: Convert = setting("", CONVERT_HELP)
     teachers: TeachersConfig = section(TeachersConfig)
     ratios: str = setting("0.01,0.02,0.05,0.1,0.2", "gazing ratios, with commas")
     methods: str = setting(
@@ -82,10 +80,7 @@ def check_evaluate(config: EvaluateConfig) -> tuple[list[float], list[str]]:
         raise PipelineError("device=mps: canvas computes in float64, which mps does not have; use device=cpu")
     if config.reconstructor == "canvas" and config.teachers.given():
         raise PipelineError("teachers.* is set, but canvas has none; leave it out")
-    if sees:
-        check_encoder(config.encoder)
-    elif config.encoder != EncoderConfig() or config.convert:
-        raise PipelineError("encoder.checkpoint= is missing: the other keys of encoder, and convert, need it")
+    check_seeing(config.encoder, config.convert)
     return ratios, _methods(config, sees)
 
 
@@ -117,8 +112,6 @@ def run(config: EvaluateConfig, console: Console) -> int:
         require_network(config.reconstructor, "reconstructor", "reconstructor")
     if config.policy:
         require_network(config.policy, "policy", "policy")
-    if config.encoder.checkpoint:
-        require_network(config.encoder.checkpoint, "encoder", "encoder.checkpoint")
     rows = sample_clips(dataset, config.clips, config.seed)
     patches = rows[0]["frames"] * dataset.vocabulary.size
     if not round(ratios[0] * patches):
@@ -161,7 +154,7 @@ def _evaluate(
     encoder = features = None
     if config.encoder.checkpoint:
         encoder = open_encoder(config.encoder, device)
-        require_vocabulary(config.encoder, encoder.vocabulary, dataset, config.convert)
+        require_patches(config.encoder, encoder.vocabulary, dataset, config.convert)
         if encoder.vocabulary != dataset.vocabulary:
             canvas = reconstruction.load("canvas", encoder.vocabulary)
             chooser = Chooser(canvas, device, seed=config.seed, policy=policy)
@@ -220,23 +213,6 @@ def _evaluate(
     files = {"evaluate.json": json.dumps(about, indent=1).encode() + b"\n"} | files
     for name, data in files.items():
         store.publish(data, output / name)
-
-
-def require_vocabulary(config: EncoderConfig, own: PatchVocabulary, dataset: Dataset, convert: str) -> None:
-    """Raise PipelineError, in one line, if an encoder's patches are not those of a dataset, unless they are converted.
-
-    own: the encoder's.
-    """
-    if own == dataset.vocabulary or convert:
-        return
-    theirs = dataset.vocabulary
-    scales = "+".join(map(str, theirs.scales))
-    same = f"give encoder.scales={scales}, or " if own.patch_size == theirs.patch_size else ""
-    raise PipelineError(
-        f"encoder.scales={config.scales}: with its patches of {own.patch_size} pixels the encoder sees other patches "
-        f"than {dataset.url} holds ({scales}, of {theirs.patch_size}); {same}convert=coverage takes its gaze by the "
-        "places it covers"
-    )
 
 
 def _reconstructor(config: EvaluateConfig, dataset: Dataset, device: str) -> Reconstructor:
