@@ -203,9 +203,17 @@ def _evaluate(
     about |= shown.record()
     files = shown.files()
     if features is not None and encoder is not None:
-        searched = chooser.reconstructor.name
         seen = FeatureResults(
-            dataset, config.encoder, encoder, searched, reconstructor.name, len(rows), features, ratios, names
+            dataset,
+            config.encoder,
+            encoder,
+            chooser.reconstructor.name,
+            reconstructor.name,
+            len(rows),
+            features.curves(),
+            features.full_frames,
+            ratios,
+            names,
         )
         seen.show(console)
         about |= seen.record()

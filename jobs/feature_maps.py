@@ -10,6 +10,7 @@ from autogaze.gaze import Gaze
 from autogaze.vision import GazedEncoder
 from autogaze.vision.agreement import cosine
 from autogaze.vision.colours import Colours
+from pipelines.inspection.features import not_finite
 
 UNSEEN = 128  # grey level of a place that no gazed patch has shown yet
 
@@ -42,7 +43,7 @@ def feature_maps(encoder: GazedEncoder, frames: np.ndarray, gaze: Gaze, convert:
     whole = encoder.sharing(attention="frame").encode(frames[None])
     seen = encoder.encode(frames[None], gaze, convert=convert or None)
     if not bool(whole.tokens.isfinite().all() and seen.tokens.isfinite().all()):
-        raise ValueError("its features of these frames are NaN or infinite; use encoder.dtype=float32")
+        raise ValueError(not_finite(encoder))
     full, gazed = whole.dense()[0], seen.dense()[0]
     colours = Colours.of(full)
     shown = (seen.shown()[0] >= 0).view(gazed.shape[:-1]).to(gazed.device)

@@ -16,7 +16,7 @@ from autogaze.vision import GazedEncoder
 from jobs.error_results import X_LABEL, percent, say
 from jobs.pictures.curves import Panel, Place, PlottedSeries, draw_curves
 from pipelines.dataset.shards import Dataset
-from pipelines.inspection.features import Cosine, FeatureCurve, FeatureMeasure, FeaturePoint
+from pipelines.inspection.features import Cosine, FeatureCurve, FeaturePoint, FullFrames
 from pipelines.inspection.methods import EVERY_NTH, MERGING
 from pipelines.networks.encoders import EncoderConfig
 from pipelines.storage.credentials import redact
@@ -39,13 +39,13 @@ class FeatureResults:
     searched: str
     measured_by: str
     clips: int
-    measure: FeatureMeasure
+    curves: list[FeatureCurve]
+    full: FullFrames
     ratios: list[float]
     names: dict[str, str]
 
     def show(self, console: Console) -> None:
         """Print the table, and what its columns are."""
-        curves, full = self.measure.curves(), self.measure.full_frames
         table = Table(
             title=f"features of gazed patches beside those of full frames, mean of {self.clips} clips",
             title_justify="left",
@@ -56,19 +56,19 @@ class FeatureResults:
         table.add_column("gaze")
         for name in _COLUMNS:
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_row("full frames", str(full.tokens), *[""] * 6, _seconds(full.encoding), end_section=True)
+        table.add_row("full frames", str(self.full.tokens), *[""] * 6, _seconds(self.full.encoding), end_section=True)
         for ratio in [*self.ratios, None]:
             table.add_row(f"[bold]{'as stored' if ratio is None else percent(ratio)}[/bold]")
-            for curve in curves:
+            for curve in self.curves:
                 point = _at(curve, ratio)
                 if point is not None:
                     table.add_row(self.names[curve.method], *_cells(point))
             table.add_section()
         console.print(table)
-        for line in self._legend(curves):
+        for line in self._legend():
             say(console, line)
 
-    def _legend(self, curves: list[FeatureCurve]) -> list[str]:
+    def _legend(self) -> list[str]:
         seen = f"{'+'.join(map(str, self.encoder.vocabulary.scales))}/{self.encoder.vocabulary.patch_size}"
         lines = [
             f"encoder: {self.encoder.family.name} {seen}, attention {self.encoder.attention}, {self.config.dtype}",
@@ -76,20 +76,20 @@ class FeatureResults:
             "rank 1, MRR: by its pooled feature a clip finds itself among all in full",
             f"choose, encode: {'CPU seconds' if self.encoder.device.type == 'cpu' else 'seconds'} of a clip",
         ]
-        methods = [curve.method for curve in curves]
+        methods = [curve.method for curve in self.curves]
         if self.clips == 1:
             lines.append("one clip has no other to be mistaken for: for rank 1 and MRR give clips=2 or more")
         if "greedy" in methods and self.searched != self.measured_by:
             lines.append(f"greedy searches on {self.searched} here, at the encoder's scales")
         if EVERY_NTH in methods:
             lines.append("every nth frame: whole frames, each seen alone, and at least the first")
-        if any(c.method == MERGING and (c.as_stored is None or len(c.points) < len(self.ratios)) for c in curves):
+        if any(c.method == MERGING and (c.as_stored is None or len(c.points) < len(self.ratios)) for c in self.curves):
             lines.append("token merging is left out where halving tokens in every layer leaves more")
         return lines
 
     def record(self) -> dict[str, Any]:
         """Of evaluate.json: the encoder, and the features of each method."""
-        vocabulary, full = self.encoder.vocabulary, self.measure.full_frames
+        vocabulary = self.encoder.vocabulary
         encoder = {
             "checkpoint": redact(self.config.checkpoint),
             "family": self.encoder.family.name,
@@ -106,19 +106,18 @@ class FeatureResults:
                 "points": [asdict(point) for point in curve.points],
                 "with_stored_lengths": None if curve.as_stored is None else asdict(curve.as_stored),
             }
-            for curve in self.measure.curves()
+            for curve in self.curves
         }
-        return {"encoder": encoder, "features": {"full_frames": asdict(full), "methods": methods}}
+        return {"encoder": encoder, "features": {"full_frames": asdict(self.full), "methods": methods}}
 
     def files(self) -> dict[str, bytes]:
         """features.csv, .svg and .png, by name."""
-        curves = self.measure.curves()
         sheet = io.StringIO()
         writer = csv.writer(sheet, lineterminator="\n")
         cosines = [f"{name}{part}" for name in ("own", "dense", "pooled") for part in ("", "_standard_error")]
         times = ["choosing_seconds", "encoding_seconds"]
         writer.writerow(["method", "asked", "tokens", "ratio", *cosines, "rank_1", "mrr", *times, "clips"])
-        for curve in curves:
+        for curve in self.curves:
             points = [point for point in curve.points if point.asked is not None]
             for point in [*points, *([curve.as_stored] if curve.as_stored else [])]:
                 means = [part for cosine in (point.own, point.dense, point.pooled) for part in _parts(cosine)]
@@ -126,11 +125,8 @@ class FeatureResults:
                 seconds = [point.choosing, point.encoding]
                 asked = [curve.method, point.asked, point.tokens, point.ratio]
                 writer.writerow([*asked, *means, *found, *seconds, self.clips])
-        dense, pooled = (
-            self._series(curves, lambda point: point.dense),
-            self._series(curves, lambda point: point.pooled),
-        )
-        stored = [curve.as_stored.ratio for curve in curves if curve.method == "stored" and curve.as_stored]
+        dense, pooled = self._series(lambda point: point.dense), self._series(lambda point: point.pooled)
+        stored = [curve.as_stored.ratio for curve in self.curves if curve.method == "stored" and curve.as_stored]
         name = self.encoder.family.name
         plot = draw_curves(
             [
@@ -144,13 +140,13 @@ class FeatureResults:
         )
         return {"features.csv": sheet.getvalue().encode(), "features.svg": plot.svg, "features.png": plot.png}
 
-    def _series(self, curves: list[FeatureCurve], cosine: Callable[[FeaturePoint], Cosine]) -> list[PlottedSeries]:
+    def _series(self, cosine: Callable[[FeaturePoint], Cosine]) -> list[PlottedSeries]:
         def place(point: FeaturePoint) -> Place:
             return point.ratio, cosine(point).mean, cosine(point).standard_error
 
         return [
             PlottedSeries(self.names[c.method], list(map(place, c.points)), place(c.as_stored) if c.as_stored else None)
-            for c in curves
+            for c in self.curves
             if c.points or c.as_stored
         ]
 

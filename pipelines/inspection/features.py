@@ -177,11 +177,7 @@ class FeatureMeasure:
 
     def _require_finite(self, out: TokenFeatures) -> None:
         if not bool(out.tokens.isfinite().all()):
-            dtype = str(self._gazed.dtype).removeprefix("torch.")
-            raise PipelineError(
-                f"{self._key}: its features of these frames are NaN or infinite in {dtype}; use dtype float32, or "
-                "another checkpoint"
-            )
+            raise PipelineError(f"{self._key}: {not_finite(self._gazed)}")
 
     def _point(self, asked: float | None, sums: _Sums, full: torch.Tensor) -> FeaturePoint | None:
         if sums.unreached:
@@ -200,6 +196,13 @@ class FeatureMeasure:
             choosing=sums.choosing / clips,
             encoding=sums.encoding / clips,
         )
+
+
+def not_finite(encoder: GazedEncoder) -> str:
+    """What to say of an encoder whose features are no numbers."""
+    dtype = str(encoder.dtype).removeprefix("torch.")
+    remedy = "use another checkpoint" if dtype == "float32" else "use encoder.dtype=float32"
+    return f"its features of these frames are NaN or infinite in {dtype}; {remedy}"
 
 
 def _cosine(values: np.ndarray) -> Cosine:

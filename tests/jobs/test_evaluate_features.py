@@ -206,6 +206,7 @@ def test_what_cannot_be_seen_is_told_in_one_line(
         name = next(name for name in weights if name.endswith("post_layernorm.weight"))
         weights[name] = torch.full_like(weights[name], np.finfo(np.float32).max)
         save_file(weights, places["wide"] / "model.safetensors", {"format": "pt"})
+        capsys.readouterr()  # transformers' progress
     words = [word.format(**places) for word in settings]
     assert cli.main(["evaluate", dataset, f"output={tmp_path / 'out'}", "ratios=0.02", *words]) == 2
     error = capsys.readouterr().err
