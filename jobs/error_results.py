@@ -39,16 +39,16 @@ class ErrorResults:
         """Print the table; where no method has an error, nothing."""
         if self.curves:
             console.print(self._table())
-            say(console, f"error: {self.reconstructor.units}")
+            tell(console, f"error: {self.reconstructor.units}")
             if self.threshold is None:
-                say(
+                tell(
                     console,
                     f"the dataset's threshold measures something else ({self.dataset.about.get('units')}); "
                     "give threshold= to see the ratio needed for an error",
                     "yellow",
                 )
         if self.own is not None:
-            say(console, _own_limits(self.own, self.own.threshold == self.threshold))
+            tell(console, _own_limits(self.own, self.own.threshold == self.threshold))
 
     def _table(self) -> Table:
         table = Table(
@@ -125,7 +125,7 @@ def percent(ratio: float) -> str:
     return f"{100 * ratio:.3g} %"
 
 
-def say(console: Console, text: str, style: str = "") -> None:
+def tell(console: Console, text: str, style: str = "") -> None:
     """Print a line as it is, however long."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 

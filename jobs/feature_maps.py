@@ -12,7 +12,7 @@ from autogaze.vision.agreement import cosine
 from autogaze.vision.colours import Colours
 from pipelines.inspection.features import not_finite
 
-UNSEEN = 128  # grey level of a place that no gazed patch has shown yet
+NOT_SHOWN = 128  # grey level of a place that no gazed patch has shown yet
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def feature_maps(encoder: GazedEncoder, frames: np.ndarray, gaze: Gaze, convert:
     colours = Colours.of(full)
     shown = (seen.shown()[0] >= 0).view(gazed.shape[:-1]).to(gazed.device)
     picture = colours(gazed)
-    picture[~shown] = UNSEEN
+    picture[~shown] = NOT_SHOWN
     return FeatureMaps(
         colours(full).cpu().numpy(),
         picture.cpu().numpy(),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autogaze.vision import GazedEncoder
-from jobs.error_results import X_LABEL, percent, say
+from jobs.error_results import X_LABEL, percent, tell
 from jobs.pictures.curves import Panel, Place, PlottedSeries, draw_curves
 from pipelines.dataset.shards import Dataset
 from pipelines.inspection.features import Cosine, FeatureCurve, FeaturePoint, FullFrames
@@ -66,7 +66,7 @@ class FeatureResults:
             table.add_section()
         console.print(table)
         for line in self._legend():
-            say(console, line)
+            tell(console, line)
 
     def _legend(self) -> list[str]:
         seen = f"{'+'.join(map(str, self.encoder.vocabulary.scales))}/{self.encoder.vocabulary.patch_size}"

@@ -14,7 +14,7 @@ from autogaze.vision.agreement import Retrieval, agreement, retrieval
 from autogaze.vision.merging import merge, within_reach
 from pipelines.errors import PipelineError
 from pipelines.inspection.evaluate import standard_error
-from pipelines.inspection.gazes import Chooser, Stopwatch
+from pipelines.inspection.gazes import Chooser, DeviceClock
 from pipelines.inspection.methods import EVERY_NTH, MERGING
 from pipelines.inspection.reading import ClipBatch
 
@@ -38,7 +38,7 @@ class FeaturePoint:
         own: cosine of gazed patches of the finest scale with their places in the full frame. None: there are none.
         dense: of the dense maps. pooled: of the clips' pooled features.
         found: retrieval of a clip among all by its pooled feature. None: there is one clip.
-        choosing, encoding: seconds a clip, as `Stopwatch` counts them.
+        choosing, encoding: seconds a clip, as `DeviceClock` counts them.
     """
 
     asked: float | None
@@ -109,9 +109,9 @@ class FeatureMeasure:
         chooser.begin(batch)
         if not self._full:
             self._alone.encode(chooser.given[:1, :1])  # the first call takes longer than any other
-        watch = Stopwatch(self._device)
+        clock = DeviceClock(self._device)
         full = self._alone.encode(chooser.given)
-        self._seconds += watch.seconds()
+        self._seconds += clock.seconds()
         self._require_finite(full)
         self._full.append(full.pool().clips)
         self._frames = chooser.given.shape[1]
@@ -121,9 +121,9 @@ class FeatureMeasure:
                 continue
             chosen = chooser.gaze(method, ratio)
             encoder = self._alone if method == EVERY_NTH else self._gazed
-            watch = Stopwatch(self._device)
+            clock = DeviceClock(self._device)
             out = encoder.encode(chooser.given, chosen.gaze)
-            sums.encoding += watch.seconds()
+            sums.encoding += clock.seconds()
             sums.choosing += chosen.seconds
             sums.tokens += chosen.gaze.counts().tolist()
             self._add_features(full, out, sums)
@@ -162,9 +162,9 @@ class FeatureMeasure:
         if sums.unreached or not all(within_reach(self._alone, share) for share in shares):
             sums.unreached = True
             return
-        watch = Stopwatch(self._device)
+        clock = DeviceClock(self._device)
         merged = [merge(self._alone, self._chooser.given[b : b + 1], share) for b, share in enumerate(shares)]
-        sums.encoding += watch.seconds()
+        sums.encoding += clock.seconds()
         sums.tokens += [lengths.shape[1] * one.tokens_per_frame for one in merged]
         self._add_features(full, TokenFeatures.cat([one.features for one in merged]), sums, own=False)
 

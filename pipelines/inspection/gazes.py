@@ -30,7 +30,7 @@ from pipelines.inspection.reading import ClipBatch
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """A gaze, and the seconds that choosing it took (as `Stopwatch` counts them); 0 for one that is stored."""
+    """A gaze, and the seconds that choosing it took (as `DeviceClock` counts them); 0 for one that is stored."""
 
     gaze: Gaze
     seconds: float
@@ -78,9 +78,9 @@ class Chooser:
         pipelines.inspection.methods but for token merging.
         """
         if (method, ratio) not in self._chosen:
-            watch = Stopwatch(self.device)
+            clock = DeviceClock(self.device)
             gaze = self._gaze(method, self.lengths(method, ratio))
-            self._chosen[method, ratio] = Chosen(gaze, 0.0 if method == "stored" else watch.seconds())
+            self._chosen[method, ratio] = Chosen(gaze, 0.0 if method == "stored" else clock.seconds())
         return self._chosen[method, ratio]
 
     def _gaze(self, method: str, lengths: torch.Tensor) -> Gaze:
@@ -130,7 +130,7 @@ def cut_gaze(gaze: Gaze, lengths: torch.Tensor) -> Gaze:
     return Gaze(tokens=gaze.tokens[kept], lengths=lengths, vocabulary=gaze.vocabulary)
 
 
-class Stopwatch:
+class DeviceClock:
     """Seconds since it was made: CPU seconds of this process, or on a GPU those until what was started is done."""
 
     def __init__(self, device: str) -> None:

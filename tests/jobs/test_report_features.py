@@ -14,7 +14,7 @@ from autogaze.gaze import Gaze
 from autogaze.vision import load
 from autogaze.vision.agreement import agreement
 from jobs import cli, report
-from jobs.feature_maps import UNSEEN, feature_maps
+from jobs.feature_maps import NOT_SHOWN, feature_maps
 from jobs.report import ReportConfig
 from jobs.threads import one_torch_thread
 from pipelines.networks.encoders import EncoderConfig
@@ -60,8 +60,8 @@ def test_maps_have_the_colours_of_the_full_frames_and_the_cosine_of_both(siglip:
     gaze = Gaze.from_lists([[[], everything[:20], everything[:1]]], vocabulary=encoder.vocabulary)
     maps = feature_maps(encoder, frames, gaze)
     assert maps.full.shape == maps.gazed.shape == (3, 14, 14, 3) and maps.tokens == 21
-    assert (maps.gazed[0] == UNSEEN).all() and maps.cosine[0] == 0, "nothing is shown yet"
-    assert (maps.gazed[1].reshape(-1, 3)[20:] == UNSEEN).all() and (maps.gazed[1] != UNSEEN).any()
+    assert (maps.gazed[0] == NOT_SHOWN).all() and maps.cosine[0] == 0, "nothing is shown yet"
+    assert (maps.gazed[1].reshape(-1, 3)[20:] == NOT_SHOWN).all() and (maps.gazed[1] != NOT_SHOWN).any()
     full = encoder.sharing(attention="frame").encode(frames[None])
     assert maps.mean == pytest.approx(float(agreement(full, encoder.encode(frames[None], gaze)).dense), abs=1e-5)
     same = feature_maps(
