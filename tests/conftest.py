@@ -39,6 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=order)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Groups are silently none where pytest-xdist cannot write them behind a test's name: two Rays, fixtures twice."""
+    if hasattr(session.config, "workerinput") and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            "pytest-xdist does not group tests with this pytest: make test installs one with which it does"
+        )
+
+
 def file_of(item: pytest.Item) -> str:
     return item.nodeid.partition("::")[0].removeprefix("tests/").removesuffix(".py")
 

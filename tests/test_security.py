@@ -87,7 +87,7 @@ def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
         shutil.copy(store_of_videos / f"clip{number}.mp4", few)
     shutil.copy(store_of_videos / "broken.mp4", few)
     settings = [f"input={few}", f"output={gaze}", "shard.clips=2", "clip.frames=3", "ray.cpus=2"]
-    assert run_in_one([["preprocess", *settings]], environment, said, ray=ranks > 0) == [0]
+    several: list[list[object]] = [["preprocess", *settings]]
     size = [word for word in training.SMALL if word.startswith("policy.")]
     settings = [*size, f"data={gaze}", "max_ratio=0.03", "epochs=1", "global_batch=2", "micro_batch=2", "val_clips=0"]
     settings += [
@@ -96,12 +96,12 @@ def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
         f"scale.min_workers={ranks or 1}",
         "ray.cpus=2",
     ]
-    several: list[list[object]] = [["train", "policy", *settings, f"run={trained}"]]
+    several += [["train", "policy", *settings, f"run={trained}"]]
     several += [["report", gaze, f"output={out / 'report.html'}"], ["verify", gaze], ["audit", trained]]
     several += [["status", gaze], ["status", trained], ["gaze", few / "clip0.mp4", f"output={out / 'one'}"]]
-    assert run_in_one(several, environment, said) == [0] * len(several)
     missing = [["scan", f"input={bucket}-that-is-not/x", f"output={out / 'm.parquet'}"], ["verify", f"{bucket}/none"]]
-    assert run_in_one(missing, environment, said) == [2, 2]
+    told = [0] * len(several) + [2, 2]
+    assert run_in_one([*several, *missing], environment, said, ray=ranks > 0) == told, said
 
     text = "".join(said)
     files = [path for folder in (out, short, tmp_path / "home") for path in folder.rglob("*") if path.is_file()]
@@ -129,9 +129,10 @@ with running(RayConfig(cpus=2, object_store_mb=100)):
 """
 
 
-def test_the_ray_we_start_is_closed_has_no_dashboard_and_reports_no_usage(short: Path) -> None:
+@pytest.mark.slow
+def test_the_ray_we_start_is_closed_where_a_user_has_said_nothing(short: Path) -> None:
+    """No token, no mode, nothing of usage."""
     bare = {k: v for k, v in runs.environment().items() if not k.startswith("RAY_")} | {"RAY_TMPDIR": str(short)}
-    # Where a user has said nothing: no token, no mode, nothing of usage.
     ours = subprocess.Popen(
         [sys.executable, "-c", STARTED], env=bare, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -139,16 +140,51 @@ def test_the_ray_we_start_is_closed_has_no_dashboard_and_reports_no_usage(short:
     try:
         address, dashboard, usage = ours.stdout.readline().split()
         assert (dashboard, usage) == ("False", "False")
-        join = f"import ray; ray.init('{address}', logging_level='ERROR'); print(ray.cluster_resources())"
-        strangers = [
-            subprocess.Popen([sys.executable, "-c", join], env=bare | said, stdout=subprocess.PIPE, text=True)
-            for said in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
-        ]
-        for stranger in strangers:
-            told, _ = stranger.communicate()
-            assert stranger.returncode != 0 and "CPU" not in told, "somebody without the token got in"
+        require_closed(address, bare)
     finally:
         ours.communicate("\n")
+
+
+SAID_NOTHING = """
+import os
+from cluster import local
+def start(**options):
+    print(os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"], os.environ["RAY_USAGE_STATS_ENABLED"])
+    print(options["include_dashboard"])
+    raise SystemExit
+local.start_ray = start
+with local.running(local.RayConfig()):
+    pass
+"""
+
+
+def test_where_a_user_has_said_nothing_ray_is_told_to_be_closed() -> None:
+    """What Ray makes of it is the next test's and, with a Ray of its own, the slow one's."""
+    bare = {k: v for k, v in runs.environment().items() if not k.startswith("RAY_")}
+    said = [run([sys.executable, "-c", SAID_NOTHING], bare, []).split() for _ in range(2)]
+    for mode, token, usage, dashboard in said:
+        assert (mode, usage, dashboard) == ("token", "0", "False") and len(token) == 64
+    assert said[0][1] != said[1][1], "each run has its own"
+
+
+def test_the_ray_we_start_is_closed_has_no_dashboard_and_reports_no_usage(ray_session: str) -> None:
+    from ray._common.usage import usage_lib
+    from ray._private.worker import get_dashboard_url
+
+    assert not get_dashboard_url() and not usage_lib.usage_stats_enabled()
+    require_closed(ray_session, runs.environment())
+
+
+def require_closed(address: str, environment: dict[str, str]) -> None:
+    """Nobody joins without the token or with another one."""
+    join = f"import ray; ray.init('{address}', logging_level='ERROR'); print(ray.cluster_resources())"
+    strangers = [
+        subprocess.Popen([sys.executable, "-c", join], env=environment | said, stdout=subprocess.PIPE, text=True)
+        for said in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+    ]
+    for stranger in strangers:
+        told, _ = stranger.communicate()
+        assert stranger.returncode != 0 and "CPU" not in told, "somebody without the token got in"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pipelines.corpus.tars import TarVideos, tar_videos
 from pipelines.corpus.videos import escaped, local_copy, reading_video, video_fingerprint
 from pipelines.errors import PipelineError
 from pipelines.ray_data import configure_ray_data, pipeline_errors
-from pipelines.storage import tables
+from pipelines.storage import store, tables
 from pipelines.storage.location import Entry, Location
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder, index_folder
@@ -206,6 +206,8 @@ def probe_object(entry: Entry, decoder: IsolatedDecoder) -> Rows:
 def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: IsolatedDecoder) -> dict[str, Any]:
     mark = ""
     try:
+        if not size and not store.exists(entry.url):  # of no bytes, none would be asked for
+            raise FileNotFoundError(entry.url)
         with local_copy(entry.url, offset, size) as source:
             mark = video_fingerprint(source.path, source.offset, source.size)
             info = decoder.probe(source)

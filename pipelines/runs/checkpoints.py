@@ -98,6 +98,11 @@ class Checkpoints:
             return step
         return None
 
+    def state(self, step: int) -> dict[str, Any]:
+        """What `save` was given as the state of a checkpoint; its files are not read. Raises CheckpointDamaged."""
+        state = self._manifest(step, self._sizes().get(step, {}))
+        return {key: value for key, value in state.items() if key not in ("format", "files")}
+
     def load(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, bytes]]:
         """The state and files of a checkpoint (None: that of `latest()`), every byte checked against its hash.
 

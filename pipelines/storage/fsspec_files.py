@@ -14,9 +14,9 @@ from pipelines.storage.location import Entry, Location, scheme_of
 from pipelines.storage.retry import StoreError
 
 # What fsspec's file systems call that which changes with an object's bytes, best first; and the time of that change.
-_TIMES = ("LastModified", "mtime", "updated", "last_modified", "modificationTime", "created")
+_TIMES = ("LastModified", "Last-Modified", "mtime", "updated", "last_modified", "modificationTime", "created")
 _VERSIONS = ("ETag", "etag", *_TIMES)
-_MODIFIED = ("LastModified", "mtime", "updated", "last_modified")
+_MODIFIED = ("LastModified", "Last-Modified", "mtime", "updated", "last_modified")
 # Errors of theirs that trying again does not mend. They map others that they know to OSError, too.
 _LASTING = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
 

@@ -17,7 +17,9 @@ from rich.console import Console
 
 from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
+from pipelines.runs.checkpoints import Checkpoints
 from pipelines.train.config import TrainConfig
+from pipelines.train.identity import claim_run
 from pipelines.train.ranks import Ranks
 from pipelines.train.run import TrainingRun
 from pipelines.train.stopping import Stopping, never
@@ -79,6 +81,21 @@ def train(
         run.close()
     ranks.barrier()
     return status
+
+
+def is_finished(config: TrainConfig, make_task: MakeTask) -> bool:
+    """Whether `train` would find nothing left to do: told from storage, before ranks and actors are started for it.
+
+    Raises PipelineError: the run was begun with another config, or data cannot be read.
+    """
+    checkpoints = Checkpoints(config.run)
+    done = checkpoints.latest()
+    if done is None or done < checkpoints.state(done)["steps"]:
+        return False
+    cpu = torch.device("cpu")
+    run = TrainingRun(config, make_task(config, cpu), Ranks(0, 1, cpu), Stopping(Ranks(0, 1, cpu), never))
+    claim_run(config, run.task, run.loader.fingerprint, done, run.steps)
+    return done >= run.steps
 
 
 def _device(config: TrainConfig) -> torch.device:

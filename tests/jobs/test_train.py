@@ -107,6 +107,11 @@ def test_a_finished_run_says_so(data: str, tmp_path: Path, capsys: pytest.Captur
     words = ["train", "policy", *training.settings(data, tmp_path / "run", "epochs=0.5")]
     assert main(words) == 0 and "done: " in capsys.readouterr().out
     assert main(words) == 0 and f"nothing to do: {tmp_path / 'run'} is finished" in capsys.readouterr().out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.train.running", lambda ray: pytest.fail("Ray is started for nothing"))
+        several = [*words, "scale.max_workers=2", "scale.min_workers=2"]
+        assert main(several) == 0 and "is finished" in capsys.readouterr().out
+        assert main([*several, "optimizer.lr=1"]) == 2 and "optimizer.lr=" in capsys.readouterr().err
     assert main(["audit", str(tmp_path / "run")]) == 0
 
 
@@ -186,19 +191,22 @@ def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_pa
         return training.canvas_gaze(training.clip_of(number))
 
     url = training.write_dataset(tmp_path / "data", clips=8, gaze=canvas)
-    changed = ["epochs=60", "optimizer.lr=5e-3", "min_ratio=0.05", "val_clips=2", "every.checkpoint=0"]
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    assert main(["train", "reconstructor", *reconstructor_settings(url, whole, *changed)]) == 0
-    events = read_events(str(whole))
+    changed = ["optimizer.lr=5e-3", "min_ratio=0.05", "val_clips=2", "every.checkpoint=0"]
+    learnt, whole, run = tmp_path / "learnt", tmp_path / "whole", tmp_path / "run"
+    assert main(["train", "reconstructor", *reconstructor_settings(url, learnt, *changed, "epochs=60")]) == 0
+    events = read_events(str(learnt))
     losses = events.query("kind == 'step'")["loss"].to_numpy()
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:2])
     last = events.query("kind == 'validation'").iloc[-1]
     assert 0 < last["pixel_error"] < 1 and 0 < last["canvas_pixel_error"] < 1 and last["error"] > 0
 
-    config = configs.load(ReconstructorTrainConfig, reconstructor_settings(url, run, *changed))
+    def config(place: Path) -> ReconstructorTrainConfig:
+        return configs.load(ReconstructorTrainConfig, reconstructor_settings(url, place, *changed, "epochs=6"))
+
+    assert train(config(whole)) == "done"
     asked = iter([False] * 7 + [True])
-    assert train(config, stopping=lambda: next(asked)) == "stopped"
-    assert train(config) == "done"
+    assert train(config(run), stopping=lambda: next(asked)) == "stopped"
+    assert train(config(run)) == "done"
     assert training.end_of(run) == training.end_of(whole)
     training.require_clean(run)
 

@@ -16,6 +16,7 @@ import pytest
 
 from jobs.cli import main
 from tests.support import places
+from tests.support.forks import FORKS
 from tests.support.plain_ray_data import plain_ray_data
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -72,11 +73,37 @@ def start(job: str, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def start_plainly(job: str, *arguments: object) -> subprocess.Popen[bytes]:
+class Fork:
+    """A job in a forked process, without Ray; what tests use of subprocess.Popen."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._process = FORKS.Process(target=_run_plainly, args=(words,))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+
+def start_plainly(job: str, *arguments: object) -> Fork:
     """As `plainly`, in a process of its own, to be killed."""
-    code = "import sys; from tests.support import runs; sys.exit(runs.plainly(*sys.argv[1:]).returncode)"
-    words = [sys.executable, "-c", code, job, *map(str, arguments)]
-    return subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return Fork([job, *map(str, arguments)])
+
+
+def _run_plainly(words: list[str]) -> None:
+    sys.exit(plainly(*words).returncode)
 
 
 def tree(folder: Path) -> dict[str, str]:

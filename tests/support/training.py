@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +28,12 @@ from pipelines.runs.audit import audit
 from pipelines.storage import store
 from pipelines.train import loop
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig
+from pipelines.train.encoder import EncoderTask
+from pipelines.train.encoder_config import EncoderTrainConfig
 from pipelines.train.policy import PolicyTask
 from pipelines.train.reconstructor import ReconstructorTask
 from pipelines.train.task import MakeTask
+from tests.support.forks import FORKS
 
 T, SIDE = 3, VOCABULARY.frame_size
 CHECKPOINT_EVERY = 2
@@ -42,16 +44,6 @@ SMALL += ["loader.workers=0", "loader.window=2", "loader.val_fraction=0.25", f"e
 SMALL += ["every.validate=0", "val_clips=0"]
 
 RL = ["epochs=2", "micro_batch=1", "sample.group=3", "optimizer.schedule=linear", "sample.min_temperature=0.3"]
-
-# Processes are forked from one that has imported all this: they start at once, and share nothing with the test's own.
-# The last three are what a run imports on its way, 5 CPU seconds of it the optimizer's torch._dynamo.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        *("jobs.cli", "jobs.config", "pipelines.train.loop", "pipelines.train.policy"),
-        *("torch._dynamo", "torch.nn.parallel.distributed", "tensorboard.summary.writer.event_file_writer"),
-    ]
-)
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
@@ -131,6 +123,7 @@ def rl_config(data: str, run: Path, *changed: str) -> RLConfig:
 def task_of(config: TrainConfig) -> MakeTask:
     """What a config trains."""
     tasks: dict[type, MakeTask] = {RLConfig: RLTask, ReconstructorTrainConfig: ReconstructorTask}
+    tasks[EncoderTrainConfig] = EncoderTask
     return tasks.get(type(config), PolicyTask)
 
 
@@ -186,7 +179,7 @@ class Ranks:
         scratch.mkdir(parents=True, exist_ok=True)
         self.meet = str(scratch / f"meet-{len(list(scratch.iterdir()))}")
         told = [(config, rank, world, self.meet, after if rank == stops else None) for rank in range(world)]
-        self.processes = [CONTEXT.Process(target=_rank, args=arguments, daemon=True) for arguments in told]
+        self.processes = [FORKS.Process(target=_rank, args=arguments, daemon=True) for arguments in told]
         for process in self.processes:
             process.start()
 

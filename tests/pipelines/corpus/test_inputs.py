@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -187,6 +191,38 @@ def test_what_a_list_names_and_cannot_be_read_is_a_failed_video(
     }
     assert manifest.loc[str(tmp_path / "good"), "status"] == "ok"
     assert "cannot open foo:// URLs" in manifest.loc["foo://bar/a.mp4", "detail"]
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[str]:
+    """An HTTP server of tmp_path."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Silent, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_list_names_videos_of_a_website_and_of_a_bucket(
+    tmp_path: Path, video: bytes, opened: list[str], website: str, bucket: str
+) -> None:
+    (tmp_path / "good.mp4").write_bytes(video)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    store.publish(video, f"{bucket}/list/good.mp4")
+    store.publish(b"", f"{bucket}/list/empty.mp4")
+    names = [f"{place}/{name}.mp4" for place in (website, f"{bucket}/list") for name in ("good", "empty", "gone")]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    manifest = scan(str(tmp_path / "list.txt")).set_index("uri").loc[names]
+    assert manifest["reason"].fillna("").tolist() == ["", "empty_file", "missing"] * 2
+    assert manifest["bytes"].tolist() == [len(video), 0, 0] * 2
+    assert all(manifest["version"].iloc[[0, 3]]), "by which a re-scan knows that they are the same"
+    opened.clear()
+    assert len(scan(str(tmp_path / "list.txt"), manifest.reset_index())) == 6
+    assert not [name for name in opened if "good" in name]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from pipelines.video.isolated import IsolatedDecoder
 pytestmark = pytest.mark.usefixtures("opened")
 
 
-@pytest.mark.parametrize("where", ["here", "on Ray"])
+@pytest.mark.parametrize("where", ["here", pytest.param("on Ray", marks=pytest.mark.slow)])
 def test_every_video_has_one_row_good_or_bad(
     store_of_videos: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

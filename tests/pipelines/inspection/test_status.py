@@ -18,7 +18,7 @@ from pipelines.inspection.run_status import RunStatus
 from pipelines.inspection.status import read_status
 from pipelines.runs.events import Events, read_events
 from pipelines.storage import store
-from tests.support import runs, training
+from tests.support import training
 from tests.support.records import run_record
 from tests.support.training import train
 from tests.support.waiting import wait_until
@@ -189,20 +189,20 @@ def test_a_stopped_run_is_not_well_and_one_that_went_on_is(gazes: str, tmp_path:
 
 def test_a_killed_run_is_running_until_it_is_silent_for_too_long(gazes: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = runs.start("train", "policy", *training.settings(gazes, run, "epochs=1000", "every.checkpoint=2"))
+    config = training.policy_config(gazes, run, "epochs=1000", "every.checkpoint=2")
+    ranks = training.Ranks(config, 1, tmp_path / "meet")
     events = run / "events.jsonl"
     assert wait_until(lambda: events.exists() and b'"step": 6,' in events.read_bytes())
     status = of_run(run)
     assert (status.state, status.well) == ("running", True) and status.step >= 6 and status.checkpoint is not None
     assert status.left_s is not None and status.left_s > 0
-    runs.kill(job.pid)
-    job.wait()
+    ranks.kill()
     status = of_run(run, now=time.time() + 700)
     assert (status.state, status.well, status.left_s) == ("stalled", False, None)
     assert f"no event for 12 min: is it running? The same command again goes on from step {status.checkpoint}" in (
         status.notice
     )
-    assert train(training.policy_config(gazes, run, "epochs=1000", "every.checkpoint=2"), stopping=lambda: True)
+    assert train(config, stopping=lambda: True)
     assert of_run(run).failures == 1, "the one that was killed; the one that was stopped is none"
 
 

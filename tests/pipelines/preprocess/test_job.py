@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,13 +74,26 @@ def test_a_finished_job_does_nothing(undisturbed: Run) -> None:
 
 
 @pytest.mark.parametrize("decode, gaze", [(2, 1), pytest.param(4, 4, marks=pytest.mark.slow)])
-def test_any_number_of_workers_gives_the_same_bytes(
+def test_any_number_of_workers_of_which_one_dies_gives_the_same_bytes(
     undisturbed: Run, joins: list[str], tmp_path: Path, decode: int, gaze: int
 ) -> None:
+    output, killed = tmp_path / "gaze", list[int]()
+
+    def kill_one() -> None:
+        wait_until(lambda: any(output.glob("index/*.parquet")), every=0.01)
+        actors = [pid for pid, line in runs.descendants(os.getpid()).items() if "GazeStage" in line]
+        for pid in actors[:1]:
+            runs.kill(pid)
+            killed.append(len(list(output.glob("index/*.parquet"))))
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
     workers = [f"workers.decode={decode}", f"workers.gaze={gaze}", joins[0]]
-    done = runs.here("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", *workers)
+    done = runs.here("preprocess", *undisturbed.settings, f"output={output}", *workers)
+    killer.join()
     assert done.returncode == 0, done.stderr
-    assert runs.tree(tmp_path / "gaze") == undisturbed.files
+    assert killed and killed[0] < len(list(output.glob("index/*.parquet"))), "in the middle"
+    assert runs.tree(output) == undisturbed.files
 
 
 @pytest.mark.slow

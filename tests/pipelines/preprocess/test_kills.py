@@ -55,7 +55,7 @@ MOMENTS = ["plan.parquet", "dataset.json", "shards/.tmp-*", "shards/*.tar", "ind
     [(runs.start_plainly, MOMENTS[2:]), pytest.param(runs.start, MOMENTS, marks=pytest.mark.slow)],
 )
 def test_everything_killed_in_the_middle_of_a_write(
-    undisturbed: Run, tmp_path: Path, start: Callable[..., subprocess.Popen[bytes]], moments: list[str]
+    undisturbed: Run, tmp_path: Path, start: Callable[..., subprocess.Popen[bytes] | runs.Fork], moments: list[str]
 ) -> None:
     """The moment a new file of each kind shows, driver and actors die at once: the file may be half written."""
     output = tmp_path / "gaze"
@@ -94,22 +94,16 @@ def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: P
     assert runs.tree(output) == undisturbed.files
 
 
-def test_it_goes_on_without_an_actor_that_died_and_leaves_in_order_when_told(undisturbed: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ray", ["joined", pytest.param("its own", marks=pytest.mark.slow)])
+def test_it_leaves_in_order_when_told(undisturbed: Run, joins: list[str], tmp_path: Path, ray: str) -> None:
     output = tmp_path / "gaze"
-    job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
-
-    def committed() -> int:
-        return len(list(output.glob("index/*.parquet")))
-
-    assert wait_until(lambda: committed() or job.poll() is not None, every=0.01)
-    [actor] = [pid for pid, line in runs.descendants(job.pid).items() if "GazeStage" in line]
-    before = committed()
-    runs.kill(actor)
-    assert wait_until(lambda: committed() > before + 1 or job.poll() is not None, every=0.01)
+    settings = joins if ray == "joined" else ["ray.cpus=2"]
+    job = runs.start("preprocess", *undisturbed.settings, f"output={output}", *settings)
+    assert wait_until(lambda: any(output.glob("index/*.parquet")) or job.poll() is not None, every=0.01)
     left = set(runs.descendants(job.pid))
     job.terminate()
     assert job.wait() == 128 + signal.SIGTERM
-    assert left and runs.all_gone(left, seconds=10)
+    assert (left or ray == "joined") and runs.all_gone(left, seconds=10)
     (record,) = Path(f"{output}.runs").iterdir()
     assert json.loads(record.read_text())["status"] == "interrupted"
     finish(undisturbed, output)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import math
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
@@ -29,6 +29,8 @@ from pipelines.runs.events import Events, NoEvents, read_events
 from pipelines.runs.peak import Peak, measure_peak
 from pipelines.storage import store
 from tests.support import places
+from tests.support.forks import FORKS
+from tests.support.waiting import wait_until
 
 ROOT = places.ROOT
 
@@ -202,65 +204,54 @@ def test_the_peak_is_measured_and_named() -> None:
 
 # -- ranks -----------------------------------------------------------------------------------------------------------
 
-RANK = """
-import datetime, os, sys, time
-import torch, torch.distributed as dist
-from pipelines.runs.events import Events
-rank, run, dies = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "dies"
-dist.init_process_group("gloo", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=20))
-events = Events(run, rank, 2, reductions={"most": "max"})
-for step in range(1, 4):
-    if dies and step == 3:
-        if rank == 1:
-            time.sleep(1000)  # it hangs, and is killed from outside
-        print("waiting", flush=True)
-    row = events.step(step, 0, 4, {"loss": step + rank, "most": rank, "skipped": rank}, seconds=1 + rank, waited=rank)
-    assert row["loss"] == step + 0.5 and row["most"] == 1 and row["skipped"] == 1 and row["samples"] == 8
-    assert row["seconds"] == 2 and row["waited"] == 1 and row["samples_per_s"] == 4 and row["wait"] == 0.5
-events.close()
-dist.destroy_process_group()  # or its threads may abort the process as it ends
-"""
+
+def rank_of_two(rank: int, run: str, meet: str, dies: bool) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meet}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=20)
+    )
+    events = Events(run, rank, 2, reductions={"most": "max"})
+    for step in range(1, 4):
+        if dies and step == 3:
+            if rank == 1:
+                time.sleep(1000)  # it hangs, and is killed from outside
+            Path(f"{meet}-waits").touch()
+        values = {"loss": step + rank, "most": rank, "skipped": rank}
+        row = events.step(step, 0, 4, values, seconds=1 + rank, waited=rank)
+        assert row["loss"] == step + 0.5 and row["most"] == 1 and row["skipped"] == 1 and row["samples"] == 8
+        assert row["seconds"] == 2 and row["waited"] == 1 and row["samples_per_s"] == 4 and row["wait"] == 0.5
+    events.close()
+    dist.destroy_process_group()  # or its threads may abort the process as it ends
 
 
-def ranks(run: Path, how: str) -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    env |= {"OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), str(run), how],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+def ranks(run: Path, meet: Path, dies: bool = False) -> list[ForkServerProcess]:
+    processes = [FORKS.Process(target=rank_of_two, args=(rank, str(run), str(meet), dies)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def test_values_are_reduced_over_ranks_and_written_once(tmp_path: Path) -> None:
-    for process in ranks(tmp_path, "lives"):
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    read = read_events(str(tmp_path))
+    for process in ranks(tmp_path / "run", tmp_path / "meet"):
+        process.join()
+        assert process.exitcode == 0
+    read = read_events(str(tmp_path / "run"))
     assert list(read["step"]) == [1, 2, 3] and list(read["loss"]) == [1.5, 2.5, 3.5]
 
 
 @pytest.mark.parametrize("how", ["killed", pytest.param("hangs", marks=pytest.mark.slow)])
 def test_a_rank_that_is_gone_is_an_error_within_the_timeout(tmp_path: Path, how: str) -> None:
-    here, gone = ranks(tmp_path, "dies")
+    here, gone = ranks(tmp_path / "run", tmp_path / "meet", dies=True)
     try:
-        assert here.stdout is not None and here.stdout.readline() == "waiting\n"
+        assert wait_until((tmp_path / "meet-waits").exists)
         if how == "killed":
             time.sleep(0.2)
-            gone.send_signal(signal.SIGKILL)
-        assert here.wait() not in (0, None)
+            gone.kill()
+        here.join()
+        assert here.exitcode not in (0, None)
     finally:
         for process in (here, gone):
             process.kill()
-            process.communicate()
+            process.join()
 
 
 # -- TensorBoard -----------------------------------------------------------------------------------------------------
