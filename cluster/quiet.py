@@ -46,7 +46,7 @@ def quiet_when_told_to_leave() -> Iterator[None]:
     for number, handler in before.items():
         if callable(handler):
             signal.signal(number, told)
-    sys.stdout = filtered  # type: ignore[assignment]  # it has what a TextIO has
+    sys.stdout = filtered
     try:
         yield
     finally:
