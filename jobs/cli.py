@@ -98,6 +98,14 @@ JOBS = {
     "train reconstructor": Subcommand(
         "jobs.train", "TrainReconstructor", "pre-training of the learned reconstructor", check=_TRAIN, resumes=True
     ),
+    "train encoder": Subcommand(
+        "jobs.train",
+        "TrainEncoder",
+        "distillation: a vision transformer gets used to few patches",
+        function="run_encoder",
+        check="pipelines.train.encoder_config:check_encoder_config",
+        resumes=True,
+    ),
     "rl": Subcommand(
         "jobs.rl",
         "RL",

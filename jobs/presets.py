@@ -37,6 +37,16 @@ _RECONSTRUCTOR_SIZES: dict[str, Any] = {
 }
 SMALL_POLICY = _ANY | _POLICY_SIZES | {"steps": 100, "global_batch": 8}
 SMALL_RECONSTRUCTOR = _ANY | _RECONSTRUCTOR_SIZES | {"steps": 200, "global_batch": 8, "max_ratio": 0.15}
+SMALL_ENCODER = _ANY | {
+    "steps": 40,
+    "global_batch": 4,
+    "micro_batch": 1,
+    "frames": 2,
+    "max_ratio": 0.25,
+    "optimizer.lr": 5e-5,
+    "every.validate": 20,
+    "every.checkpoint": 20,
+}
 SMALL_RL = (
     _ANY
     | _POLICY_SIZES

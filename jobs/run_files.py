@@ -10,6 +10,7 @@ from pipelines.errors import PipelineError
 _JOBS = {
     "PolicyTrainConfig": "train policy",
     "ReconstructorTrainConfig": "train reconstructor",
+    "EncoderTrainConfig": "train encoder",
     "RLConfig": "rl",
 }
 

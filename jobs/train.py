@@ -1,4 +1,4 @@
-"""`autogaze train policy|reconstructor data=DATASET run=DIR`: train, or go on with a run, on one device or many."""
+"""`autogaze train policy|reconstructor|encoder data=DATASET run=DIR`: train, or go on, on one device or many."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from rich.console import Console
 
 from cluster.local import RayConfig, running
 from jobs.config import with_absolute_places
-from jobs.presets import SMALL_POLICY, SMALL_RECONSTRUCTOR
+from jobs.presets import SMALL_ENCODER, SMALL_POLICY, SMALL_RECONSTRUCTOR
 from pipelines.errors import PipelineError
 from pipelines.networks.find import Kind, find_network
 from pipelines.schema import section, setting
 from pipelines.storage.location import Location
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
+from pipelines.train.encoder_config import EncoderTrainConfig, check_encoder_config
 
 if TYPE_CHECKING:
     from pipelines.train.task import MakeTask
@@ -43,6 +44,15 @@ class TrainReconstructor(ReconstructorTrainConfig):
     ray: RayConfig = section(RayConfig, on_resume="any value")
 
 
+@dataclass
+class TrainEncoder(EncoderTrainConfig):
+    """Distil an encoder: features of few patches towards those of full frames."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL_ENCODER}
+    preset: Literal["", "small"] = setting("", PRESET_HELP, on_resume="any value")
+    ray: RayConfig = section(RayConfig, on_resume="any value")
+
+
 def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
     """Run the job; the exit status: 0 done, or stopped by a signal after a checkpoint."""
     check_train_config(config)
@@ -59,10 +69,19 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
     return run_training(settings, make_task, config.ray, console)
 
 
+def run_encoder(config: TrainEncoder, console: Console) -> int:
+    """As `run`, for an encoder."""
+    check_encoder_config(config)
+    from pipelines.train.encoder import EncoderTask
+
+    return run_training(without_ray(config, EncoderTrainConfig), EncoderTask, config.ray, console)
+
+
 def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, console: Console) -> int:
     """Train where the config asks for it: in this process, with actors beside it, or on ranks that Ray places."""
     config = with_absolute_places(config)
-    kind: Kind = "reconstructor" if isinstance(config, ReconstructorTrainConfig) else "policy"
+    made: dict[type[TrainConfig], Kind] = {ReconstructorTrainConfig: "reconstructor", EncoderTrainConfig: "encoder"}
+    kind = made.get(type(config), "policy")
     from jobs.signals import stop_on_sigterm
     from pipelines.train.loop import is_finished, train
     from pipelines.train.on_ray import require_room, train_on_ray

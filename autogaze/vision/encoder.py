@@ -10,10 +10,12 @@ for frame, frame_gaze in camera:
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,14 @@ from torch import Tensor, nn
 
 from autogaze.device import usable_device
 from autogaze.gaze import Gaze
+from autogaze.hub import PREPROCESSOR
 from autogaze.images import check_frames
 from autogaze.patches import PatchVocabulary
+from autogaze.quiet import quiet
 from autogaze.vision import loading
 from autogaze.vision.attention import MODES, RowAttention, Segments
 from autogaze.vision.convert import by_coverage
+from autogaze.vision.embeddings import GazeEmbeddings
 from autogaze.vision.encoded import TokenFeatures
 from autogaze.vision.families import Family, TransformerLayer
 from autogaze.vision.plan import Plan
@@ -62,12 +67,18 @@ def load(
     if attention not in MODES:
         raise ValueError(f"attention={attention!r}: wanted one of {', '.join(MODES)}")
     device = usable_device(device)
-    family, model, normalisation = loading.read(path_or_id, dtype)
-    return GazedEncoder(family, model.to(device), normalisation, scales, attention)
+    found = loading.read(path_or_id, dtype)
+    embeddings = None if found.embeddings is None else found.embeddings.to(device)
+    encoder = GazedEncoder(found.family, found.model.to(device), found.normalisation, scales, attention, embeddings)
+    encoder.preprocessor = found.preprocessor
+    return encoder
 
 
 class GazedEncoder(nn.Module):
     """A loaded vision transformer. Made by `load`; its weights are `model`, transformers' own, to train or to save.
+
+    embeddings: learnt ones of scale and time, where the checkpoint has some, or training adds them.
+    preprocessor: the checkpoint's preprocessor_config.json, which `save_pretrained` writes again.
 
     Weights need no gradients until `requires_grad_()`; then `encode` has them where they are on.
     """
@@ -79,6 +90,7 @@ class GazedEncoder(nn.Module):
         normalisation: loading.Normalisation,
         scales: Sequence[int] = SCALES,
         attention: str = "block_causal",
+        embeddings: GazeEmbeddings | None = None,
     ) -> None:
         super().__init__()
         if attention not in MODES:
@@ -88,20 +100,36 @@ class GazedEncoder(nn.Module):
         self.vocabulary = _vocabulary(scales, config.patch_size, family.name)
         self.heads = int(config.num_attention_heads)
         self.width = int(config.hidden_size)
+        self.embeddings = embeddings
+        self.preprocessor: bytes | None = None
+        if embeddings is not None:
+            embeddings.require(self.vocabulary)
         self._kept: tuple[object, _Tables] | None = None
 
     def sharing(self, scales: Sequence[int] | None = None, attention: str | None = None) -> GazedEncoder:
         """Another encoder on the same weights, of other scales or attention. Raises ValueError as `load` does."""
         chosen = self.attention if attention is None else attention
         wanted = self.vocabulary.scales if scales is None else scales
-        return GazedEncoder(self.family, self.model, self.normalisation, wanted, chosen)
+        shared = GazedEncoder(self.family, self.model, self.normalisation, wanted, chosen, self.embeddings)
+        shared.preprocessor = self.preprocessor
+        return shared
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a checkpoint that `load` and transformers read; learnt embeddings are a file that only `load` reads."""
+        with quiet(importlib.import_module("transformers")):
+            self.model.save_pretrained(folder)
+        if self.embeddings is not None:
+            self.embeddings.write(Path(folder))
+        if self.preprocessor is not None:
+            (Path(folder) / PREPROCESSOR).write_bytes(self.preprocessor)
 
     @property
     def fingerprint(self) -> str:
         """sha256, in hex, of everything that changes results: weights with names, family, scales, attention, pixels."""
         facts = [self.family.name, self.vocabulary.scales, self.vocabulary.patch_size, self.attention]
         hashed = hashlib.sha256(json.dumps([*facts, self.normalisation, str(self.dtype), self.heads]).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
+        learnt = {} if self.embeddings is None else self.embeddings.state_dict(prefix="gaze_embeddings.")
+        for name, tensor in [*sorted(self.model.state_dict().items()), *sorted(learnt.items())]:
             tensor = tensor.detach().cpu().contiguous()
             hashed.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -252,12 +280,16 @@ class GazedEncoder(nn.Module):
         mean, std = (torch.tensor(part, device=self.device) for part in self.normalisation)
         weight, bias = self.family.patch(self.model)
 
-        def embed(place: Tensor, ids: Tensor) -> Tensor:
-            rows = cut_rows(frames, place, ids, self.vocabulary, mean, std).to(weight.dtype)
+        def embed(place: Tensor, ids: Tensor, frame: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, enabled=False):  # pixels are exact, whatever the network computes in
+                rows = cut_rows(frames, place, ids, self.vocabulary, mean, std).to(weight.dtype)
             found = F.linear(rows, weight, bias)
-            return found if tables.positions is None else found + tables.positions[ids]
+            if tables.positions is not None:
+                # Not an index, whose gradient is added up in an order that differs from run to run.
+                found = found + F.embedding(ids, tables.positions)
+            return found if self.embeddings is None else found + self.embeddings.of_frames(frame)
 
-        x = _by_rows(embed, step, plan.place.to(self.device), plan.id.to(self.device))
+        x = _by_rows(embed, step, *(part.to(self.device) for part in (plan.place, plan.id, plan.frame)))
         prefix = self.family.prefix(self.model)
         if prefix is not None:
             frames_with = len(plan.prefix_rows)
@@ -308,7 +340,8 @@ class GazedEncoder(nn.Module):
         """Positions of all ids, kept while the weights they come from do not change; not kept while learning."""
         if learns:
             return _Tables.of(self)
-        state = tuple((weight.data_ptr(), weight._version) for weight in self.model.embeddings.parameters())
+        weights = [*self.model.embeddings.parameters(), *([] if self.embeddings is None else [self.embeddings.scale])]
+        state = tuple((weight.data_ptr(), weight._version) for weight in weights)
         if self._kept is None or self._kept[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 self._kept = (state, _Tables.of(self))
@@ -327,6 +360,9 @@ class _Tables:
         added = [family.positions(model, grid) for grid in grids]
         turned = [family.rotation(model, grid) for grid in grids]
         positions = torch.cat([part for part in added if part is not None]) if added[0] is not None else None
+        if encoder.embeddings is not None:
+            scales = encoder.embeddings.of_ids(encoder.vocabulary)
+            positions = scales if positions is None else positions + scales
         if turned[0] is None:
             return cls(positions, None)
         cosines, sines = zip(*(part for part in turned if part is not None), strict=True)
@@ -348,7 +384,7 @@ class _Tables:
 def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary positions, half against half: [N, H, D]."""
     first, second = x.chunk(2, dim=-1)
-    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+    return (x * cosine + torch.cat((-second, first), dim=-1) * sine).to(x.dtype)
 
 
 def _by_rows(change: Callable[..., Tensor], step: int, *inputs: Tensor) -> Tensor:

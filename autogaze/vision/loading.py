@@ -11,13 +11,14 @@ import json
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from autogaze import hub
 from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError
 from autogaze.quiet import quiet
+from autogaze.vision.embeddings import GazeEmbeddings
 from autogaze.vision.families import FAMILIES, Family
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -25,8 +26,22 @@ _FILES = (CONFIG, PREPROCESSOR, "*.safetensors", "*.safetensors.index.json")
 _NEEDS = "transformers 5.20 or later: pip install -e '.[teachers]' in the checkout"
 
 
-def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Family, Any, Normalisation]:
-    """The family, the transformers model on the CPU, and mean and deviation of its pixels in [0, 1].
+class Loaded(NamedTuple):
+    """What a checkpoint's folder holds.
+
+    model: transformers', on the CPU. normalisation: mean and deviation of its pixels in [0, 1]. embeddings: learnt
+    ones, if it has any. preprocessor: its preprocessor_config.json as it is, if there is one.
+    """
+
+    family: Family
+    model: Any
+    normalisation: Normalisation
+    embeddings: GazeEmbeddings | None
+    preprocessor: bytes | None
+
+
+def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> Loaded:
+    """What a checkpoint holds, in `dtype`, without gradients.
 
     Raises CheckpointError, one line: it is not there, of no kind known here, without a vision tower, or incomplete; or
     transformers is not installed.
@@ -59,7 +74,15 @@ def read(path_or_id: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Family
         raise CheckpointError(f"{folder} holds weights that are NaN or infinite")
     if any(name.startswith("head.") for name in report["missing_keys"]):
         model.head = None
-    return family, model.eval().requires_grad_(False), _normalisation(folder, family)
+    embeddings = GazeEmbeddings.read(folder, model.config.hidden_size)
+    preprocessor = (folder / PREPROCESSOR).read_bytes() if (folder / PREPROCESSOR).exists() else None
+    return Loaded(
+        family,
+        model.eval().requires_grad_(False),
+        _normalisation(folder, family),
+        None if embeddings is None else embeddings.to(dtype).requires_grad_(False),
+        preprocessor,
+    )
 
 
 def _transformers() -> ModuleType:

@@ -15,7 +15,8 @@ TRAINING = [name for name, job in JOBS.items() if getattr(job.load_schema(), "pr
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_preset_is_settings_that_there_are_and_that_fit_each_other(name: str) -> None:
     job = JOBS[name]
-    config = load(job.load_schema(), ["data=/d", "run=/r", "preset=small"])
+    needed = ["encoder.checkpoint=/e"] if name == "train encoder" else []
+    config = load(job.load_schema(), ["data=/d", "run=/r", "preset=small", *needed])
     job.check_config(config)
     values = {key.name: key.value for key in settings_of(config)}
     for key, value in job.load_schema().presets["small"].items():

@@ -28,6 +28,8 @@ from pipelines.runs.audit import audit
 from pipelines.storage import store
 from pipelines.train import loop
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig
+from pipelines.train.encoder import EncoderTask
+from pipelines.train.encoder_config import EncoderTrainConfig
 from pipelines.train.policy import PolicyTask
 from pipelines.train.reconstructor import ReconstructorTask
 from pipelines.train.task import MakeTask
@@ -121,6 +123,7 @@ def rl_config(data: str, run: Path, *changed: str) -> RLConfig:
 def task_of(config: TrainConfig) -> MakeTask:
     """What a config trains."""
     tasks: dict[type, MakeTask] = {RLConfig: RLTask, ReconstructorTrainConfig: ReconstructorTask}
+    tasks[EncoderTrainConfig] = EncoderTask
     return tasks.get(type(config), PolicyTask)
 
 
