@@ -24,6 +24,7 @@ from cluster.errors import ClusterError
 from cluster.modules import CodePaths
 from cluster.node import RAY_PATH_BYTES, private_folder
 from cluster.processes import descendants, kill
+from cluster.quiet import quiet_when_told_to_leave
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
@@ -141,7 +142,11 @@ def _connected(config: RayConfig, paths: dict[str, str]) -> Iterator[ClusterSize
     try:
         if config.address:
             _require_head(config.address)
-        yield _size()
+        with quiet_when_told_to_leave():
+            try:
+                yield _size()
+            finally:
+                ray.shutdown()
     finally:
         ray.shutdown()
         _handle_sigterm(sigterm)

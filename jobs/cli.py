@@ -74,6 +74,14 @@ JOBS = {
         dry_run=True,
         resumes=True,
     ),
+    "encode": Subcommand(
+        "jobs.encode",
+        "EncodeCommand",
+        "gazed patches, of a gaze dataset or of videos -> token features",
+        check="pipelines.encode.config:check_encode_config",
+        dry_run=True,
+        resumes=True,
+    ),
     "verify": Subcommand("jobs.verify", "VerifyConfig", "re-read a dataset and say what is wrong with it", "dataset"),
     "gaze": Subcommand(
         "jobs.gaze",
@@ -84,7 +92,11 @@ JOBS = {
     ),
     "report": Subcommand("jobs.report", "ReportConfig", "one HTML file that shows a dataset", "dataset"),
     "evaluate": Subcommand(
-        "jobs.evaluate", "EvaluateConfig", "error against gazing ratio: stored gaze beside others", "data"
+        "jobs.evaluate",
+        "EvaluateConfig",
+        "error, and features of an encoder, against gazing ratio: stored gaze beside others",
+        "data",
+        check="jobs.evaluate:check_evaluate",
     ),
     "export-labels": Subcommand(
         "jobs.labels", "ExportConfig", "a dataset's gaze -> the reference's label file", "data", "export"
