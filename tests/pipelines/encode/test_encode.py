@@ -116,7 +116,7 @@ def test_videos_are_gazed_at_and_encoded_in_one_pass(few_videos: Path, encoded: 
         assert one["clip"] == other["clip"] and one["source"] == ""
         np.testing.assert_array_equal(mine.read_features(one).id, there.read_features(other).id)
     done = runs.plainly("encode", *settings, "threshold=0.3", f"output={output}")
-    assert done.returncode == 2 and "threshold is 0.08 there, 0.3 here" in done.stderr
+    assert done.returncode == 2 and "threshold is 0.04 there, 0.3 here" in done.stderr
 
 
 def test_frames_that_are_not_stored_are_decoded_again(few_videos: Path, siglip: Path, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_output_of_other_settings_is_refused_by_name(encoded: Encoded, change
 def test_another_encoder_or_gaze_than_it_was_begun_with_is_refused(encoded: Encoded, tmp_path: Path) -> None:
     other = write_encoder(tmp_path / "other", seed=1)
     gaze = Path(shutil.copytree(encoded.gaze, tmp_path / "gaze"))
-    (gaze / "dataset.json").write_text((gaze / "dataset.json").read_text().replace("0.08", "0.07"))
+    (gaze / "dataset.json").write_text((gaze / "dataset.json").read_text().replace("0.04", "0.03"))
     for change, told in (
         (f"encoder.checkpoint={other}", "has other weights than the encoder that output="),
         (f"data={gaze}", "was begun from another gaze dataset, or this one has changed since"),
