@@ -11,9 +11,10 @@ from tests.support import runs
 from tests.support.waiting import wait_until
 
 
-def test_workers_on_ray_give_the_same_bytes(encoded: Encoded, ray_session: str, tmp_path: Path) -> None:
-    workers = ["workers.decode=2", "workers.encode=2", f"ray.address={ray_session}"]
-    done = runs.here("encode", *encoded.settings, f"output={tmp_path / 'features'}", *workers)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_workers_on_ray_give_the_same_bytes(encoded: Encoded, ray_session: str, tmp_path: Path, workers: int) -> None:
+    settings = [f"workers.decode={workers}", f"workers.encode={workers}", f"ray.address={ray_session}"]
+    done = runs.here("encode", *encoded.settings, f"output={tmp_path / 'features'}", *settings)
     assert done.returncode == 0, done.stderr
     assert runs.tree(tmp_path / "features") == encoded.files
 
