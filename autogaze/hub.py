@@ -15,6 +15,11 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, cannot be read or does not fit. One line that says what to do."""
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a repository of the hub, "org/name"."""
+    return bool(_HUB_ID.fullmatch(text))
+
+
 def resolve(path_or_id: str | os.PathLike[str], files: Sequence[str] = (CONFIG, WEIGHTS, PREPROCESSOR)) -> Path:
     """The folder of a checkpoint: a local one, or a hub id "org/name", downloaded once into huggingface_hub's cache.
 
@@ -26,7 +31,7 @@ def resolve(path_or_id: str | os.PathLike[str], files: Sequence[str] = (CONFIG, 
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file: give the checkpoint's folder, which holds {CONFIG} and {WEIGHTS}")
-    if not isinstance(path_or_id, str) or not _HUB_ID.fullmatch(path_or_id):
+    if not isinstance(path_or_id, str) or not is_hub_id(path_or_id):
         raise CheckpointError(f"there is no folder {path}: give a checkpoint's folder, or a hub id such as org/name")
     from huggingface_hub import snapshot_download  # here, because a local folder needs no hub client
 

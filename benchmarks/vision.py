@@ -26,6 +26,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -39,13 +40,13 @@ from autogaze.gaze import Gaze
 from autogaze.lengths import mean_lengths
 from autogaze.patches import VOCABULARY
 from autogaze.reconstruction.canvas import Canvas
-from autogaze.vision import GazedEncoder, gaze_and_encode, load
-from autogaze.vision.agreement import agreement, every_nth_frame, mean_cosine, retrieval
+from autogaze.vision import GazedEncoder, TokenFeatures, gaze_and_encode, load
+from autogaze.vision.agreement import agreement, cosine, every_nth_frame, retrieval
 from autogaze.vision.attention import MODES
 from autogaze.vision.choose import changed_most, random_places, stalest
 from autogaze.vision.colours import Colours
 from autogaze.vision.families import FAMILIES
-from autogaze.vision.merging import least_share, merge, tokens_per_layer
+from autogaze.vision.merging import least_share, merge, tokens_per_layer, within_reach
 
 FRAMES = 16
 RATIOS = (0.02, 0.068, 0.125, 0.25, 0.5)
@@ -138,7 +139,7 @@ def speed(options: argparse.Namespace) -> None:
         }
         tokens = {name: int(gaze.counts()[0]) for name in ways} | {"every nth frame": int(sampled.counts()[0])}
         kept = tokens_per_layer(VOCABULARY.counts[-1], 12, ratio)
-        if within_reach(VOCABULARY.counts[-1], 12, ratio):
+        if within_reach(encoder, ratio):
             ways["ToMe"] = lambda ratio=ratio: merge(encoder, frames, ratio)  # type: ignore[misc]
             tokens["ToMe"] = round(FRAMES * sum(kept) / len(kept))
         print(f"at {ratio:.1%} of the patches")
@@ -146,11 +147,6 @@ def speed(options: argparse.Namespace) -> None:
             print(f"{name:>16} {tokens[name]:13d} {seconds:8.3f} {whole / seconds:10.1f}x", flush=True)
     least = sum(tokens_per_layer(VOCABULARY.counts[-1], 12, 0.0)) / (12 * VOCABULARY.counts[-1])
     print(f"ToMe merges at most {least_share():.0%} of a layer's tokens: its MLPs see {least:.1%} on average or more")
-
-
-def within_reach(patches: int, layers: int, share: float) -> bool:
-    """Whether merging can bring layers to so few tokens on average."""
-    return sum(tokens_per_layer(patches, layers, share)) <= 1.1 * share * patches * layers
 
 
 def clip_of(path: Path, size: int, stride: int) -> np.ndarray | None:
@@ -173,71 +169,98 @@ def clip_of(path: Path, size: int, stride: int) -> np.ndarray | None:
     return None
 
 
+WAYS = (
+    ("random", "block_causal"),
+    ("canvas", "block_causal"),
+    ("canvas", "first_frame"),
+    ("canvas", "newest"),
+    ("contrast", "newest"),
+    ("stalest", "newest"),
+    ("every nth", "frame"),
+)
+"""Choice and attention of what `fidelity` compares."""
+
+
+@dataclass
+class Found:
+    """What was measured of one way at one share, clip by clip."""
+
+    tokens: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    cosines: list[torch.Tensor] = field(default_factory=list)  # [3]: own, dense, pooled
+    pooled: list[torch.Tensor] = field(default_factory=list)  # [1, D]
+
+    def add(self, full: TokenFeatures, out: TokenFeatures, tokens: float, seconds: float, own: bool = True) -> None:
+        found = agreement(full, out)
+        self.cosines.append(torch.cat((found.tokens if own else found.tokens * torch.nan, found.dense, found.pooled)))
+        self.pooled.append(out.pool().clips)
+        self.tokens.append(tokens)
+        self.seconds.append(seconds)
+
+
+def lengths_of(share: float, finest: int) -> np.ndarray:
+    """Frame 0 in full, and a share of the finest patches, rounded down, in every other frame: [1, FRAMES]."""
+    lengths = np.full((1, FRAMES), int(share * finest))
+    lengths[:, 0] = finest
+    return lengths
+
+
 def fidelity(options: argparse.Namespace) -> None:
     encoder = load(options.encoder, scales=options.scales, device=options.device, dtype=getattr(torch, options.dtype))
-    size, finest = encoder.vocabulary.frame_size, encoder.vocabulary.counts[-1]
-    paths = [path for path in sorted(options.corpus.rglob("*")) if path.suffix in VIDEOS]
-    full_encoder = encoder.sharing(attention="frame")
-    rows: dict[tuple[float, str], list[tuple[float, float, float, int, float]]] = {}
-    pooled: dict[tuple[float, str], list[torch.Tensor]] = {}
+    vocabulary, alone = encoder.vocabulary, encoder.sharing(attention="frame")
+    size, finest = vocabulary.frame_size, vocabulary.counts[-1]
+    paths = [options.corpus] if options.corpus.is_file() else sorted(options.corpus.rglob("*"))
+    paths = [path for path in paths if path.suffix in VIDEOS][:: options.every]
+    rows: dict[tuple[float, str], Found] = {}
     targets, still = [], []
-    clips = 0
-    for path in paths[:: options.every]:
-        clip = clip_of(path, size, options.stride)
-        if clip is None:
+    for path in paths:
+        frames = clip_of(path, size, options.stride)
+        if frames is None:
             continue
-        clips += 1
-        frames = clip[None]
-        full = full_encoder.encode(frames)
+        frames = frames[None]
+        full = alone.encode(frames)
         target = full.dense()
         targets.append(full.pool().clips)
-        still.append(mean_cosine(target[:, :1].expand_as(target), target))
+        still.append(float(cosine(target[:, :1].expand_as(target), target).mean()))
         for share in options.shares:
-            lengths = np.full((1, FRAMES), int(share * finest + 0.5))
-            lengths[:, 0] = finest
+            lengths = lengths_of(share, finest)
             gazes = {
-                "random": random_places(frames, lengths, [path.name], vocabulary=encoder.vocabulary),
-                "canvas": changed_most(frames, lengths, vocabulary=encoder.vocabulary, contrast=False),
-                "contrast": changed_most(frames, lengths, vocabulary=encoder.vocabulary),
-                "stalest": stalest(frames, lengths, vocabulary=encoder.vocabulary),
-                "every nth": every_nth_frame(1, FRAMES, int(lengths.sum()), encoder.vocabulary),
+                "random": random_places(frames, lengths, [path.name], vocabulary=vocabulary),
+                "canvas": changed_most(frames, lengths, vocabulary=vocabulary, contrast=False),
+                "contrast": changed_most(frames, lengths, vocabulary=vocabulary),
+                "stalest": stalest(frames, lengths, vocabulary=vocabulary),
+                "every nth": every_nth_frame(1, FRAMES, int(lengths.sum()), vocabulary),
             }
-            ways = [("random", "block_causal"), ("canvas", "block_causal"), ("canvas", "first_frame")]
-            ways += [("canvas", "newest"), ("contrast", "newest"), ("stalest", "newest"), ("every nth", "frame")]
-            for name, mode in ways:
+            for name, mode in WAYS:
                 began = time.process_time()
                 out = encoder.sharing(attention=mode).encode(frames, gazes[name])
                 took = time.process_time() - began
-                found = agreement(full, out)
-                key = (share, f"{name}, {mode}")
-                own = float("nan") if found.tokens is None else found.tokens
-                rows.setdefault(key, []).append((own, found.dense, found.pooled, len(out.tokens), took))
-                pooled.setdefault(key, []).append(out.pool().clips)
+                rows.setdefault((share, f"{name}, {mode}"), Found()).add(full, out, len(out.tokens), took)
             total = float(lengths.sum()) / (FRAMES * finest)
-            if not within_reach(finest, len(encoder.family.layers(encoder.model)), total):
-                continue
-            began = time.process_time()
-            merged = merge(full_encoder, frames, total)
-            took = time.process_time() - began
-            key = (share, "ToMe")
-            cls = merged.prefix[:, :, 0].mean(dim=1) if merged.prefix.shape[2] else merged.dense.mean(dim=(1, 2, 3))
-            used = round(FRAMES * sum(merged.tokens) / len(merged.tokens))
-            found_dense = mean_cosine(merged.dense, target)
-            rows.setdefault(key, []).append((float("nan"), found_dense, mean_cosine(cls, targets[-1]), used, took))
-            pooled.setdefault(key, []).append(cls)
-        found_now = ", ".join(f"{share:.0%} {name} {values[-1][1]:.3f}" for (share, name), values in rows.items())
-        print(f"{path.name}: dense map of frame 0 carried on {still[-1]:.3f}; {found_now}", flush=True)
+            if within_reach(alone, total):
+                began = time.process_time()
+                merged = merge(alone, frames, total)
+                took = time.process_time() - began
+                tokens = FRAMES * merged.tokens_per_frame
+                rows.setdefault((share, "ToMe"), Found()).add(full, merged.features, tokens, took, own=False)
+        now = ", ".join(f"{share:.0%} {name} {found.cosines[-1][1]:.3f}" for (share, name), found in rows.items())
+        print(f"{path.name}: dense map of frame 0 carried on {still[-1]:.3f}; {now}", flush=True)
+    if not targets:
+        raise SystemExit(f"{options.corpus} holds no video of {FRAMES} frames or more")
     everything = torch.cat(targets)
-    print("own: cosine of gazed patches; dense: of dense maps; pooled: of clips; found: share nearest to its own clip")
-    print(f"{clips} clips; dense map of frame 0 carried on: {np.mean(still):.3f}")
+    print("own: cosine of gazed finest patches; dense: of dense maps; pooled: of clips; found: share nearest to itself")
+    print(f"{len(targets)} clips; dense map of frame 0 carried on: {np.mean(still):.3f}")
     print(
         f"{'a frame':>8} {'gaze, attention':>26} {'tokens':>7} {'own':>6} {'dense':>6} {'pooled':>7} {'found':>6}"
         f" {'CPU s':>6}"
     )
-    for (share, name), values in rows.items():
-        own, dense, pool, tokens, took = np.mean(values, axis=0)
-        hit = retrieval(torch.cat(pooled[share, name]), everything)
-        print(f"{share:8.0%} {name:>26} {tokens:7.0f} {own:6.3f} {dense:6.3f} {pool:7.3f} {hit:6.2f} {took:6.2f}")
+    for (share, name), found in rows.items():
+        own, dense, pool = torch.stack(found.cosines).mean(dim=0).tolist()
+        hit = retrieval(torch.cat(found.pooled), everything).first if len(everything) > 1 else float("nan")
+        print(
+            f"{share:8.0%} {name:>26} {np.mean(found.tokens):7.0f} {own:6.3f} {dense:6.3f} {pool:7.3f} {hit:6.2f}"
+            f" {np.mean(found.seconds):6.2f}"
+        )
 
 
 def picture(options: argparse.Namespace) -> None:
@@ -251,9 +274,7 @@ def picture(options: argparse.Namespace) -> None:
     colours = Colours.of(full)
     rows = [clip, np.asarray(colours(full))]
     for share in options.shares:
-        lengths = np.full((1, FRAMES), int(share * finest + 0.5))
-        lengths[:, 0] = finest
-        gaze = stalest(clip[None], lengths, vocabulary=encoder.vocabulary)
+        gaze = stalest(clip[None], lengths_of(share, finest), vocabulary=encoder.vocabulary)
         rows.append(np.asarray(colours(encoder.encode(clip[None], gaze).dense()[0])))
     cells = [[np.asarray(Image.fromarray(row[t]).resize((160, 160), 0)) for t in (3, 7, 11, 15)] for row in rows]
     Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in cells])).save(options.output)

@@ -84,7 +84,11 @@ JOBS = {
     ),
     "report": Subcommand("jobs.report", "ReportConfig", "one HTML file that shows a dataset", "dataset"),
     "evaluate": Subcommand(
-        "jobs.evaluate", "EvaluateConfig", "error against gazing ratio: stored gaze beside others", "data"
+        "jobs.evaluate",
+        "EvaluateConfig",
+        "error, and features of an encoder, against gazing ratio: stored gaze beside others",
+        "data",
+        check="jobs.evaluate:check_evaluate",
     ),
     "export-labels": Subcommand(
         "jobs.labels", "ExportConfig", "a dataset's gaze -> the reference's label file", "data", "export"

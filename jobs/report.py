@@ -1,7 +1,8 @@
 """`autogaze report DATASET`: one HTML file that shows what a dataset is, how well it was gazed and what failed.
 
 The file holds everything it shows: no network, no script. Its numbers come from the indexes, read shard by shard; only
-the clips of the gallery, and a sample of bounded size for the token charts, are opened.
+the clips of the gallery, and a sample of bounded size for the token charts, are opened. With encoder.checkpoint= some
+clips of the gallery also show what a vision transformer sees of full frames and of gazed patches.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jinja2
 import numpy as np
@@ -27,6 +28,9 @@ from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.run_records import STAGE_OF_PART, read_runs
 from pipelines.dataset.shards import Dataset
+from pipelines.errors import PipelineError
+from pipelines.gazing.settings import Device
+from pipelines.inspection.scales import CONVERT_HELP, Convert, check_seeing, require_patches
 from pipelines.inspection.survey import (
     Survey,
     TokenCounts,
@@ -35,10 +39,16 @@ from pipelines.inspection.survey import (
     sample_gazes,
     take_survey,
 )
-from pipelines.schema import check, setting
+from pipelines.networks.encoders import EncoderConfig, open_encoder
+from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
 from pipelines.storage.location import Location
+
+if TYPE_CHECKING:
+    from autogaze.gaze import Gaze
+    from autogaze.vision import GazedEncoder
+    from jobs.feature_maps import FeatureMaps
 
 GALLERY_FRAMES = 8  # shown of each clip
 
@@ -52,14 +62,19 @@ class ReportConfig:
     dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
     output: str = setting("", "the HTML file ('' = <dataset name>-report.html here)", place="location")
     clips: int = setting(12, "clips in the gallery, spread from the cheapest to the dearest", at_least=0)
+    encoder: EncoderConfig = section(EncoderConfig)
+    convert: Convert = setting("", CONVERT_HELP)
+    seen: int = setting(3, "clips of the gallery that show features, if there is an encoder", at_least=1)
+    device: Device = setting("auto", "encode on auto (cuda where there is one), cpu, cuda or mps")
 
 
 def run(config: ReportConfig, console: Console) -> str:
     """Write the report; its URL. Raises PipelineError: no dataset, damaged dataset, output not writable."""
     check(config)
+    check_seeing(config.encoder, config.convert)
     dataset = shards.open_dataset(config.dataset)
     with console.status("reading the dataset"), one_torch_thread():
-        page = build(dataset, config.clips)
+        page = build(dataset, config.clips, _sight(config, dataset))
     name = dataset.url.name
     output = Location(config.output or f"{name}-report.html")
     if output.is_local and Path(output).is_dir():
@@ -69,8 +84,32 @@ def run(config: ReportConfig, console: Console) -> str:
     return output
 
 
-def build(dataset: Dataset, clips: int = 12) -> str:
-    """The report of a dataset as HTML text."""
+@dataclass(frozen=True)
+class Sight:
+    """An encoder to show features of, how many clips, and what converts gaze of other patches ('' = nothing)."""
+
+    encoder: GazedEncoder
+    name: str
+    clips: int
+    convert: Convert
+
+
+def _sight(config: ReportConfig, dataset: Dataset) -> Sight | None:
+    if not config.encoder.checkpoint:
+        return None
+    if not dataset.frames_stored:
+        raise PipelineError(
+            f"{dataset.url}: stores no frames that encoder.checkpoint= could see; preprocess with frames=jpeg"
+        )
+    from pipelines.gazing.gazers import device_of  # with torch, which is not needed before
+
+    encoder = open_encoder(config.encoder, device_of(config.device))
+    require_patches(config.encoder, encoder.vocabulary, dataset, config.convert)
+    return Sight(encoder, redact(config.encoder.checkpoint), config.seen, config.convert)
+
+
+def build(dataset: Dataset, clips: int = 12, sight: Sight | None = None) -> str:
+    """The report of a dataset as HTML text. Raises PipelineError for features that are no numbers."""
     settings, threshold, vocabulary = dataset.config, dataset.threshold, dataset.vocabulary
     measure = "predicted loss" if settings.get("gaze") == "policy" else "reconstruction error"
     survey = take_survey(dataset)
@@ -82,6 +121,13 @@ def build(dataset: Dataset, clips: int = 12) -> str:
     environment.filters["duration"] = duration
     environment.filters["size"] = wording.byte_size
     environment.filters["times"] = wording.times
+    picks = representative(survey.ratio, clips)
+    seen = (
+        {place for place, _ in representative(survey.ratio[[place for place, _ in picks]], sight.clips)}
+        if sight
+        else ()
+    )
+    cards = [card(dataset, survey, *pick, sight if n in seen else None) for n, pick in enumerate(picks)]
     return environment.get_template("report.html").render(
         name=dataset.url.name,
         url=dataset.url,
@@ -107,7 +153,9 @@ def build(dataset: Dataset, clips: int = 12) -> str:
         sample=sample,
         position_chart=position_chart(sample, vocabulary),
         scale_chart=scale_chart(sample, vocabulary),
-        cards=[card(dataset, survey, *pick) for pick in representative(survey.ratio, clips)],
+        cards=cards,
+        sight=sight,
+        seen=sum(card.agreement is not None for card in cards),
         frames_stored=dataset.frames_stored,
         runs=read_runs(dataset.url),
         stage_of_part=STAGE_OF_PART,
@@ -158,6 +206,9 @@ class Frame:
     original: str | None
     gazed: str
     rebuilt: str | None
+    full_features: str | None = None
+    gazed_features: str | None = None
+    agreement: float | None = None  # cosine of the two
 
 
 @dataclass
@@ -167,6 +218,8 @@ class Card:
     quantile: float
     row: dict[str, Any]
     frames: list[Frame]
+    agreement: float | None = None  # cosine of the features' maps, mean over all frames; None: none are shown
+    encoded: int = 0  # patches that the encoder saw
 
     @property
     def place(self) -> str:
@@ -176,8 +229,8 @@ class Card:
         return "dearest" if self.quantile == 1 else f"percentile {self.quantile * 100:.0f}"
 
 
-def card(dataset: Dataset, survey: Survey, place: int, quantile: float) -> Card:
-    """Some frames of one clip, beside their gazed patches and what the canvas rebuilds from these.
+def card(dataset: Dataset, survey: Survey, place: int, quantile: float, sight: Sight | None = None) -> Card:
+    """Some frames of one clip, beside their gazed patches, what the canvas rebuilds from these, and what sight shows.
 
     place: of the clip in the survey. quantile: where it stands among all, 0 to 1.
     """
@@ -189,6 +242,9 @@ def card(dataset: Dataset, survey: Survey, place: int, quantile: float) -> Card:
     rebuilt = None
     if frames is not None:  # the canvas rebuilds a policy's gaze too: it shows what of the video its patches hold
         rebuilt = reconstruction.load("canvas", vocabulary).reconstruct(frames[None], gaze).pixels[0].numpy()
+    maps = None
+    if sight is not None and frames is not None:
+        maps = _maps(sight, frames, gaze, str(row["clip"]))
     bound = math.inf if dataset.threshold is None else dataset.threshold
     final, met = gaze.final()[0].tolist(), gaze.met(bound)[0].tolist()
     blank = np.full((vocabulary.frame_size, vocabulary.frame_size, 3), 96, np.uint8)
@@ -206,15 +262,27 @@ def card(dataset: Dataset, survey: Survey, place: int, quantile: float) -> Card:
                 original=None if frames is None else data_url(frames[t]),
                 gazed=data_url(picture),
                 rebuilt=None if rebuilt is None else data_url(rebuilt[t]),
+                full_features=None if maps is None else data_url(maps.full[t], lossless=True),
+                gazed_features=None if maps is None else data_url(maps.gazed[t], lossless=True),
+                agreement=None if maps is None else maps.cosine[t],
             )
         )
-    return Card(quantile, row, columns)
+    return Card(quantile, row, columns, *(() if maps is None else (maps.mean, maps.tokens)))
 
 
-def data_url(image: np.ndarray) -> str:
+def _maps(sight: Sight, frames: np.ndarray, gaze: Gaze, clip: str) -> FeatureMaps:
+    from jobs.feature_maps import feature_maps
+
+    try:
+        return feature_maps(sight.encoder, frames, gaze, sight.convert)
+    except ValueError as error:
+        raise PipelineError(f"encoder.checkpoint={sight.name}: {clip}: {error}") from error
+
+
+def data_url(image: np.ndarray, lossless: bool = False) -> str:
     """uint8 [H, W, 3] as a data: URL."""
     sink = io.BytesIO()
-    Image.fromarray(image).save(sink, "WEBP", quality=80, method=4)
+    Image.fromarray(image).save(sink, "WEBP", quality=80, method=4, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(sink.getvalue()).decode("ascii")
 
 

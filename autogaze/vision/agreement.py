@@ -13,48 +13,74 @@ from autogaze.patches import PatchVocabulary
 from autogaze.vision.encoded import TokenFeatures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Agreement:
-    """Mean cosines with the features of full frames, in [-1, 1]. Places that nothing has covered yet count as 0.
+    """Mean cosines with the features of full frames, of each clip: float32 [B], in [-1, 1].
 
-    tokens: of the finest scale's gazed patches, each with its place in the full frame; None where there are none.
-    dense: of the dense maps, all places of all frames.
-    pooled: of the clips' pooled features.
+    tokens: of the finest scale's gazed patches, each with its place in the full frame; NaN where a clip has none.
+    dense: of the dense maps, all places of all frames. A place that nothing has covered yet counts as 0.
+    pooled: of the clips' pooled features; 0 for a clip without tokens.
     """
 
-    tokens: float | None
-    dense: float
-    pooled: float
+    tokens: Tensor
+    dense: Tensor
+    pooled: Tensor
 
 
 def agreement(full: TokenFeatures, gazed: TokenFeatures) -> Agreement:
     """full: every patch of the finest scale, each frame alone (attention "frame"). Raises ValueError."""
-    if full.plan.lengths.shape != gazed.plan.lengths.shape:
+    clips, frames = full.plan.lengths.shape
+    if gazed.plan.lengths.shape != (clips, frames):
         raise ValueError(
-            f"full frames of {list(full.plan.lengths.shape)} clips and frames, gazed ones of"
-            f" {list(gazed.plan.lengths.shape)}"
+            f"full frames of {[clips, frames]} clips and frames, gazed ones of {list(gazed.plan.lengths.shape)}"
         )
     target = full.dense()
     scale, row, column = (part.to(gazed.tokens.device) for part in gazed.plan.located)
     fine = scale == len(gazed.encoder.vocabulary.scales) - 1
-    frame = gazed.frame - gazed.plan.start
-    own = target[gazed.clip[fine], frame[fine], row[fine], column[fine]]
+    frame, clip = gazed.frame - gazed.plan.start, gazed.clip[fine]
+    own = cosine(gazed.tokens[fine], target[clip, frame[fine], row[fine], column[fine]])
+    counts = torch.bincount(clip, minlength=clips)
+    sums = own.new_zeros(clips).index_add(0, clip, own)
     return Agreement(
-        mean_cosine(gazed.tokens[fine], own) if bool(fine.any()) else None,
-        mean_cosine(gazed.dense(), target),
-        mean_cosine(gazed.pool().clips, full.pool().clips),
+        torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan),
+        cosine(gazed.dense(), target).flatten(1).mean(dim=1),
+        cosine(gazed.pool().clips, full.pool().clips),
     )
 
 
-def mean_cosine(one: Tensor, other: Tensor) -> float:
-    """Mean cosine of features [..., D], pair by pair, in float32."""
-    return float(F.cosine_similarity(one.float(), other.float(), dim=-1).mean())
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Cosine of features [..., D], pair by pair, in float32: [...]. Of a feature that is zero it is 0."""
+    return F.cosine_similarity(one.float(), other.float(), dim=-1)
 
 
-def retrieval(gazed: Tensor, full: Tensor) -> float:
-    """Share of clips whose gazed feature [B, D] is nearer, by cosine, to their own full feature than to any other's."""
-    nearest = (F.normalize(gazed.float(), dim=1) @ F.normalize(full.float(), dim=1).T).argmax(dim=1)
-    return float((nearest == torch.arange(len(full), device=nearest.device)).float().mean())
+@dataclass(frozen=True)
+class Retrieval:
+    """How well gazed clips find themselves among all clips. Of clips that are equally near, any may come first.
+
+    first: share of clips that are nearest to themselves (rank 1), in [0, 1]; by chance 1 / clips.
+    reciprocal: mean over clips of 1 / rank of the clip itself, in (0, 1].
+    """
+
+    first: float
+    reciprocal: float
+
+
+def retrieval(gazed: Tensor, full: Tensor) -> Retrieval:
+    """Rank all clips by the cosine of their full feature with a gazed one; each [B, D], row b of both the same clip.
+
+    A clip without tokens, whose feature is zero, is as near to all. Raises ValueError for fewer than 2 clips.
+    """
+    if len(full) < 2 or gazed.shape != full.shape:
+        raise ValueError(
+            f"gazed features {list(gazed.shape)}, full ones {list(full.shape)}: wanted as many, of 2 clips or more"
+        )
+    near = F.normalize(gazed.double(), dim=1) @ F.normalize(full.double(), dim=1).T
+    own = near.diagonal()[:, None]
+    better, equal = (near > own).sum(dim=1), (near == own).sum(dim=1)  # itself among the equal
+    ranks = torch.arange(1, len(full) + 1, device=near.device)
+    held = (ranks > better[:, None]) & (ranks <= (better + equal)[:, None])
+    reciprocal = (held / ranks).sum(dim=1) / equal
+    return Retrieval(float((held[:, 0] / equal).mean()), float(reciprocal.mean()))
 
 
 def every_nth_frame(clips: int, frames: int, tokens: int, vocabulary: PatchVocabulary) -> Gaze:

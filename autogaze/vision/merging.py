@@ -14,21 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.vision.encoded import TokenFeatures
 from autogaze.vision.encoder import GazedEncoder
 from autogaze.vision.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """dense: [B, T, g, g, D], each place with the feature of the token it went into.
-
-    prefix: [B, T, P, D], as in TokenFeatures.
+    """features: of every patch of the finest scale, each with the feature of the token it went into. So a merged token
+        counts in pooling as often as patches it stands for.
     tokens: patches and merged patches that each layer's MLP saw, of one frame.
     """
 
-    dense: Tensor
-    prefix: Tensor
+    features: TokenFeatures
     tokens: list[int]
+
+    @property
+    def tokens_per_frame(self) -> float:
+        """The mean of `tokens` over the layers: what merging costs, to be compared with gazed patches of a frame."""
+        return sum(self.tokens) / len(self.tokens)
 
 
 def least_share() -> float:
@@ -51,6 +55,17 @@ def tokens_per_layer(patches: int, layers: int, share: float) -> list[int]:
         now = max(round(patches * high ** (n + 1)), -(-now // 2), 1)
         counts.append(now)
     return counts
+
+
+def within_reach(encoder: GazedEncoder, share: float) -> bool:
+    """Whether merging can bring the layers to so few of a frame's patches on average, to within a tenth.
+
+    It cannot in networks with rotary positions, nor below what halving in every layer leaves.
+    """
+    if encoder.family.rotation(encoder.model, 1) is not None:
+        return False
+    patches, layers = encoder.vocabulary.counts[-1], len(encoder.family.layers(encoder.model))
+    return sum(tokens_per_layer(patches, layers, share)) <= 1.1 * share * patches * layers
 
 
 @torch.no_grad()
@@ -88,11 +103,9 @@ def merge(encoder: GazedEncoder, frames: Tensor | np.ndarray, share: float) -> M
         x = x + (changed if layer.scale2 is None else layer.scale2(changed))
     last = family.final_norm(model)
     x = x if last is None else last(x)
-    features = x[:, prefix:].gather(1, went[..., None].expand(-1, -1, x.shape[2]))
-    grid = encoder.vocabulary.grids[-1]
-    return Merged(
-        features.view(clips, times, grid, grid, -1), x[:, :prefix].view(clips, times, prefix, x.shape[2]), kept
-    )
+    features = x[:, prefix:].gather(1, went[..., None].expand(-1, -1, x.shape[2])).flatten(0, 1)
+    own = x[:, :prefix].view(clips, times, prefix, x.shape[2])
+    return Merged(TokenFeatures(features, plan, [], own, encoder), kept)
 
 
 def _merged(

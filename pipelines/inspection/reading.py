@@ -1,8 +1,9 @@
-"""Reading a clip to measure something on: its frames and its gaze."""
+"""Reading clips to measure something on: their frames and their gaze."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,24 @@ import numpy as np
 from autogaze.gaze import Gaze
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
+
+
+@dataclass(frozen=True, eq=False)
+class ClipBatch:
+    """Some clips of a dataset. keys: their names. frames: uint8 [B, T, S, S, 3]. stored: their gaze, tokens only."""
+
+    keys: list[str]
+    frames: np.ndarray
+    stored: Gaze
+
+
+def read_batches(dataset: Dataset, rows: Sequence[Mapping[str, Any]], batch: int) -> Iterator[ClipBatch]:
+    """The clips of index rows, `batch` at a time; all have the same number of frames. Raises as `read_clip` does."""
+    for begin in range(0, len(rows), batch):
+        part = rows[begin : begin + batch]
+        clips = [read_clip(dataset, row) for row in part]
+        frames = np.stack([clip for clip, _ in clips])
+        yield ClipBatch([str(row["clip"]) for row in part], frames, Gaze.cat([gaze for _, gaze in clips]))
 
 
 def read_clip(dataset: Dataset, row: Mapping[str, Any]) -> tuple[np.ndarray, Gaze]:

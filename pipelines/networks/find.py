@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from autogaze.hub import is_hub_id
 from pipelines.errors import PipelineError
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -47,6 +48,17 @@ def find_network(place: str, kind: Kind, key: str) -> str:
         return str(_network(there, kind))
     except _NotFound as problem:
         raise PipelineError(f"{key}={place}: {problem}") from None
+
+
+def require_network(place: str, kind: Kind, key: str) -> None:
+    """Raise PipelineError as `find_network` does, and for what is neither a place nor a hub id.
+
+    So a mistyped path is refused at once; opening the network says the same only after torch has loaded.
+    """
+    found = find_network(place, kind, key)
+    is_id = kind != "reconstructor" and is_hub_id(found)
+    if "://" not in found and not is_id and not os.path.exists(os.path.expanduser(found)):
+        raise PipelineError(f"{key}={place}: is not there; {_MADE_BY[kind]}")
 
 
 @contextmanager

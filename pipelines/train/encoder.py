@@ -99,9 +99,11 @@ class EncoderTask(Task):
             for suffix, encoder in (("", self.student), ("_untrained", self.teacher)):
                 found = agreement(full, encoder.encode(frames, shown))
                 for name, value in (("own", found.tokens), ("dense", found.dense), ("pooled", found.pooled)):
-                    if value is not None:  # without a patch of the finest scale there are no own ones
-                        for key, part in ((name + suffix, value), (_COUNT + name + suffix, 1.0)):
-                            sums[key] = sums.get(key, 0.0) + part * gaze.clips
+                    known = value[~value.isnan()]  # a clip without a patch of the finest scale has no own ones
+                    if len(known):
+                        total, count = float(known.double().sum()), float(len(known))
+                        for key, part in ((name + suffix, total), (_COUNT + name + suffix, count)):
+                            sums[key] = sums.get(key, 0.0) + part
         return sums
 
     @staticmethod

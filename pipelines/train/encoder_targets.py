@@ -15,7 +15,7 @@ from torch import Tensor
 from autogaze.reconstruction.losses import LAYERS
 from autogaze.reconstruction.targets import Targets
 from autogaze.vision import GazedEncoder
-from autogaze.vision.agreement import mean_cosine
+from autogaze.vision.agreement import cosine
 from autogaze.vision.distillation import FullFeatures
 from autogaze.vision.pooling import attention_pool
 from pipelines.dataset.shards import Dataset
@@ -112,9 +112,9 @@ class StoredTargets:
         sample = int(batch.ids[0])
         at = torch.tensor([self.frames_of(sample)[:1]])
         computed = FullFeatures.of(self._teacher, batch.frames[:1].to(self._teacher.device), at)
-        cosine = mean_cosine(self.features([sample], at).places, computed.places)
-        if not cosine > _ALIKE:
+        alike = float(cosine(self.features([sample], at).places, computed.places).mean())
+        if not alike > _ALIKE:
             raise PipelineError(
                 f"targets=stored: the stored features of {self._name} are not those of encoder.checkpoint= (cosine "
-                f"{cosine:.3f} on {batch.keys[0]}): give the checkpoint that they were made with, {_OR_ELSE}"
+                f"{alike:.3f} on {batch.keys[0]}): give the checkpoint that they were made with, {_OR_ELSE}"
             )

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import places, s3_servers
+from tests.support.encoders import write_encoder
 from tests.support.videos import write_video
 
 FOLDER = places.ROOT / "benchmarks"
 # Modules of the others; and what needs a clone of the reference, or a download.
 MODULES = {"arithmetic", "results", "reference", "dinov2_small"}
-# VIDEOS and DATASET stand for folders that the test makes, OUT for a new one; then what each must print.
+# VIDEOS, DATASET and ENCODER stand for folders that the test makes, OUT for a new one; then what each must print.
 SMALLEST = {
     "canvas_greedy": ("--corpus VIDEOS --clips 2 --batch 2 --threshold 0.05 --repeats 1 --plain 1", "frames/s"),
     "clips": ("--videos VIDEOS --output OUT --clips 1 --tokens 2", ""),
@@ -40,6 +41,7 @@ SMALLEST = {
     "tiling": ("--frames 2 --height 224 --width 224", ""),
     "train": ("--data DATASET --small --batch 1 --steps 2 --every 1", ""),
     "vision": ("speed --rounds 1 --ratios 0.1", ""),
+    "vision fidelity": ("fidelity --encoder ENCODER --corpus VIDEOS --scales 224 --stride 2 --shares 0.25", "stalest"),
 }
 
 
@@ -78,6 +80,11 @@ def dataset(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "siglip")
+
+
 def run(name: str, words: list[str]) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / f"{name}.py"), *words]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -88,11 +95,13 @@ def run(name: str, words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
-def test_a_benchmark_runs_at_its_smallest_size(name: str, videos: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_benchmark_runs_at_its_smallest_size(
+    name: str, videos: Path, dataset: Path, encoder: Path, tmp_path: Path
+) -> None:
     if name == "s3" and s3_servers.rclone() is None:
         pytest.skip("rclone with `serve s3` is not installed")
     line, printed = SMALLEST[name]
-    there = {"VIDEOS": videos, "DATASET": dataset, "OUT": tmp_path / "out"}
+    there = {"VIDEOS": videos, "DATASET": dataset, "ENCODER": encoder, "OUT": tmp_path / "out"}
     done = run(name.split()[0], [str(there.get(word, word)) for word in line.split()])
     assert done.returncode == 0, done.stderr[-3000:]
     assert printed in done.stdout and (printed or done.stdout or (tmp_path / "out").exists()), done.stdout

@@ -71,6 +71,7 @@ def test_what_is_wrong_is_said_without_loading_torch(tmp_path: Path) -> None:
         "gaze x.mp4 outpt=y",
         f"gaze x.mp4 output={tmp_path} device=none",
         *(f"{job} {tmp_path}/nothing" for job in ("status", "verify", "report", "export-labels", "audit")),
+        *(f"evaluate {words}" for words in (f"{tmp_path}/nothing", f"{tmp_path} methods=all", f"{tmp_path} ratios=2")),
         f"import-labels labels.json data={tmp_path}/nothing output={tmp_path}/new",
         "train policy data=x rum=y",
         "rl data=x run=y init=z objective.beta=-1",

@@ -24,7 +24,9 @@ from jobs.evaluate import EvaluateConfig, run
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames
-from pipelines.inspection.evaluate import Curve, Point, cut_gaze, sample_clips
+from pipelines.inspection.evaluate import Curve, Point
+from pipelines.inspection.gazes import cut_gaze
+from pipelines.inspection.sampling import sample_clips
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,9 +17,9 @@ from jobs.evaluate import EvaluateConfig, run
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.errors import PipelineError
-from pipelines.inspection.evaluate import sample_clips
 from pipelines.inspection.policy_gaze import gaze_of_lengths
 from pipelines.inspection.reading import read_clip
+from pipelines.inspection.sampling import sample_clips
 from tests.support import places
 
 CHECKPOINT = places.GOLDEN / "autogaze_small_k4"

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from autogaze.patches import PatchVocabulary
-from autogaze.vision.agreement import agreement, every_nth_frame, mean_cosine, retrieval
+from autogaze.vision.agreement import Retrieval, agreement, cosine, every_nth_frame, retrieval
 from autogaze.vision.choose import changed_most, random_places, stalest
-from autogaze.vision.merging import merge, tokens_per_layer
+from autogaze.vision.merging import merge, tokens_per_layer, within_reach
 
 VOCABULARY = PatchVocabulary((16, 32, 64), 8)
 FULL = np.array([[64, 4, 4]])
@@ -79,21 +79,33 @@ def test_full_frames_agree_with_themselves(encoder):
     frames = np.random.default_rng(0).integers(0, 256, (2, 3, 64, 64, 3), np.uint8)
     full = encoder("dinov2", "frame").encode(frames)
     found = agreement(full, full)
-    assert found.tokens == pytest.approx(1) and found.dense == pytest.approx(1) and found.pooled == pytest.approx(1)
-    assert retrieval(full.pool().clips, full.pool().clips) == 1
+    for part in (found.tokens, found.dense, found.pooled):
+        assert part.tolist() == pytest.approx([1, 1])
+    assert retrieval(full.pool().clips, full.pool().clips) == Retrieval(1, 1)
+
+
+def test_retrieval_ranks_each_clip_among_all_and_shares_out_what_is_equally_near():
+    full = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    assert retrieval(full * 3, full) == Retrieval(1, 1)
+    found = retrieval(full[[0, 0, 0]] + 0.1 * full[[2, 2, 2]], full)  # rank 1, 3 and 2
+    assert found.first == pytest.approx(1 / 3) and found.reciprocal == pytest.approx((1 + 1 / 3 + 1 / 2) / 3)
+    blind = retrieval(torch.zeros(3, 3), full)  # as near to all: chance
+    assert blind.first == pytest.approx(1 / 3) and blind.reciprocal == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    with pytest.raises(ValueError, match="2 clips or more"):
+        retrieval(full[:1], full[:1])
 
 
 def test_agreement_compares_each_patch_with_its_own_place(encoder, gazes):
-    frames = np.random.default_rng(0).integers(0, 256, (1, 2, 64, 64, 3), np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 2, 64, 64, 3), np.uint8)
     full = encoder("siglip", "frame").encode(frames)
-    gazed = encoder("siglip", "block_causal").encode(frames, gazes([[30, 9]]))
+    gazed = encoder("siglip", "block_causal").encode(frames, gazes([[30, 9], [0, 0]]))
     own = []
     for token, t, id in zip(gazed.tokens, gazed.frame.tolist(), gazed.id.tolist(), strict=True):
         if id >= 20:
             own.append(torch.cosine_similarity(token, full.dense()[0, t].flatten(0, 1)[id - 20], dim=0))
-    assert agreement(full, gazed).tokens == pytest.approx(float(torch.stack(own).mean()), abs=1e-5)
-    coarse = encoder("siglip", "frame").encode(frames, gazes([[0, 0]]))
-    assert agreement(full, coarse).tokens is None and agreement(full, coarse).dense == 0
+    found = agreement(full, gazed)
+    assert float(found.tokens[0]) == pytest.approx(float(torch.stack(own).mean()), abs=1e-5)
+    assert bool(found.tokens[1].isnan()) and float(found.dense[1]) == float(found.pooled[1]) == 0
 
 
 def test_every_nth_frame_is_in_full_and_the_others_empty():
@@ -109,17 +121,19 @@ def test_merging_nothing_gives_the_whole_network(encoder, kind):
     one = encoder(kind, "frame", (64,))
     found = merge(one, frames, 1.0)
     assert found.tokens == [64, 64, 64]
-    torch.testing.assert_close(found.dense, one.encode(frames).dense(), atol=1e-5, rtol=0)
-    torch.testing.assert_close(found.prefix, one.encode(frames).prefix, atol=1e-5, rtol=0)
+    whole = one.encode(frames)
+    torch.testing.assert_close(found.features.dense(), whole.dense(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.features.prefix, whole.prefix, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.features.pool().clips, whole.pool().clips, atol=1e-5, rtol=0)
 
 
 def test_merged_tokens_stand_for_all_places_and_fewer_are_less_alike(encoder):
     frames = np.random.default_rng(0).integers(0, 256, (1, 2, 64, 64, 3), np.uint8)
     one = encoder("dinov2", "frame", (64,))
     whole = one.encode(frames).dense()
-    cosines = [mean_cosine(merge(one, frames, share).dense, whole) for share in (1.0, 0.7, 0.3)]
+    cosines = [cosine(merge(one, frames, share).features.dense(), whole).mean() for share in (1.0, 0.7, 0.3)]
     assert cosines[0] > cosines[1] > cosines[2] > 0
-    places = merge(one, frames, 0.3).dense[0, 0].flatten(0, 1)
+    places = merge(one, frames, 0.3).features.dense()[0, 0].flatten(0, 1)
     assert len(places.unique(dim=0)) == tokens_per_layer(64, 3, 0.3)[-1]
 
 
@@ -127,7 +141,14 @@ def test_patches_that_are_the_same_merge_without_loss(encoder):
     """A grey frame: tokens differ by their positions alone until they are merged; the class token is near its own."""
     one = encoder("dinov2", "frame", (64,))
     merged = merge(one, np.full((1, 1, 64, 64, 3), 128, np.uint8), 0.6)
-    assert bool(merged.dense.isfinite().all()) and merged.prefix.shape == (1, 1, 1, 32)
+    assert bool(merged.features.tokens.isfinite().all()) and merged.features.prefix.shape == (1, 1, 1, 32)
+
+
+def test_merging_reaches_what_halving_in_every_layer_leaves(encoder):
+    one = encoder("dinov2", "frame", (64,))  # three layers: (1/2 + 1/4 + 1/8) / 3 of 64
+    assert within_reach(one, 0.3) and not within_reach(one, 0.2)
+    assert merge(one, np.zeros((1, 1, 64, 64, 3), np.uint8), 0.3).tokens_per_frame == pytest.approx(0.3 * 64, abs=1)
+    assert not within_reach(encoder("dinov3", "frame", (64,)), 0.9)
 
 
 def test_merging_refuses_rotary_positions(encoder):
