@@ -74,6 +74,9 @@ def test_what_is_wrong_is_said_without_loading_torch(tmp_path: Path) -> None:
         *(f"evaluate {words}" for words in (f"{tmp_path}/nothing", f"{tmp_path} methods=all", f"{tmp_path} ratios=2")),
         f"import-labels labels.json data={tmp_path}/nothing output={tmp_path}/new",
         "train policy data=x rum=y",
+        f"train policy data={tmp_path}/nothing run={tmp_path}/run",
+        f"rl data={tmp_path}/nothing run={tmp_path}/run init=x",
+        f"gaze {tmp_path}/nothing.mp4 output={tmp_path}/one",
         "rl data=x run=y init=z objective.beta=-1",
     ]
     code = f"import sys\nfrom jobs.cli import main\nprint([main(words.split()) for words in {commands}])\n"
