@@ -74,6 +74,14 @@ JOBS = {
         dry_run=True,
         resumes=True,
     ),
+    "encode": Subcommand(
+        "jobs.encode",
+        "EncodeCommand",
+        "gazed patches, of a gaze dataset or of videos -> token features",
+        check="pipelines.encode.config:check_encode_config",
+        dry_run=True,
+        resumes=True,
+    ),
     "verify": Subcommand("jobs.verify", "VerifyConfig", "re-read a dataset and say what is wrong with it", "dataset"),
     "gaze": Subcommand(
         "jobs.gaze",

@@ -1,4 +1,4 @@
-"""The record that each run of preprocess leaves beside its dataset: what it did, how fast, and on what.
+"""The record that each run of preprocess or encode leaves beside its dataset: what it did, how fast, and on what.
 
 Records lie in <dataset>.runs/, one JSON file a run. They are not in the dataset itself: its bytes do not depend on who
 made it, when or where. docs/formats.md lists the keys.
@@ -18,7 +18,15 @@ import pandas as pd
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
-STAGE_OF_PART = {"fetch": "decode", "encode": "decode", "search": "gaze", "write": "gaze"}
+STAGE_OF_PART = {
+    "fetch": "decode",
+    "encode": "decode",  # encode: frames, to JPEG
+    "search": "gaze",
+    "write": "gaze",
+    "gazing": "features",
+    "forward": "features",
+    "packing": "features",
+}
 """A part of a stage -> the stage in whose actors it runs."""
 _STAMP = "%Y-%m-%dT%H:%M:%SZ"
 _LISTED_RUNS = 20
@@ -35,13 +43,13 @@ class StageTime:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run of preprocess says of itself. Fields are named as the keys of the file, except `ok` and `failed`.
+    """What one run says of itself. Fields are named as the keys of the file, except `ok` and `failed`.
 
     Attributes:
         started, finished: UTC, as 2026-01-31T12:00:00Z. While the run goes on `finished` is when this was written.
         status: done, interrupted or running.
         workers: actors of each stage.
-        gaze: what gazed and how, in words.
+        gaze: what gazed and how, in words. encoder: what encoded, where something did.
         ok, failed: clips; in the file together, as `clips`.
         seconds: how long the run took, without starting Ray and planning.
         start_up: seconds of each phase until the first shard was committed.
@@ -70,6 +78,7 @@ class RunRecord:
     stages: dict[str, StageTime] = field(default_factory=dict)
     slowest_stage: str = ""
     speed_of_light: float = 0.0
+    encoder: str = ""
 
     @property
     def finished_at(self) -> float:
@@ -104,6 +113,7 @@ class RunRecord:
             "workers": self.workers,
             "device": self.device,
             "gaze": self.gaze,
+            **({"encoder": self.encoder} if self.encoder else {}),
             "clips": {"ok": self.ok, "failed": self.failed},
             "failed_by_reason": dict(sorted(self.failed_by_reason.items())),
             "decoder_restarts": self.decoder_restarts,
@@ -139,6 +149,7 @@ class RunRecord:
                 workers={str(stage): int(count) for stage, count in document["workers"].items()},
                 device=str(document["device"]),
                 gaze=str(document.get("gaze", "")),
+                encoder=str(document.get("encoder", "")),
                 ok=int(document["clips"]["ok"]),
                 failed=int(document["clips"]["failed"]),
                 failed_by_reason={str(reason): int(n) for reason, n in document["failed_by_reason"].items()},

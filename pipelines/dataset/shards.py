@@ -14,10 +14,10 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DATASET_FORMAT = 2
 OUTCOMES = ("ok", "filtered", "failed")
 TARGETS = "targets.npz"  # a member, pipelines/dataset/targets.py
-INDEX_SCHEMA = pa.schema(
+PLACE_SCHEMA = pa.schema(
     [
         pa.field("clip", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
@@ -53,16 +53,28 @@ INDEX_SCHEMA = pa.schema(
         pa.field("outcome", pa.string(), nullable=False),  # ok | filtered | failed
         pa.field("reason", pa.string()),  # a name of pipelines.video.decode.REASONS when not ok
         pa.field("detail", pa.string()),
-        pa.field("tokens", pa.int32()),  # gazed patches of the clip
-        pa.field("ratio", pa.float32()),  # tokens / (frames * vocabulary)
-        pa.field("loss", pa.float32()),  # final error, mean over frames, in the units that dataset.json names
-        pa.field("met", pa.float32()),  # share of frames whose final error is at or under the threshold
+    ]
+)
+"""What the index of any dataset says of a clip: where it comes from, and what became of it."""
+BYTES_SCHEMA = pa.schema(
+    [
         pa.field("offset", pa.int64()),  # the clip's members in the tar, headers included ...
         pa.field("size", pa.int64()),
         pa.field("sha256", pa.string()),  # ... and the hash of those bytes
     ]
 )
-_OF_OK_CLIPS = ("tokens", "ratio", "loss", "met", "offset", "size", "sha256")  # null for all others
+INDEX_SCHEMA = pa.schema(
+    [
+        *PLACE_SCHEMA,
+        pa.field("tokens", pa.int32()),  # gazed patches of the clip
+        pa.field("ratio", pa.float32()),  # tokens / (frames * vocabulary)
+        pa.field("loss", pa.float32()),  # final error, mean over frames, in the units that dataset.json names
+        pa.field("met", pa.float32()),  # share of frames whose final error is at or under the threshold
+        *BYTES_SCHEMA,
+    ]
+)
+CARRIED = ("clip", "shard", "position", "video", "start", "stride", "frames", "padded", "tile")
+"""Columns of an index that are those of the plan."""
 
 
 @dataclass
@@ -99,6 +111,21 @@ def index_url(dataset: str, shard: int) -> Location:
     return Location(dataset) / "index" / f"{shard:06d}.parquet"
 
 
+@dataclass(frozen=True)
+class PackedClip:
+    """A planned clip as a shard holds it.
+
+    Attributes:
+        columns: of its index row, beside those that the plan gives and `offset`, `size` and `sha256`.
+        members: (suffix, bytes) in their order in the tar; without any the clip is in the index only.
+        described: what its JSON says beside index and plan.
+    """
+
+    columns: Mapping[str, Any]
+    members: Sequence[tuple[str, bytes]] = ()
+    described: Mapping[str, Any] = field(default_factory=dict)
+
+
 def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: float) -> tuple[bytes, bytes]:
     """Tar bytes and index bytes of one shard.
 
@@ -107,36 +134,53 @@ def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: floa
         outcomes: one per row.
         threshold: what `met` is measured against; infinite where there is none.
     """
+    return pack_shard(rows, (_packed(outcome, threshold) for outcome in outcomes), INDEX_SCHEMA)
+
+
+def _packed(outcome: Outcome, threshold: float) -> PackedClip:
+    gaze = outcome.gaze
+    if gaze is None:
+        return PackedClip({"outcome": outcome.name, "reason": outcome.reason, "detail": outcome.detail})
+    columns = {
+        "outcome": outcome.name,
+        "tokens": int(gaze.counts()[0]),
+        "ratio": float(gaze.ratio()[0]),
+        "loss": float(gaze.final().mean()),
+        "met": float(gaze.met(threshold).float().mean()),
+    }
+    members = [*outcome.members, ("gaze.npz", gaze.to_npz())]
+    return PackedClip(columns, sorted(members, key=lambda member: member[0] == TARGETS))  # stable: targets go last
+
+
+def pack_shard(rows: pd.DataFrame, clips: Iterable[PackedClip], schema: pa.Schema) -> tuple[bytes, bytes]:
+    """Tar bytes and index bytes of one shard of any dataset.
+
+    Args:
+        rows: the shard's rows of the plan, in order of position.
+        clips: one per row.
+        schema: of the index: PLACE_SCHEMA and more.
+    """
     sink = io.BytesIO()
     records: list[dict[str, Any]] = []
-    carried = ("clip", "shard", "position", "video", "start", "stride", "frames", "padded", "tile")
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for row, outcome in zip(rows.to_dict("records"), outcomes, strict=True):
-            record: dict[str, Any] = {name: row[name] for name in carried} | {"outcome": outcome.name}
+        for row, clip in zip(rows.to_dict("records"), clips, strict=True):
+            record: dict[str, Any] = {name: row[name] for name in CARRIED} | dict(clip.columns)
             records.append(record)
-            if outcome.gaze is None:
-                record.update(reason=outcome.reason, detail=outcome.detail)
+            if not clip.members:
                 continue
-            gaze, begin = outcome.gaze, sink.tell()
-            record.update(
-                tokens=int(gaze.counts()[0]),
-                ratio=float(gaze.ratio()[0]),
-                loss=float(gaze.final().mean()),
-                met=float(gaze.met(threshold).float().mean()),
-            )
+            begin = sink.tell()
             # Without its shard and position: a clip's bytes are the same wherever the plan puts it.
             described = {name: value for name, value in record.items() if name not in ("shard", "position")}
-            described |= {name: row[name] for name in ("video_frames", "fps", "width", "height")}
+            described |= {name: row[name] for name in ("video_frames", "fps", "width", "height")} | dict(clip.described)
             text = json.dumps(described, ensure_ascii=False, sort_keys=True).encode()
-            members = [("json", text), *outcome.members, ("gaze.npz", gaze.to_npz())]
-            for suffix, data in sorted(members, key=lambda member: member[0] == TARGETS):  # stable: targets go last
+            for suffix, data in [("json", text), *clip.members]:
                 member = tarfile.TarInfo(f"{row['clip']}.{suffix}")  # TarInfo's own defaults: mtime 0, uid 0, mode 644
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
             end = sink.tell()
             digest = hashlib.sha256(sink.getbuffer()[begin:end]).hexdigest()
             record.update(offset=begin, size=end - begin, sha256=digest)
-    return sink.getvalue(), tables.to_bytes(pd.DataFrame(records, columns=INDEX_SCHEMA.names), INDEX_SCHEMA)
+    return sink.getvalue(), tables.to_bytes(pd.DataFrame(records, columns=schema.names), schema)
 
 
 def commit_shard(dataset: str, shard: int, tar: bytes, index: bytes) -> None:
@@ -152,14 +196,17 @@ def uncommit_shard(dataset: str, shard: int) -> None:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A gaze dataset opened for reading.
+class ShardedDataset:
+    """A dataset of any kind, opened for reading: what its plan, its indexes and its tars say.
 
     Attributes:
         url: where it is.
         about: dataset.json.
+        schema: of its indexes. Columns beyond PLACE_SCHEMA have a value for each ok clip.
     """
 
+    schema: ClassVar[pa.Schema] = PLACE_SCHEMA
+    what: ClassVar[str] = "dataset"
     url: Location
     about: dict[str, Any]
 
@@ -178,16 +225,6 @@ class Dataset:
         return self.about.get("config") or {}
 
     @property
-    def frames_stored(self) -> bool:
-        return bool(self.config.get("frames") != "none")
-
-    @property
-    def threshold(self) -> float | None:
-        """The threshold it was gazed to; None where there was none."""
-        stated = self.config.get("threshold", 0.0)
-        return None if stated is None else float(stated)
-
-    @property
     def vocabulary(self) -> PatchVocabulary:
         """The vocabulary it was made with; the reference's when dataset.json does not say."""
         stated = self.about.get("vocabulary")
@@ -204,10 +241,14 @@ class Dataset:
         """Numbers of the shards whose index exists, ascending."""
         return committed_shards(self.url)
 
+    def read_index(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The index of one shard: see the function of this name."""
+        return read_index(self.url, shard, columns, self.schema)
+
     def index(self, shards: Sequence[int] | None = None) -> pd.DataFrame:
         """Rows of the indexes of the committed shards (or of the named ones), in plan order."""
-        indexes = [read_index(self.url, shard) for shard in (self.committed() if shards is None else shards)]
-        return pa.concat_tables(indexes or [INDEX_SCHEMA.empty_table()]).to_pandas()
+        indexes = [self.read_index(shard) for shard in (self.committed() if shards is None else shards)]
+        return pa.concat_tables(indexes or [self.schema.empty_table()]).to_pandas()
 
     def read_clip(self, row: Mapping[str, Any]) -> dict[str, bytes]:
         """Members of one clip by suffix, from an index row whose outcome is ok, its hash checked.
@@ -216,14 +257,39 @@ class Dataset:
         """
         try:
             data = store.read(tar_url(self.url, int(row["shard"])), int(row["offset"]), int(row["size"]))
+            return {suffix: bytes(member) for suffix, member in checked_members(row, data).items()}
         except FileNotFoundError as error:
             raise self._damaged(row, "its tar is missing") from error
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise self._damaged(row, "bytes differ from the index")
-        try:
-            return {suffix: bytes(member) for suffix, member in split_members(data, str(row["clip"])).items()}
         except BadSample as error:
             raise self._damaged(row, str(error)) from error
+
+    def _damaged(self, row: Mapping[str, Any], what: str) -> PipelineError:
+        return PipelineError(f"{row['clip']}: {what}; run: autogaze verify {self.url}")
+
+
+def checked_members(row: Mapping[str, Any], data: bytes | memoryview) -> dict[str, memoryview]:
+    """The members of an ok clip by suffix, from the bytes that its index row names. Raises BadSample."""
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise BadSample("bytes differ from the index")
+    return split_members(data, str(row["clip"]))
+
+
+@dataclass(frozen=True)
+class Dataset(ShardedDataset):
+    """A gaze dataset opened for reading."""
+
+    schema: ClassVar[pa.Schema] = INDEX_SCHEMA
+    what: ClassVar[str] = "gaze dataset"
+
+    @property
+    def frames_stored(self) -> bool:
+        return bool(self.config.get("frames") != "none")
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold it was gazed to; None where there was none."""
+        stated = self.config.get("threshold", 0.0)
+        return None if stated is None else float(stated)
 
     def read_gaze(self, row: Mapping[str, Any]) -> Gaze:
         """The gaze of one clip, from an index row whose outcome is ok. Raises PipelineError."""
@@ -248,15 +314,22 @@ class Dataset:
         except BadSample as error:
             raise self._damaged(row, f"its frames cannot be read ({error})") from error
 
-    def _damaged(self, row: Mapping[str, Any], what: str) -> PipelineError:
-        return PipelineError(f"{row['clip']}: {what}; run: autogaze verify {self.url}")
-
 
 def open_dataset(url: str) -> Dataset:
-    """Open a dataset for reading; its plan and its indexes are read when they are needed.
+    """Open a gaze dataset for reading; its plan and its indexes are read when they are needed.
 
-    Raises PipelineError when there is none.
+    Raises PipelineError when there is none, or it holds features.
     """
+    about = read_about(url)
+    if kind_of(about) == "features":
+        raise PipelineError(
+            f"{Location(url)}: holds features of an encoder, and no gaze; give the gaze dataset they were made of"
+        )
+    return Dataset(Location(url), about)
+
+
+def read_about(url: str) -> dict[str, Any]:
+    """dataset.json of a dataset of any kind. Raises PipelineError when there is none, or it is damaged."""
     url = Location(url)
     try:
         about = json.loads(store.read(url / "dataset.json"))
@@ -266,7 +339,12 @@ def open_dataset(url: str) -> Dataset:
         raise PipelineError(f"{url}/dataset.json: damaged: {error}") from error
     if not isinstance(about, dict):
         raise PipelineError(f"{url}/dataset.json: damaged: not a JSON object")
-    return Dataset(url, about)
+    return about
+
+
+def kind_of(about: Mapping[str, Any]) -> str:
+    """What a dataset holds, by its dataset.json: "gaze", which says nothing of it, or "features"."""
+    return str(about.get("kind", "gaze"))
 
 
 def committed_shards(dataset: str) -> list[int]:
@@ -281,15 +359,18 @@ def shard_of_index(url: str) -> int | None:
     return int(stem) if suffix == "parquet" and stem.isdigit() else None
 
 
-def read_index(dataset: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read_index(
+    dataset: str, shard: int, columns: Sequence[str] | None = None, schema: pa.Schema = INDEX_SCHEMA
+) -> pa.Table:
     """The index of one shard, or some columns of it.
 
+    schema: of a dataset's kind.
     Raises FileNotFoundError, and PipelineError when it is damaged: then every job says the same of it, and verify too.
     """
     url = index_url(dataset, shard)
-    table = tables.read(url, INDEX_SCHEMA, "an index")  # all of it, whatever was asked for: damage is told alike
+    table = tables.read(url, schema, "an index")  # all of it, whatever was asked for: damage is told alike
     ok = pc.equal(table["outcome"], "ok")
-    for name in _OF_OK_CLIPS:
+    for name in schema.names[len(PLACE_SCHEMA) :]:
         if table[name].null_count and (len(bad := table.filter(pc.and_(ok, pc.is_null(table[name]))))):
             raise PipelineError(f"{url}: damaged, or not an index: {bad['clip'][0]} is ok and has no {name}")
     return table if columns is None else table.select(columns)

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipelines.dataset import shards
+from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.run_records import newest_record
-from pipelines.dataset.shards import Dataset
+from pipelines.dataset.shards import ShardedDataset
 from pipelines.inspection.liveness import HEALTHY_STATES, WINDOW, change_times, clock, state_of
 from pipelines.storage.location import Location
 
@@ -21,7 +22,7 @@ _AT_ONCE = 16  # indexes read
 
 @dataclass
 class DatasetStatus:
-    """A dataset that preprocess makes or has made. `rate` is in clips a second; times are in seconds."""
+    """A dataset that preprocess or encode makes or has made. `rate` is in clips a second; times are in seconds."""
 
     url: str
     state: str
@@ -55,13 +56,13 @@ class StatusCache:
         it is taken back and made again, at another time.
     """
 
-    dataset: Dataset | None = None
+    dataset: ShardedDataset | None = None
     counts: dict[int, tuple[float, Counter[tuple[str, str]]]] = field(default_factory=dict)
 
 
 def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCache, now: float) -> DatasetStatus:
     """The status of the dataset at `url`; the arguments are those of read_status. Raises PipelineError."""
-    dataset = seen.dataset = seen.dataset or shards.open_dataset(url)
+    dataset = seen.dataset = seen.dataset or open_any(url)
     sizes: dict[int, int] = dataset.plan["shard"].value_counts().to_dict()
     commits = {shard: at for shard, at in _commits(url).items() if shard in sizes}
     clips, planned = sum(sizes[shard] for shard in commits), len(dataset.plan)
@@ -99,7 +100,8 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
         what = f"{'no commit' if commits else 'planned, and no commit'} for {clock(idle or 0.0)}: is it running?"
         if status.state == "interrupted":
             what = "the last run was interrupted."
-        status.notice = f"{what} The same preprocess command again makes what is missing"
+        job = "encode" if isinstance(dataset, FeatureDataset) else "preprocess"
+        status.notice = f"{what} The same {job} command again makes what is missing"
     elif not status.well:
         status.notice = "no clip is ok: the reasons say why"
     return status
@@ -131,12 +133,12 @@ def _rate(commits: list[tuple[float, int]]) -> tuple[float | None, float]:
     return sum(clips for _, clips in recent[1:]) / span, span / len(gaps)
 
 
-def _count_outcomes(dataset: Dataset, commits: dict[int, float], seen: StatusCache) -> Counter[tuple[str, str]]:
+def _count_outcomes(dataset: ShardedDataset, commits: dict[int, float], seen: StatusCache) -> Counter[tuple[str, str]]:
     """Clips by (outcome, reason) over the committed shards."""
 
     def count(shard: int) -> Counter[tuple[str, str]]:
         try:
-            table = shards.read_index(dataset.url, shard)
+            table = dataset.read_index(shard)
         except FileNotFoundError:  # taken back since it was listed, by retry=failed
             return Counter()
         rows = zip(table["outcome"].to_pylist(), table["reason"].to_pylist(), strict=True)

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from pipelines.dataset import shards
+from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import split_members
-from pipelines.dataset.shards import OUTCOMES, TARGETS, Dataset
+from pipelines.dataset.shards import CARRIED, OUTCOMES, TARGETS, Dataset
 from pipelines.errors import PipelineError
+from pipelines.inspection.verify_features import check_features
 from pipelines.storage import store
-
-_CARRIED = ("clip", "position", "video", "start", "stride", "frames", "padded", "tile")
 
 
 @dataclass
@@ -45,7 +45,7 @@ def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | No
     """
     if threads < 1:
         raise PipelineError(f"threads={threads}: must be at least 1")
-    dataset = shards.open_dataset(url)
+    dataset = open_any(url)
     verdict = Verdict()
     planned = {int(number): rows for number, rows in dataset.plan.groupby("shard")}
     plan = store.read(dataset.url / "plan.parquet")
@@ -70,14 +70,14 @@ def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | No
     return verdict
 
 
-def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict:
+def _check_shard(dataset: Dataset | FeatureDataset, shard: int, planned: pd.DataFrame) -> Verdict:
     verdict = Verdict(shards=1)
 
     def wrong(what: str) -> None:
         verdict.problems.append(f"shard {shard}: {what}")
 
     try:
-        index = shards.read_index(dataset.url, shard).to_pandas()
+        index = dataset.read_index(shard).to_pandas()
         tar = store.read(shards.tar_url(dataset.url, shard))
     except FileNotFoundError:
         wrong("its tar is missing")
@@ -89,7 +89,7 @@ def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict
     if len(index) != len(planned):
         wrong(f"{len(planned)} clips planned, {len(index)} rows in its index")
         return verdict
-    for name in _CARRIED:
+    for name in CARRIED:
         if index[name].tolist() != planned[name].tolist():
             wrong(f"column {name} of its index differs from the plan")
             return verdict
@@ -116,14 +116,20 @@ def _check_shard(dataset: Dataset, shard: int, planned: pd.DataFrame) -> Verdict
     return verdict
 
 
-def _check_clip(dataset: Dataset, row: dict[str, Any], data: bytes) -> list[str]:
+def _check_clip(dataset: Dataset | FeatureDataset, row: dict[str, Any], data: bytes) -> list[str]:
     """What is wrong with one ok clip, given the bytes that its index row names."""
-    from autogaze.gaze import Gaze  # here, not above: a place that is no dataset is refused without torch
-
     if len(data) != int(row["size"]):
         return [f"{len(data)} of {int(row['size'])} bytes are there"]
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         return ["bytes differ from the hash in the index"]
+    if isinstance(dataset, FeatureDataset):
+        return check_features(dataset, row, data)
+    return _check_gaze(dataset, row, data)
+
+
+def _check_gaze(dataset: Dataset, row: dict[str, Any], data: bytes) -> list[str]:
+    from autogaze.gaze import Gaze  # here, not above: a place that is no dataset is refused without torch
+
     try:
         members = split_members(data, str(row["clip"]))
         gaze = Gaze.from_npz(bytes(members["gaze.npz"]), dataset.vocabulary)

@@ -22,9 +22,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -32,7 +33,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipelines.errors import PipelineError
 from pipelines.loading.config import LoaderConfig
 from pipelines.loading.order import DatasetCounts, Order, batches, epoch_order, epoch_samples, rank_part
-from pipelines.loading.reading import Batch, BatchRequest, Reading, Skipped
+from pipelines.loading.reading import Batch, BatchRequest, FrameReading, Reading, Skipped
 from pipelines.loading.samples import Samples, open_samples
 from pipelines.schema import check
 from pipelines.storage.cache import LocalCache
@@ -43,10 +44,13 @@ SPLITS = ("train", "val", "all")
 _READ_AHEAD = 4  # batches whose bytes are fetched as one block, for each batch that is decoded ahead
 _BLOCK_BYTES = 256 << 20  # a block has fewer batches if it comes to this size; two blocks are in memory at once
 T = TypeVar("T")
+BatchT = TypeVar("BatchT")
 
 
-class ShardLoader(IterableDataset[Batch]):
+class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
     """An endless (or `epochs` long) stream of one rank's batches. Each iteration starts at `consumed`.
+
+    What a dataset is opened as, and its samples read to, is for those that derive from it: `open` and `reading`.
 
     Attributes:
         datasets: the samples of each dataset, those of other splits included.
@@ -86,7 +90,7 @@ class ShardLoader(IterableDataset[Batch]):
             )
         self.config, self.rank, self.world, self.consumed, self.epochs = config, rank, world, consumed, epochs
         cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
-        self.datasets = datasets or [open_samples(url, cache) for url in config.data]
+        self.datasets = datasets or [self.open(url, cache) for url in config.data]
         _require_alike(self.datasets)
         self.num_frames, self.vocabulary = self.datasets[0].frames, self.datasets[0].vocabulary
         self._first_ids = np.cumsum([0, *map(len, self.datasets)])
@@ -105,19 +109,27 @@ class ShardLoader(IterableDataset[Batch]):
         self.samples = epoch_samples(self.sources)
         self.steps_per_epoch = -(-self.samples // config.global_batch)
         self.fingerprint = self._fingerprint(split)
-        self._reading: Reading | None = None
+        self._reading: Reading[Any, BatchT] | None = None
+
+    @abstractmethod
+    def open(self, url: str, cache: LocalCache | None) -> Samples:
+        """The samples of a dataset. Raises PipelineError."""
+
+    @abstractmethod
+    def reading(self) -> Reading[Any, BatchT]:
+        """What reads the samples of `datasets`."""
 
     def ids(self) -> np.ndarray:
         """Ids of the split's samples, ascending: int64 [n]. At weight 1 an epoch uses each of them once."""
         return np.concatenate([usable + first for usable, first in zip(self._usable, self._first_ids, strict=False)])
 
-    def read(self, ids: Sequence[int], epoch: int = 0) -> Batch:
+    def read(self, ids: Sequence[int], epoch: int = 0) -> BatchT:
         """A batch of the samples with these ids, apart from the order; its step is -1.
 
         The reader it uses stays open until `close`. Raises PipelineError, naming the sample, if one cannot be read.
         """
         if self._reading is None:
-            self._reading = Reading(self.config, self.datasets, self._first_ids)
+            self._reading = self.reading()
         step = BatchRequest(-1, epoch, np.asarray(ids, np.int64), np.arange(len(ids)), np.zeros(len(ids), bool))
         [fetched] = self._reading.fetch([step])
         return self._reading.finish(self._reading.decode(fetched))
@@ -136,12 +148,12 @@ class ShardLoader(IterableDataset[Batch]):
         for step in self._steps():
             yield step.step, step.epoch, step.order[step.places]
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BatchT]:
         info = get_worker_info()
         part, parts = (info.id, info.num_workers) if info else (0, 1)
         steps = itertools.islice(self._steps(), part, None, parts)
         threads = self.config.workers
-        with Reading(self.config, self.datasets, self._first_ids) as reading:
+        with self.reading() as reading:
             ahead = self.config.prefetch if threads else 0
             blocks = self._blocks(steps, _READ_AHEAD * max(ahead, 1) if threads else 1)
             fetched = itertools.chain.from_iterable(_ahead(map(reading.fetch, blocks), 1 if threads else 0))
@@ -199,6 +211,16 @@ class ShardLoader(IterableDataset[Batch]):
             for name in ("shard", "sha256"):
                 digest.update(hashlib.sha256(dataset.table.column(name).chunk(0).buffers()[1]).digest())
         return digest.hexdigest()[:16]
+
+
+class ShardLoader(OrderedLoader[Batch]):
+    """The loader of gaze datasets: frames and gaze."""
+
+    def open(self, url: str, cache: LocalCache | None) -> Samples:
+        return open_samples(url, cache)
+
+    def reading(self) -> Reading[Any, Batch]:
+        return FrameReading(self.config, self.datasets, self._first_ids)
 
 
 def _check(config: LoaderConfig, split: str) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from autogaze.gaze import Gaze
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames_into
 from pipelines.dataset.members import BadSample, split_members
+from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.loading.config import LoaderConfig
 from pipelines.loading.redecode import Redecoder
@@ -35,6 +37,8 @@ _MOST = 16 << 20  # bytes of one request
 _READERS = 8  # requests at the same time: they mostly wait
 _HOPELESS = 1000  # bad samples in a row after which none is looked for further
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
+BatchT = TypeVar("BatchT")
 
 
 class Skipped(NamedTuple):
@@ -100,7 +104,7 @@ _Bytes = dict[int, memoryview]
 
 
 @dataclass
-class _Sample:
+class Sample:
     id: int
     source: Samples
     row: dict[str, Any]
@@ -108,25 +112,59 @@ class _Sample:
 
 
 @dataclass
-class Begun:
-    """A batch that is being decoded."""
+class Decoded(Generic[ResultT]):
+    """A batch whose samples are decoded, bad ones replaced. The attributes are those of Batch and Begun."""
 
     step: BatchRequest
-    samples: list[_Sample]
-    frames: torch.Tensor
-    decoded: list[Future[tuple[Gaze, bytes | None]]]
+    samples: list[Sample]
+    out: Any
+    results: list[ResultT]
+    repeat: np.ndarray
+    skipped: list[Skipped]
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.array([sample.id for sample in self.samples], np.int64)
+
+    @property
+    def keys(self) -> list[str]:
+        return [sample.row["clip"] for sample in self.samples]
 
 
-class Reading(AbstractContextManager["Reading"]):
-    """The threads, decoders and cache of one iteration; closed when it ends."""
+@dataclass
+class Begun(Generic[ResultT]):
+    """A batch that is being decoded. out: what `Reading.outputs` made for it."""
+
+    step: BatchRequest
+    samples: list[Sample]
+    out: Any
+    decoded: list[Future[ResultT]]
+
+
+class Reading(AbstractContextManager["Reading[ResultT, BatchT]"], ABC, Generic[ResultT, BatchT]):
+    """The threads, decoders and cache of one iteration; closed when it ends.
+
+    What a sample's bytes become, and samples a batch, is for those that derive from it: `outputs`, `decoded`, `batch`.
+    """
 
     def __init__(self, config: LoaderConfig, datasets: Sequence[Samples], first_ids: np.ndarray) -> None:
         self.config, self.datasets, self.first_ids = config, datasets, first_ids
         self.cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
-        self.side, self.frames = datasets[0].vocabulary.scales[-1], datasets[0].frames
         self.readers: Executor = ThreadPoolExecutor(_READERS, "autogaze-read") if config.workers else _Inline()
         self.decoders: Executor = ThreadPoolExecutor(config.workers, "autogaze-decode") if config.workers else _Inline()
         self.of_thread, self.lock, self.opened = threading.local(), threading.Lock(), ExitStack()
+
+    @abstractmethod
+    def outputs(self, count: int) -> Any:
+        """Room for a batch of so many samples: anything that gives the room of sample i as its item i."""
+
+    @abstractmethod
+    def decoded(self, sample: Sample, data: memoryview, out: Any) -> ResultT:
+        """What a sample is, from its bytes, their hash checked; and in `out`, its room. Raises BadSample."""
+
+    @abstractmethod
+    def batch(self, whole: Decoded[ResultT]) -> BatchT:
+        """A batch of decoded samples."""
 
     def __exit__(self, *details: Any) -> None:
         for pool in (self.decoders, self.readers):
@@ -137,10 +175,10 @@ class Reading(AbstractContextManager["Reading"]):
 
     # -- a batch, stage by stage -------------------------------------------------------------------------------------
 
-    def fetch(self, steps: list[BatchRequest]) -> list[tuple[BatchRequest, list[_Sample]]]:
+    def fetch(self, steps: list[BatchRequest]) -> list[tuple[BatchRequest, list[Sample]]]:
         """Begin to read the bytes of these batches."""
         begun = [(step, [self._sample(int(step.order[place])) for place in step.places]) for step in steps]
-        groups: dict[tuple[str, int], list[_Sample]] = {}
+        groups: dict[tuple[str, int], list[Sample]] = {}
         for _, samples in begun:
             for sample in samples:
                 groups.setdefault((sample.source.url, sample.row["shard"]), []).append(sample)
@@ -151,15 +189,14 @@ class Reading(AbstractContextManager["Reading"]):
                     sample.read = read
         return begun
 
-    def decode(self, fetched: tuple[BatchRequest, list[_Sample]]) -> Begun:
+    def decode(self, fetched: tuple[BatchRequest, list[Sample]]) -> Begun[ResultT]:
         """Begin to decode a batch."""
         step, samples = fetched
-        # numpy asks the system for huge pages. Touching 40 MB of small ones first takes as long as a few JPEGs.
-        frames = np.empty((len(samples), self.frames, self.side, self.side, 3), np.uint8)
-        decoded = [self.decoders.submit(self._decode, *pair) for pair in zip(samples, frames, strict=True)]
-        return Begun(step, samples, torch.from_numpy(frames), decoded)
+        out = self.outputs(len(samples))
+        decoded = [self.decoders.submit(self._decode, sample, out[i]) for i, sample in enumerate(samples)]
+        return Begun(step, samples, out, decoded)
 
-    def finish(self, begun: Begun) -> Batch:
+    def finish(self, begun: Begun[ResultT]) -> BatchT:
         """Wait for a batch, and fill the places of bad samples. Raises PipelineError with bad_samples=fail."""
         step, samples, repeat = begun.step, begun.samples, begun.step.repeat.copy()
         results, skipped = [], []
@@ -168,20 +205,12 @@ class Reading(AbstractContextManager["Reading"]):
                 results.append(future.result())
             except BadSample as error:
                 skipped.append(self._skip(samples[i], str(error)))
-                samples[i], result = self._stand_in(step, int(step.places[i]), begun.frames[i].numpy())
+                samples[i], result = self._stand_in(step, int(step.places[i]), begun.out[i])
                 results.append(result)
                 repeat[i] = True
-        try:
-            gaze = Gaze.cat([gaze for gaze, _ in results])
-        except ValueError as error:
-            urls = ", ".join(dict.fromkeys(sample.source.url for sample in samples))
-            raise PipelineError(f"{urls}: {error}; give datasets whose gaze is of one kind") from error
-        targets = [data for _, data in results if data is not None] if self.config.targets else None
-        ids = np.array([sample.id for sample in samples], np.int64)
-        keys = [sample.row["clip"] for sample in samples]
-        return Batch(step.step, step.epoch, ids, keys, begun.frames, gaze, repeat, skipped, targets)
+        return self.batch(Decoded(step, samples, begun.out, results, repeat, skipped))
 
-    def _skip(self, sample: _Sample, reason: str) -> Skipped:
+    def _skip(self, sample: Sample, reason: str) -> Skipped:
         url, shard = sample.source.url, sample.row["shard"]
         skipped = Skipped(sample.id, sample.row["clip"], shards.tar_url(url, shard), reason)
         if self.config.bad_samples == "fail":
@@ -191,7 +220,7 @@ class Reading(AbstractContextManager["Reading"]):
             )
         return skipped
 
-    def _stand_in(self, step: BatchRequest, place: int, out: np.ndarray) -> tuple[_Sample, tuple[Gaze, bytes | None]]:
+    def _stand_in(self, step: BatchRequest, place: int, out: Any) -> tuple[Sample, ResultT]:
         """The next good sample in the epoch's order after a bad one's place; after the last comes the first."""
         count = len(step.order)
         for further in range(1, min(count, _HOPELESS)):
@@ -207,11 +236,11 @@ class Reading(AbstractContextManager["Reading"]):
 
     # -- a sample, in a thread ---------------------------------------------------------------------------------------
 
-    def _sample(self, id_: int) -> _Sample:
+    def _sample(self, id_: int) -> Sample:
         number = int(np.searchsorted(self.first_ids, id_, "right")) - 1
-        return _Sample(id_, self.datasets[number], self.datasets[number].row(id_ - int(self.first_ids[number])))
+        return Sample(id_, self.datasets[number], self.datasets[number].row(id_ - int(self.first_ids[number])))
 
-    def _read(self, samples: Sequence[_Sample]) -> _Bytes:
+    def _read(self, samples: Sequence[Sample]) -> _Bytes:
         """The bytes of samples of one shard. Raises BadSample when there is no such shard."""
         url, rows = shards.tar_url(samples[0].source.url, samples[0].row["shard"]), [s.row for s in samples]
         try:
@@ -232,13 +261,44 @@ class Reading(AbstractContextManager["Reading"]):
         except FileNotFoundError:
             raise BadSample("its shard is missing") from None
 
-    def _decode(self, sample: _Sample, out: np.ndarray) -> tuple[Gaze, bytes | None]:
-        """The frames of a sample into `out`; its gaze and targets. Raises BadSample."""
-        row, source = sample.row, sample.source
+    def _decode(self, sample: Sample, out: Any) -> ResultT:
+        """Check the bytes of a sample, and decode them. Raises BadSample."""
+        row = sample.row
         data = (sample.read.result() if sample.read else self._read([sample]))[row["offset"]]
         sample.read = None  # frees the bytes as soon as they are decoded
         if hashlib.sha256(data).digest() != row["sha256"]:
             data = self._read_again(sample)
+        return self.decoded(sample, data, out)
+
+    def _read_again(self, sample: Sample) -> memoryview:
+        """The bytes of a sample, from the store again: the cache or the network may have damaged them."""
+        if self.cache is not None:
+            self.cache.forget(_cached(sample))
+        row, url = sample.row, shards.tar_url(sample.source.url, sample.row["shard"])
+        try:
+            data = store.read(url, row["offset"], row["size"])
+        except FileNotFoundError:
+            raise BadSample("its shard is missing") from None
+        if hashlib.sha256(data).digest() != row["sha256"]:
+            raise BadSample("its bytes differ from the hash in the index")
+        return memoryview(data)
+
+
+class FrameReading(Reading["tuple[Gaze, bytes | None]", Batch]):
+    """Reads frames and gaze of a gaze dataset's samples."""
+
+    def __init__(self, config: LoaderConfig, datasets: Sequence[Samples], first_ids: np.ndarray) -> None:
+        super().__init__(config, datasets, first_ids)
+        self.side, self.frames = datasets[0].vocabulary.scales[-1], datasets[0].frames
+
+    def outputs(self, count: int) -> np.ndarray:
+        # numpy asks the system for huge pages. Touching 40 MB of small ones first takes as long as a few JPEGs.
+        return np.empty((count, self.frames, self.side, self.side, 3), np.uint8)
+
+    def decoded(self, sample: Sample, data: memoryview, out: np.ndarray) -> tuple[Gaze, bytes | None]:
+        """The frames of a sample into `out`; its gaze and targets."""
+        row, source = sample.row, sample.source
+        assert isinstance(source.dataset, Dataset)
         members = split_members(data, row["clip"])
         try:
             gaze = Gaze.from_npz(bytes(members["gaze.npz"]), source.vocabulary)
@@ -255,18 +315,15 @@ class Reading(AbstractContextManager["Reading"]):
             raise PipelineError(f"{source.url}: keeps no targets; make it with targets, or do not ask for them")
         return gaze, bytes(targets) if targets is not None else None
 
-    def _read_again(self, sample: _Sample) -> memoryview:
-        """The bytes of a sample, from the store again: the cache or the network may have damaged them."""
-        if self.cache is not None:
-            self.cache.forget(_cached(sample))
-        row, url = sample.row, shards.tar_url(sample.source.url, sample.row["shard"])
+    def batch(self, whole: Decoded[tuple[Gaze, bytes | None]]) -> Batch:
         try:
-            data = store.read(url, row["offset"], row["size"])
-        except FileNotFoundError:
-            raise BadSample("its shard is missing") from None
-        if hashlib.sha256(data).digest() != row["sha256"]:
-            raise BadSample("its bytes differ from the hash in the index")
-        return memoryview(data)
+            gaze = Gaze.cat([gaze for gaze, _ in whole.results])
+        except ValueError as error:
+            urls = ", ".join(dict.fromkeys(sample.source.url for sample in whole.samples))
+            raise PipelineError(f"{urls}: {error}; give datasets whose gaze is of one kind") from error
+        targets = [data for _, data in whole.results if data is not None] if self.config.targets else None
+        step, frames = whole.step, torch.from_numpy(whole.out)
+        return Batch(step.step, step.epoch, whole.ids, whole.keys, frames, gaze, whole.repeat, whole.skipped, targets)
 
     def _redecoder(self, source: Samples) -> Redecoder:
         """This thread's own decoder, for one dataset."""
@@ -278,14 +335,14 @@ class Reading(AbstractContextManager["Reading"]):
         return mine[source.url]
 
 
-def _cached(sample: _Sample) -> str:
+def _cached(sample: Sample) -> str:
     """The cache's name for a sample's shard."""
     return f"shard {sample.source.about['plan']} {shards.tar_url(sample.source.url, sample.row['shard'])}"
 
 
-def _runs(samples: Sequence[_Sample]) -> Iterator[list[_Sample]]:
+def _runs(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     """Samples of one shard in groups that are read in one go."""
-    run: list[_Sample] = []
+    run: list[Sample] = []
     begin = end = 0
     for sample in sorted(samples, key=lambda sample: sample.row["offset"]):
         first, last = sample.row["offset"], sample.row["offset"] + sample.row["size"]

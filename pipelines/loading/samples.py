@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from autogaze.patches import PatchVocabulary
 from pipelines.corpus.plan import PLAN_SCHEMA, video_of_clip
 from pipelines.dataset import shards
+from pipelines.dataset.features import FeatureDataset
 from pipelines.dataset.shards import Dataset, open_dataset
 from pipelines.errors import PipelineError
 from pipelines.storage import store, tables
@@ -48,10 +49,10 @@ class Samples:
         dataset: opened.
         table: a row per sample, in order: clip, shard, position, offset, size, sha256 (32 bytes), and `draw` uint32, a
             hash of its video's name. Where frames are not stored, also what it takes to decode them (`object` ...
-            `tile`).
+            `tile`); of features, `tokens`.
     """
 
-    dataset: Dataset
+    dataset: Dataset | FeatureDataset
     table: pa.Table
 
     @property
@@ -100,11 +101,15 @@ class Samples:
 
 
 def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
-    """The samples of the dataset at `url`, from all its indexes, or from the cache.
+    """The samples of the gaze dataset at `url`, from all its indexes, or from the cache.
 
     Raises PipelineError, in one line: no dataset, not finished, damaged, or no clip of it is ok.
     """
-    dataset = open_dataset(url)
+    return samples_of(open_dataset(url), cache)
+
+
+def samples_of(dataset: Dataset | FeatureDataset, cache: LocalCache | None = None) -> Samples:
+    """The samples of an opened dataset. Raises PipelineError as `open_samples` does."""
     for name in ("config", "shards", "vocabulary"):
         if name not in dataset.about:
             raise PipelineError(f"{dataset.url}/dataset.json: has no {name}; made by an unknown version of autogaze")
@@ -112,8 +117,9 @@ def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
     entries = list(store.list_objects(dataset.url / "index"))
     committed = sum(shards.shard_of_index(entry.url) is not None for entry in entries)
     if committed != planned:
+        job = "encode" if isinstance(dataset, FeatureDataset) else "preprocess"
         raise PipelineError(
-            f"{dataset.url}: {committed} of its {planned} shards are committed; finish it with autogaze preprocess"
+            f"{dataset.url}: {committed} of its {planned} shards are committed; finish it with autogaze {job}"
         )
     if cache is None:
         table = _table(dataset)
@@ -126,12 +132,12 @@ def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
         raise PipelineError(
             f"{dataset.url}: no clip of it is ok, so there is nothing to read; see: autogaze report {dataset.url}"
         )
-    if not dataset.frames_stored:
-        _require_decoder(dataset)
+    if isinstance(dataset, Dataset) and not dataset.frames_stored:
+        require_decoder(dataset)
     return Samples(dataset, table)
 
 
-def _require_decoder(dataset: Dataset) -> None:
+def require_decoder(dataset: Dataset) -> None:
     """Raise PipelineError unless this machine decodes exactly as the one that made the dataset."""
     try:
         here = decoder_fingerprint(DecodeConfig(decoder=dataset.config["decoder"]))
@@ -145,27 +151,28 @@ def _require_decoder(dataset: Dataset) -> None:
         )
 
 
-def _table(dataset: Dataset) -> pa.Table:
+def _table(dataset: Dataset | FeatureDataset) -> pa.Table:
     """The table of Samples, from all indexes and, where it takes that to find the frames, from the plan."""
     planned = dataset.about["shards"]
     with ThreadPoolExecutor(_READERS) as pool:
         parts = []
         for first in range(0, planned, _TOGETHER):
             numbers = range(first, min(first + _TOGETHER, planned))
-            read = pool.map(lambda shard: _samples_of(dataset.url, shard), numbers)
+            read = pool.map(lambda shard: _samples_of_shard(dataset, shard), numbers)
             parts.append(pa.concat_tables(read).combine_chunks())
     table = pa.concat_tables(parts).combine_chunks()
-    if not dataset.frames_stored:
+    if isinstance(dataset, Dataset) and not dataset.frames_stored:
         rows = _planned(dataset, table)
         for name in _PLAN_COLUMNS:
             table = table.append_column("object_offset" if name == "offset" else name, rows[name])
     return table.unify_dictionaries().combine_chunks()
 
 
-def _samples_of(url: str, shard: int) -> pa.Table:
+def _samples_of_shard(dataset: Dataset | FeatureDataset, shard: int) -> pa.Table:
     """The ok rows of one shard's index: hashes as bytes, and `draw`."""
+    url, more = dataset.url, ["tokens"] if isinstance(dataset, FeatureDataset) else []
     try:
-        index = shards.read_index(url, shard, _INDEX_COLUMNS)
+        index = dataset.read_index(shard, [*_INDEX_COLUMNS, *more])
         index = index.filter(pc.equal(index["outcome"], "ok"))
         hashes = pa.py_buffer(bytes.fromhex("".join(index["sha256"].to_pylist())))
         column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(index), [None, hashes])
@@ -173,7 +180,7 @@ def _samples_of(url: str, shard: int) -> pa.Table:
         raise PipelineError(f"{shards.index_url(url, shard)}: missing; was it taken back just now?") from error
     except (pa.ArrowException, ValueError, TypeError) as error:  # a hash that is none
         raise PipelineError(f"{shards.index_url(url, shard)}: damaged, or not an index: {error}") from error
-    table = index.select(_KEPT_COLUMNS).set_column(_KEPT_COLUMNS.index("sha256"), "sha256", column)
+    table = index.select([*_KEPT_COLUMNS, *more]).set_column(_KEPT_COLUMNS.index("sha256"), "sha256", column)
     return table.append_column("draw", pa.array(_draws(index)))
 
 

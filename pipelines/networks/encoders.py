@@ -31,13 +31,17 @@ class EncoderConfig:
         place="encoder",
     )
     scales: str = setting(
-        "32+64+112+224", "sides in pixels that a frame is seen at, each a multiple of the encoder's patch"
+        "32+64+112+224",
+        "sides in pixels that a frame is seen at, each a multiple of the encoder's patch",
+        on_resume="same value",
     )
     attention: Literal["block_causal", "frame", "first_frame", "newest"] = setting(
-        "block_causal", "what a frame sees: block_causal (itself, all before), frame (itself), first_frame or newest"
+        "block_causal",
+        "what a frame sees: block_causal (itself, all before), frame (itself), first_frame or newest",
+        on_resume="same value",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "float32, bfloat16 or float16, of weights and arithmetic"
+        "float32", "float32, bfloat16 or float16, of weights and arithmetic", on_resume="same value"
     )
 
 

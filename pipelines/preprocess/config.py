@@ -1,4 +1,4 @@
-"""The settings of a preprocess job, and which of them cannot work."""
+"""The settings of jobs over a corpus, of preprocess above all, and which of them cannot work."""
 
 from __future__ import annotations
 
@@ -28,10 +28,8 @@ class WorkersConfig:
 
 
 @dataclass
-class PreprocessConfig(GazeSettings):
-    """A preprocess job. Settings that must have the same value on resume are a part of dataset.json."""
-
-    usage: ClassVar[str] = "autogaze preprocess input=/data/videos output=/data/gaze"
+class CorpusConfig(GazeSettings):
+    """What jobs share that make a dataset of a corpus, shard by shard."""
 
     input: str = setting(
         "",
@@ -43,11 +41,8 @@ class PreprocessConfig(GazeSettings):
     output: str = setting(
         "", "folder or s3:// prefix of the dataset", required=True, on_resume="any value", place="location"
     )
-    targets: TargetsConfig = section(TargetsConfig)
     clip: ClipConfig = section(ClipConfig)
     shard: ShardConfig = section(ShardConfig)
-    frames: FrameStorage = setting("jpeg", "store frames as jpeg, raw (npy) or none")
-    jpeg_quality: int = setting(90, "1-95, for frames=jpeg", at_least=1, at_most=95)
     decoder: DecoderName = setting("pyav", "pyav, decord or torchcodec")
     decoder_timeout_s: float = setting(
         60.0,
@@ -56,7 +51,6 @@ class PreprocessConfig(GazeSettings):
         at_most=LONGEST_TIMEOUT_S,
         on_resume="any value",
     )
-    workers: WorkersConfig = section(WorkersConfig, on_resume="any value")
     cache_mb: int = setting(
         4096,
         "disk of a node for remote videos that several of its shards need (0 = fetched for each shard)",
@@ -76,17 +70,37 @@ class PreprocessConfig(GazeSettings):
     )
 
 
+@dataclass
+class PreprocessConfig(CorpusConfig):
+    """A preprocess job. Settings that must have the same value on resume are a part of dataset.json."""
+
+    usage: ClassVar[str] = "autogaze preprocess input=/data/videos output=/data/gaze"
+
+    targets: TargetsConfig = section(TargetsConfig)
+    frames: FrameStorage = setting("jpeg", "store frames as jpeg, raw (npy) or none")
+    jpeg_quality: int = setting(90, "1-95, for frames=jpeg", at_least=1, at_most=95)
+    workers: WorkersConfig = section(WorkersConfig, on_resume="any value")
+
+
 def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
     """The part of the config that the dataset's bytes are a function of."""
-    values = asdict(config)
-    compared = [field.name for field in fields(config) if field.metadata["on_resume"] in (None, "same value")]
-    kept = {name: values[name] for name in compared}
+    kept = compared_settings(config) | {"input": normal_input(config.input)}
     # Left out where they change nothing, so that datasets that were made before these keys existed still match.
     if config.gaze != "videomae" and config.labels == LabelsConfig():
         del kept["labels"]
     if not config.targets.frames:
         del kept["targets"]
-    return kept | {"input": normal_input(config.input)}
+    return kept
+
+
+def compared_settings(config: CorpusConfig) -> dict[str, Any]:
+    """The settings that must have the same value when a job goes on, by the names of their fields."""
+    values = asdict(config)
+    return {
+        field.name: values[field.name]
+        for field in fields(config)
+        if field.metadata["on_resume"] in (None, "same value")
+    }
 
 
 def shards_of_part(part: str, shards: int) -> range:
@@ -117,6 +131,11 @@ def check_preprocess_config(config: PreprocessConfig) -> None:
             f"targets.frames={config.targets.frames}: must be between 0 and the {config.clip.frames} of clip.frames"
         )
     check_gaze(config, config.targets.frames)
+    check_corpus(config)
+
+
+def check_corpus(config: CorpusConfig) -> None:
+    """Raise PipelineError, in one line, for clips, shards or an output that cannot work for the input."""
     check_clip_config(config.clip)
     if config.shard.clips * clip_bytes(config.clip.frames) >= ROW_LIMIT:
         most = (ROW_LIMIT - 1) // clip_bytes(config.clip.frames)

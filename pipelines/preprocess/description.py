@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from autogaze.patches import VOCABULARY
 from pipelines.dataset import frames
-from pipelines.dataset.shards import DATASET_FORMAT
+from pipelines.dataset.shards import DATASET_FORMAT, kind_of
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import ResolvedGaze
-from pipelines.preprocess.config import PreprocessConfig, dataset_config
+from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, dataset_config
 from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decoder_fingerprint
+
+ConfigT = TypeVar("ConfigT", bound=CorpusConfig)
 
 
 def describe(config: PreprocessConfig, gazer: ResolvedGaze) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def describe(config: PreprocessConfig, gazer: ResolvedGaze) -> dict[str, Any]:
     }
 
 
-def with_own_threshold(config: PreprocessConfig, written: dict[str, Any]) -> PreprocessConfig:
+def with_own_threshold(config: ConfigT, written: dict[str, Any]) -> ConfigT:
     """The config with the threshold that a dataset was begun with, where none is given: defaults may have changed.
 
     written: its dataset.json. A dataset of another gaze keeps its threshold to itself; `require_same` refuses it.
@@ -44,9 +46,13 @@ def with_own_threshold(config: PreprocessConfig, written: dict[str, Any]) -> Pre
 
 def require_same(written: dict[str, Any], described: dict[str, Any], output: str) -> None:
     """Raise PipelineError, naming each field that differs, unless a dataset.json says what `describe` says of a job."""
+    if kind_of(written) != kind_of(described):
+        raise PipelineError(
+            f"output={output}: is a dataset of {kind_of(written)}, not of {kind_of(described)}; choose another output"
+        )
     if written.get("format") != described["format"]:
         raise PipelineError(
-            f"output={output}: holds format {written.get('format')}, this version writes {DATASET_FORMAT}"
+            f"output={output}: holds format {written.get('format')}, this version writes {described['format']}"
         )
     old, new = dict(_flat({name: written.get(name, {}) for name in described})), dict(_flat(described))
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
@@ -57,7 +63,7 @@ def require_same(written: dict[str, Any], described: dict[str, Any], output: str
         raise PipelineError(f"output={output}: made with another config: {shown}. Use the same, or another output")
 
 
-def decode_config(config: PreprocessConfig) -> DecodeConfig:
+def decode_config(config: CorpusConfig) -> DecodeConfig:
     """The part of the config that decoding depends on."""
     return DecodeConfig(decoder=config.decoder, size=VOCABULARY.frame_size, timeout_s=config.decoder_timeout_s)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 
 from autogaze.gaze import Gaze
@@ -20,7 +21,7 @@ from pipelines.dataset.frames import encode_frames, jpeg_members
 from pipelines.dataset.shards import Outcome
 from pipelines.dataset.targets import make_targets
 from pipelines.gazing import gazers
-from pipelines.gazing.gazers import ResolvedGaze
+from pipelines.gazing.gazers import Gazer, ResolvedGaze
 from pipelines.preprocess.rows import CommittedShard, DecodedShard
 from pipelines.preprocess.stopwatch import Stopwatch
 from pipelines.storage.location import Location
@@ -76,14 +77,13 @@ class GazeStage:
         """What became of each clip of a shard, in order of position."""
         ok, frames = decoded.ok, decoded.frames
         good_clips = [clip for clip, good in zip(clips, ok, strict=True) if good]
-        good_frames = frames if ok.all() else frames[ok]
-        gazes = iter(_each(self.gazer.gaze(good_frames, good_clips)) if good_clips else [])
+        gazes = iter(gaze_each(self.gazer, frames if ok.all() else frames[ok], good_clips))
         jpegs = iter(decoded.jpegs)
         outcomes: list[Outcome] = []
         for position, clip in enumerate(clips):
             if not ok[position]:
-                reason, detail = decoded.failures[position]
-                outcomes.append(Outcome(reason=reason, detail=detail))
+                failure = decoded.failures[position]
+                outcomes.append(Outcome(reason=failure.reason, detail=failure.detail))
                 continue
             if self.storage == "jpeg":
                 members = jpeg_members(list(islice(jpegs, frames.shape[1])))
@@ -96,13 +96,16 @@ class GazeStage:
         return outcomes
 
 
-def _each(gaze: Gaze) -> list[Gaze]:
-    """The gaze of each clip of a batch, as it would be had the clip been alone.
+def gaze_each(gazer: Gazer, frames: np.ndarray, clips: list[str]) -> list[Gaze]:
+    """The gaze of each clip, as it would be had the clip been alone. frames: uint8 [K, T, S, S, 3] of K clips.
 
     Unused slots belong to a clip: one that has none does not carry the places and slots of the batch.
     """
-    clips = [gaze[b] for b in range(gaze.clips)]
-    return [clip if _has_holes(clip) else replace(clip, places=None, slots=None) for clip in clips]
+    if not clips:
+        return []
+    gaze = gazer.gaze(frames, clips)
+    each = [gaze[b] for b in range(gaze.clips)]
+    return [clip if _has_holes(clip) else replace(clip, places=None, slots=None) for clip in each]
 
 
 def _has_holes(clip: Gaze) -> bool:

@@ -1,19 +1,21 @@
-"""The Ray Data graph that makes the missing shards: specs -> decode -> gaze -> commit."""
+"""The Ray Data graph that makes the missing shards of a job: specs -> decode -> gaze -> commit."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
-from pipelines.dataset import shards
 from pipelines.errors import PipelineError
-from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.config import CorpusConfig
 from pipelines.preprocess.decode_stage import DecodeStage
 from pipelines.preprocess.description import decode_config
 from pipelines.preprocess.gaze_stage import GazeStage
 from pipelines.preprocess.job import Job
 from pipelines.preprocess.rows import CommittedShard
+from pipelines.preprocess.shard_job import ShardJob
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
 from pipelines.ray_data import configure_ray_data, pipeline_errors
@@ -21,10 +23,53 @@ from pipelines.ray_data import configure_ray_data, pipeline_errors
 _INDEXES_AT_ONCE = 8
 
 
-def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], None]) -> None:
-    """Make the missing shards. Needs a running Ray.
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the graph: actors that each take a row and give one.
 
-    After each commit the shard is added to `totals`, and then `on_shard` is called.
+    Attributes:
+        actor: a class whose instances are called with a row; `arguments` are its constructor's.
+        actors: how many, and `cpus` and `gpus` that each asks Ray for.
+        threads: rows that each works on at once.
+    """
+
+    actor: type
+    arguments: tuple[Any, ...]
+    actors: int
+    cpus: float
+    gpus: float = 0.0
+    threads: int = 1
+
+
+def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], None]) -> None:
+    """Make the missing shards. Needs a running Ray. Raises as `run_stages` does."""
+    config = job.config
+    stages = (
+        decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus),
+        Stage(
+            GazeStage,
+            (job.output, job.gazer, config.frames, workers.device),
+            workers.gaze,
+            workers.gaze_cpus,
+            gpus=1.0 if workers.device == "cuda" else 0.0,
+        ),
+    )
+    run_stages(job, stages, totals, on_shard)
+
+
+def decode_stage(job: ShardJob, storage: str, quality: int, actors: int, cpus: float) -> Stage:
+    """The stage that decodes the videos of a job's plan; its actors decode one shard while they hand over another."""
+    cache_mb = job.config.cache_mb if job.keeps_videos else 0
+    return Stage(
+        DecodeStage, (job.output, decode_config(job.config), storage, quality, cache_mb), actors, cpus, threads=2
+    )
+
+
+def run_stages(job: ShardJob, stages: Sequence[Stage], totals: Totals, on_shard: Callable[[], None]) -> None:
+    """Make the missing shards of a job. Needs a running Ray.
+
+    stages: the first takes `{"shard": number}`, the last gives a CommittedShard. After each commit the shard is added
+    to `totals`, and then `on_shard` is called.
 
     Raises PipelineError: the output is full or denied, storage stayed away, or too many clips failed.
     """
@@ -33,60 +78,49 @@ def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], N
 
     if not job.missing:
         return
-    decode, gaze = min(workers.decode, len(job.missing)), min(workers.gaze, len(job.missing))
+    counts = [min(stage.actors, len(job.missing)) for stage in stages]
     config, clips = job.config, len(job.rows)
     failed_before = _failed_before(job) if config.max_failed_fraction < 1 else Counter[str]()
     _require_few(failed_before, clips, config)
     configure_ray_data()
     # A few rows in flight per actor. Without a bound, decoders faster than gaze fill the object store.
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
-        object_store_memory=4 * (decode + gaze) * job.row_bytes
+        object_store_memory=4 * sum(counts) * job.row_bytes
     )
     rows: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing)
     )
-    rows = rows.map(
-        DecodeStage,  # type: ignore[arg-type]  # Ray makes the actor; its stub knows functions only
-        fn_constructor_args=(
-            job.output,
-            decode_config(config),
-            config.frames,
-            config.jpeg_quality,
-            config.cache_mb if job.keeps_videos else 0,
-        ),
-        compute=ActorPoolStrategy(
-            size=decode,
-            max_tasks_in_flight_per_actor=3,
-            max_concurrent_calls_per_actor=2,
-            enable_true_multi_threading=True,
-        ),
-        num_cpus=workers.decode_cpus,
-    )
-    rows = rows.map(
-        GazeStage,  # type: ignore[arg-type]
-        fn_constructor_args=(job.output, job.gazer, config.frames, workers.device),
-        compute=ActorPoolStrategy(size=gaze, max_tasks_in_flight_per_actor=2),
-        num_cpus=workers.gaze_cpus,
-        num_gpus=1 if workers.device == "cuda" else 0,
-    )
+    for stage, count in zip(stages, counts, strict=True):
+        at_once: dict[str, Any] = {"max_concurrent_calls_per_actor": stage.threads, "enable_true_multi_threading": True}
+        rows = rows.map(
+            stage.actor,
+            fn_constructor_args=stage.arguments,
+            compute=ActorPoolStrategy(
+                size=count,
+                max_tasks_in_flight_per_actor=stage.threads + 1,
+                **(at_once if stage.threads > 1 else {}),
+            ),
+            num_cpus=stage.cpus,
+            num_gpus=stage.gpus,
+        )
     for row in pipeline_errors(rows.iter_rows()):
         totals.add(CommittedShard.from_row(row))
         on_shard()
         _require_few(failed_before + totals.failed, clips, config)
 
 
-def _failed_before(job: Job) -> Counter[str]:
+def _failed_before(job: ShardJob) -> Counter[str]:
     """Reasons of the failed clips that earlier runs committed."""
 
     def failed(shard: int) -> Counter[str]:
-        rows = shards.read_index(job.output, shard).to_pandas()
+        rows = job.read_index(shard).to_pandas()
         return Counter(rows["reason"][rows["outcome"] == "failed"])
 
     with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
         return sum(pool.map(failed, set(job.rows["shard"]) - set(job.missing)), Counter[str]())
 
 
-def _require_few(failed: Counter[str], clips: int, config: PreprocessConfig) -> None:
+def _require_few(failed: Counter[str], clips: int, config: CorpusConfig) -> None:
     if failed.total() > config.max_failed_fraction * clips:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(failed.items()))
         raise PipelineError(

@@ -14,7 +14,7 @@ from pipelines.corpus.inputs import common_folder, is_manifest, list_input
 from pipelines.corpus.passed import REPEATED, PassedOver
 from pipelines.corpus.unfinished import UnfinishedScan
 from pipelines.errors import PipelineError
-from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.config import CorpusConfig
 from pipelines.storage.location import Entry, Location
 
 Progress = Callable[[int, int], None]
@@ -37,7 +37,7 @@ class JobInput:
     unfinished: UnfinishedScan | None = None
 
 
-def require_input(config: PreprocessConfig) -> None:
+def require_input(config: CorpusConfig) -> None:
     """Raise PipelineError, in one line, for an input in which a job would find nothing. Needs no Ray."""
     if is_manifest(config.input):
         manifests.read_manifest(Location(config.input))
@@ -45,7 +45,7 @@ def require_input(config: PreprocessConfig) -> None:
         list_input(config.input)
 
 
-def read_input(config: PreprocessConfig, on_progress: Progress) -> JobInput:
+def read_input(config: CorpusConfig, on_progress: Progress) -> JobInput:
     """The manifest of the input. Anything but a manifest is scanned: on Ray.
 
     on_progress: called with the number of objects that are scanned, and of all.
@@ -70,7 +70,7 @@ def read_input(config: PreprocessConfig, on_progress: Progress) -> JobInput:
     return JobInput(manifest, listing.root, passed, unfinished)
 
 
-def planned_input(config: PreprocessConfig, output: Location) -> tuple[PassedOver, str]:
+def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, str]:
     """What was passed over of an input that was planned before, and a line when it no longer holds what was planned.
 
     The line is '' when it does. The plan stays as it is.

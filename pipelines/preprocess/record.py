@@ -1,18 +1,17 @@
-"""The record of a run (pipelines.dataset.run_records), made of its job, its totals and its workers."""
+"""The record of a run (pipelines.dataset.run_records), made of its totals and its workers."""
 
 from __future__ import annotations
 
 from pipelines.dataset.run_records import STAGE_OF_PART, RunRecord, StageTime, time_stamp
 from pipelines.gazing.gazers import ResolvedGaze, how_searched
-from pipelines.preprocess.job import Job
 from pipelines.preprocess.totals import Totals
-from pipelines.preprocess.workers import Workers
 
 
 def run_record(
-    job: Job,
     totals: Totals,
-    workers: Workers,
+    actors: dict[str, int],
+    device: str,
+    how: dict[str, str],
     cluster: dict[str, int],
     began: float,
     seconds: float,
@@ -22,6 +21,8 @@ def run_record(
     """What a run did until `began + seconds`.
 
     Args:
+        actors: of each stage.
+        how: in words: `gaze`, what gazed, and `encoder`, what encoded.
         cluster: nodes, cpus, gpus.
         began: seconds since 1970.
         seconds: how long it took, without starting Ray and planning.
@@ -29,7 +30,6 @@ def run_record(
         start_up: seconds of the phases before `began`. Two more come after it: until the actors begin their first clip,
             and from then on until the first shard is committed.
     """
-    actors = {"decode": workers.decode, "gaze": workers.gaze}
     slowest, light = "", 0.0
     if totals.clips:
         start_up = start_up | {"actors": totals.began - began, "first_shard": totals.first_commit - totals.began}
@@ -38,10 +38,13 @@ def run_record(
         started=time_stamp(began),
         finished=time_stamp(began + seconds),
         status=status,
-        **cluster,
+        nodes=cluster["nodes"],
+        cpus=cluster["cpus"],
+        gpus=cluster["gpus"],
         workers=actors,
-        device=workers.device,
-        gaze=_how_gazed(job.gazer, workers.device),
+        device=device,
+        gaze=how.get("gaze", ""),
+        encoder=how.get("encoder", ""),
         ok=totals.ok,
         failed=totals.failed.total(),
         failed_by_reason=dict(totals.failed),
@@ -59,7 +62,7 @@ def run_record(
     )
 
 
-def _how_gazed(gazer: ResolvedGaze, device: str) -> str:
+def how_gazed(gazer: ResolvedGaze, device: str) -> str:
     """What gazed and how, in words: what may differ between runs and changes the speed."""
     settings, words = gazer.settings, gazer.name
     if gazer.name == "policy":

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Failure(NamedTuple):
-    """Why a clip has no frames: one of pipelines.video.base.REASONS, and a detail."""
+    """Why a clip has no frames: one of pipelines.video.base.REASONS, and a detail. filtered: left out on purpose."""
 
     reason: str
     detail: str
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class DecodedShard:
         frames: uint8 [K, T, S, S, 3], of its K planned clips; zero where a clip failed.
         failures: of the clips that failed, by position in the shard.
         jpegs: the encoded frames of the other clips, T for each, clip by clip; [] unless frames are stored as JPEG.
+        gazes: what a gaze dataset stores as the gaze of each of them; [] where they are still to be gazed at.
+        sources: sha256 of each of them in that dataset.
         began: when decoding began, seconds since 1970.
         seconds: what decoding and encoding took, by name.
         restarts: decoder children that were replaced.
@@ -41,6 +44,8 @@ class DecodedShard:
     began: float
     seconds: dict[str, float]
     restarts: int
+    gazes: list[bytes] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> np.ndarray:
@@ -48,13 +53,13 @@ class DecodedShard:
         return np.array([position not in self.failures for position in range(len(self.frames))], bool)
 
     def to_row(self) -> dict[str, Any]:
-        # An empty array has no place in Ray's tensor columns: one zero byte, of length 0, stands for no JPEG.
         return {
             "shard": self.shard,
             "frames": self.frames,
             "failures": json.dumps(self.failures),
-            "encoded": np.frombuffer(b"".join(self.jpegs) or b"\0", np.uint8),
-            "encoded_sizes": np.array([len(data) for data in self.jpegs] or [0], np.int64),
+            **_joined("encoded", self.jpegs),
+            **_joined("gazes", self.gazes),
+            "sources": json.dumps(self.sources),
             "began": self.began,
             "decode_seconds": json.dumps(self.seconds),
             "restarts": self.restarts,
@@ -62,17 +67,31 @@ class DecodedShard:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> DecodedShard:
-        encoded, ends = np.asarray(row["encoded"]), np.cumsum(row["encoded_sizes"]).tolist()
-        begins = [0, *ends[:-1]]
         return cls(
             shard=int(row["shard"]),
             frames=row["frames"],
             failures={int(position): Failure(*words) for position, words in json.loads(row["failures"]).items()},
-            jpegs=[encoded[begin:end].tobytes() for begin, end in zip(begins, ends, strict=True) if end > begin],
+            jpegs=_cut(row, "encoded"),
+            gazes=_cut(row, "gazes"),
+            sources=json.loads(row["sources"]),
             began=float(row["began"]),
             seconds=json.loads(row["decode_seconds"]),
             restarts=int(row["restarts"]),
         )
+
+
+def _joined(name: str, parts: list[bytes]) -> dict[str, np.ndarray]:
+    """Texts as two arrays of a row, which `_cut` reads."""
+    # An empty array has no place in Ray's tensor columns: one zero byte, of length 0, stands for none.
+    return {
+        name: np.frombuffer(b"".join(parts) or b"\0", np.uint8),
+        f"{name}_sizes": np.array([len(data) for data in parts] or [0], np.int64),
+    }
+
+
+def _cut(row: dict[str, Any], name: str) -> list[bytes]:
+    joined, ends = np.asarray(row[name]), np.cumsum(row[f"{name}_sizes"]).tolist()
+    return [joined[begin:end].tobytes() for begin, end in zip([0, *ends[:-1]], ends, strict=True) if end > begin]
 
 
 @dataclass(frozen=True)
@@ -80,11 +99,13 @@ class CommittedShard:
     """What is left of a shard once it is committed: counts.
 
     Attributes:
-        clips, ok: planned, and gazed.
+        clips, ok: planned, and gazed (or encoded).
         bytes: of the tar and the index.
         frames, tokens: of the ok clips.
-        loss, met: final error, and share of frames that met the threshold, each summed over the ok clips.
+        loss, met: final error, and share of frames that met the threshold, each summed over the ok clips; 0 where
+            nothing was gazed at.
         failed: clips by reason.
+        filtered: clips that were left out on purpose.
         seconds: busy seconds by stage and part.
         began, ended: when its decoding began and its commit ended, seconds since 1970.
     """
@@ -102,12 +123,13 @@ class CommittedShard:
     seconds: dict[str, float]
     began: float
     ended: float
+    filtered: int = 0
 
     def to_row(self) -> dict[str, Any]:
         return vars(self) | {"failed": json.dumps(self.failed), "seconds": json.dumps(self.seconds)}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> CommittedShard:
-        values = {field.name: row[field.name] for field in fields(cls)}
+        values = {each.name: row[each.name] for each in fields(cls)}
         texts = {"failed": Counter(json.loads(row["failed"])), "seconds": json.loads(row["seconds"])}
         return cls(**(values | texts))

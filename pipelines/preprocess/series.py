@@ -1,48 +1,58 @@
-"""The Prometheus series of a preprocess job."""
+"""The Prometheus series of jobs that make the shards of a dataset."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.prometheus import Exporter, Series, series_name
 
 if TYPE_CHECKING:
     from pipelines.preprocess.totals import Totals
 
-PREPROCESS_SERIES = (
-    Series("counter", "autogaze_preprocess_shards", "shards committed"),
-    Series("counter", "autogaze_preprocess_clips", "clips by outcome: ok or failed", ("outcome",)),
-    Series("counter", "autogaze_preprocess_failures", "clips that failed, by reason", ("reason",)),
-    Series("counter", "autogaze_preprocess_frames", "frames gazed"),
-    Series("counter", "autogaze_preprocess_tokens", "patches gazed"),
-    Series("counter", "autogaze_preprocess_bytes", "bytes committed, tars and indexes"),
-    Series("counter", "autogaze_preprocess_stage_seconds", "seconds that actors were busy, by stage", ("stage",)),
-    Series("counter", "autogaze_preprocess_decoder_restarts", "decoder children that died or hung and were replaced"),
-    Series("gauge", "autogaze_preprocess_clips_left", "clips of this run not committed yet"),
-)
+
+def shard_series(job: str, did: str) -> tuple[Series, ...]:
+    """The series of a job by its name. did: what it does with frames and patches."""
+    name = f"autogaze_{job}"
+    return (
+        Series("counter", f"{name}_shards", "shards committed"),
+        Series("counter", f"{name}_clips", "clips by outcome: ok or failed", ("outcome",)),
+        Series("counter", f"{name}_failures", "clips that failed, by reason", ("reason",)),
+        Series("counter", f"{name}_frames", f"frames {did}"),
+        Series("counter", f"{name}_tokens", f"patches {did}"),
+        Series("counter", f"{name}_bytes", "bytes committed, tars and indexes"),
+        Series("counter", f"{name}_stage_seconds", "seconds that actors were busy, by stage", ("stage",)),
+        Series("counter", f"{name}_decoder_restarts", "decoder children that died or hung and were replaced"),
+        Series("gauge", f"{name}_clips_left", "clips of this run not committed yet"),
+    )
 
 
-class PreprocessSeries:
-    """The series of a run of preprocess, exported by its driver.
+PREPROCESS_SERIES = shard_series("preprocess", "gazed")
+ENCODE_SERIES = shard_series("encode", "encoded")
+
+
+class ShardSeries:
+    """The series of a run, exported by its driver.
 
     Args:
+        job: preprocess or encode.
         output: the dataset; the end of its URL is the tag `dataset`.
         clips: that the run is to make.
     """
 
-    def __init__(self, output: str, clips: int) -> None:
-        self._export = Exporter(PREPROCESS_SERIES, "dataset", series_name(output))
-        self._clips = clips
+    def __init__(self, job: Literal["preprocess", "encode"], output: str, clips: int) -> None:
+        series = {"preprocess": PREPROCESS_SERIES, "encode": ENCODE_SERIES}[job]
+        self._export = Exporter(series, "dataset", series_name(output))
+        self._name, self._clips = f"autogaze_{job}", clips
         self._before: dict[tuple[str, str, str], float] = {}
 
     def update(self, totals: Totals) -> None:
         """Export what was added since the last call; to be called after every commit."""
-        now = _numbers(totals)
+        now = _numbers(self._name, totals)
         for (name, tag, word), value in now.items():
             added = value - self._before.get((name, tag, word), 0.0)
             self._export.add(name, added, **({tag: word} if tag else {}))
-        self._export.add("autogaze_preprocess_shards", 1)
-        self._export.set("autogaze_preprocess_clips_left", self._clips - totals.clips)
+        self._export.add(f"{self._name}_shards", 1)
+        self._export.set(f"{self._name}_clips_left", self._clips - totals.clips)
         self._before = now
 
     def close(self) -> None:
@@ -50,7 +60,7 @@ class PreprocessSeries:
         self._export.close()
 
 
-def _numbers(totals: Totals) -> dict[tuple[str, str, str], float]:
+def _numbers(job: str, totals: Totals) -> dict[tuple[str, str, str], float]:
     """What each counter stands at, by (name, tag, value of the tag)."""
     counts = {
         ("clips", "outcome", "ok"): totals.ok,
@@ -62,4 +72,4 @@ def _numbers(totals: Totals) -> dict[tuple[str, str, str], float]:
         **{("failures", "reason", reason): count for reason, count in totals.failed.items()},
         **{("stage_seconds", "stage", stage): spent for stage, spent in totals.seconds.items()},
     }
-    return {(f"autogaze_preprocess_{name}", tag, word): float(value) for (name, tag, word), value in counts.items()}
+    return {(f"{job}_{name}", tag, word): float(value) for (name, tag, word), value in counts.items()}

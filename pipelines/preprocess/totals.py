@@ -25,6 +25,7 @@ class Totals:
     loss: float = 0.0
     met: float = 0.0
     restarts: int = 0
+    filtered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = float("inf")
@@ -32,7 +33,7 @@ class Totals:
     last_commit: float = 0.0
 
     def add(self, shard: CommittedShard) -> None:
-        for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts"):
+        for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts", "filtered"):
             setattr(self, name, getattr(self, name) + getattr(shard, name))
         self.failed.update(shard.failed)
         for stage, spent in shard.seconds.items():

@@ -10,7 +10,7 @@ from pipelines.preprocess.config import PreprocessConfig
 
 # CPUs that an actor asks for. Decoding keeps a core busy. Canvas gaze works a tenth of the time, and decoding actors
 # use the rest. Both ask for less than a core, so that both fit.
-_DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
+_CANVAS_CPUS = _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
 # On CPUs a network works at least ten times as long on a clip as the decoder. So there it is the other way round: a
 # gaze actor on every CPU, and few decoding actors beside them.
 _NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
@@ -26,6 +26,11 @@ class Workers:
     decode_cpus: float = _DECODE_CPUS
     gaze_cpus: float = _GAZE_CPUS
 
+    @property
+    def actors(self) -> dict[str, int]:
+        """By stage, as a run's record has them."""
+        return {"decode": self.decode, "gaze": self.gaze}
+
 
 def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1) -> Workers:
     """Share a cluster among the stages.
@@ -33,26 +38,53 @@ def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1
     Raises PipelineError when the cluster lacks the device, or is too small for the workers asked for: Ray would wait
     for them for ever.
     """
-    device = ("cuda" if gpus else "cpu") if config.device == "auto" else config.device
-    on_gpu, on_cpus = device == "cuda", device == "cpu" and (config.gaze != "canvas" or config.targets.frames > 0)
-    if on_gpu and gpus == 0:
+    device = cluster_device(config.device, gpus, nodes)
+    network = config.gaze != "canvas" or config.targets.frames > 0
+    if config.policy.cuda_graphs == "on" and device != "cuda":
+        raise PipelineError(f"policy.cuda_graphs=on: the policy runs on {device}; use auto or off")
+    decode_cpus, gaze_cpus = cpus_of_actors(device, network)
+    decode = config.workers.decode or decoders(device, network, cpus)
+    on_cpus = max(1, cpus if network else cpus // 4)
+    gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": on_cpus}[device]
+    needed = decode * decode_cpus + gaze * gaze_cpus, gaze if device == "cuda" else 0
+    require_workers_fit(decode, "gaze", gaze, needed, cpus, gpus)
+    return Workers(decode, gaze, device, decode_cpus, gaze_cpus)
+
+
+def cluster_device(name: str, gpus: int, nodes: int) -> str:
+    """cpu, cuda or mps for a `device` setting, on a cluster. Raises PipelineError if it has none."""
+    device = ("cuda" if gpus else "cpu") if name == "auto" else name
+    if device == "cuda" and gpus == 0:
         raise PipelineError("device=cuda: this cluster has no GPU; use device=cpu")
     if device == "mps":
         _require_mps(nodes)
-    if config.policy.cuda_graphs == "on" and not on_gpu:
-        raise PipelineError(f"policy.cuda_graphs=on: the policy runs on {device}; use auto or off")
-    decode_cpus, gaze_cpus = (_NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS) if on_cpus else (_DECODE_CPUS, _GAZE_CPUS)
-    gaze_cpus = 0.0 if on_gpu else gaze_cpus
-    decode = config.workers.decode or max(1, cpus // (_CPUS_PER_DECODER if on_cpus else 1))
-    gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": max(1, cpus if on_cpus else cpus // 4)}[device]
-    needed = decode * decode_cpus + gaze * gaze_cpus
-    if needed > cpus or (on_gpu and gaze > gpus):
+    return device
+
+
+def cpus_of_actors(device: str, network: bool) -> tuple[float, float]:
+    """CPUs that an actor of decoding, and one of the stage after it, asks for. network: the latter runs one."""
+    decode, work = (_NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS) if device == "cpu" and network else _CANVAS_CPUS
+    return decode, 0.0 if device == "cuda" else work
+
+
+def decoders(device: str, network: bool, cpus: int) -> int:
+    """How many decoding actors there are unless the user says. network: the stage after them runs one."""
+    return max(1, cpus // (_CPUS_PER_DECODER if device == "cpu" and network else 1))
+
+
+def require_workers_fit(
+    decode: int, stage: str, actors: int, needed: tuple[float, float], cpus: int, gpus: int
+) -> None:
+    """Raise PipelineError where a cluster is too small for its decoders and the actors of the stage after them.
+
+    needed: CPUs and GPUs.
+    """
+    if needed[0] > cpus or needed[1] > gpus:
         raise PipelineError(
-            f"workers.decode={decode} and workers.gaze={gaze} need {math.ceil(needed)} CPUs"
-            + (f" and {gaze} GPUs" if on_gpu else "")
+            f"workers.decode={decode} and workers.{stage}={actors} need {math.ceil(needed[0])} CPUs"
+            + (f" and {needed[1]:g} GPUs" if needed[1] else "")
             + f"; the cluster has {cpus} CPUs and {gpus} GPUs (on one machine, ray.cpus= sets how many Ray counts)"
         )
-    return Workers(decode, gaze, device, decode_cpus, gaze_cpus)
 
 
 def _require_mps(nodes: int) -> None:

@@ -37,14 +37,14 @@ from jobs.config import load
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.graph import execute
 from pipelines.preprocess.job import plan_job
-from pipelines.preprocess.series import PreprocessSeries
+from pipelines.preprocess.series import ShardSeries
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
 
 videos, output, data, run, words = json.loads(sys.argv[1])
 config = load(PreprocessConfig, [f"input={videos}", f"output={output}", "shard.clips=2"])
 job = plan_job(config)
-series = PreprocessSeries(job.output, len(job.plan))
+series = ShardSeries("preprocess", job.output, len(job.plan))
 totals = Totals()
 execute(job, Workers(1, 1, "cpu"), totals, lambda: series.update(totals))
 

@@ -46,7 +46,7 @@ def plain_ray_data() -> Iterator[None]:
     """Within the block, jobs in this process use plain loops for Ray Data, and need no Ray."""
     import ray.data
 
-    from jobs import preprocess, scan
+    from jobs import making, scan
 
     @contextmanager
     def no_ray(config: RayConfig) -> Iterator[ClusterSize]:
@@ -59,9 +59,9 @@ def plain_ray_data() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.data, "from_items", lambda items, **_: PlainDataset(items))
-        patch.setattr(preprocess, "running", no_ray)
-        patch.setattr(preprocess, "alive_nodes", list)
-        patch.setattr(preprocess, "probing", this_node)
+        patch.setattr(making, "running", no_ray)
+        patch.setattr(making, "alive_nodes", list)
+        patch.setattr(making, "probing", this_node)
         patch.setattr(scan, "running", no_ray)
         yield
     torch.set_num_threads(threads)  # the gaze stage sets those of its process

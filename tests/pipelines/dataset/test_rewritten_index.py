@@ -100,15 +100,15 @@ def test_numbers_that_a_column_cannot_hold_are_refused(dataset: Path, value: flo
 
 
 def test_a_plan_that_was_written_again_is_refused_by_preprocess_and_verify(dataset: Path) -> None:
-    from pipelines.preprocess.job import _require_own_plan
+    from pipelines.preprocess.shard_job import require_own_plan
 
     place = dataset / "plan.parquet"
     opened = shards.open_dataset(str(dataset))
     opened.about["plan"] = hashlib.sha256(place.read_bytes()).hexdigest()
-    _require_own_plan(opened)
+    require_own_plan(opened)
     plan = opened.plan
     plan.to_parquet(place)
     pd.testing.assert_frame_equal(shards.open_dataset(str(dataset)).plan, plan)  # others read it
     with pytest.raises(PipelineError, match=r"its hash is not the one in dataset\.json"):
-        _require_own_plan(opened)
+        require_own_plan(opened)
     assert "plan.parquet: its hash is not the one in dataset.json" in verify(str(dataset)).problems

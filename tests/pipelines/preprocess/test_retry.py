@@ -11,7 +11,8 @@ import pytest
 from pipelines.dataset import shards
 from pipelines.dataset.shards import INDEX_SCHEMA
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.job import Job, hopeless_clips, prepare_output
+from pipelines.preprocess.job import Job
+from pipelines.preprocess.shard_job import hopeless_clips, prepare_output
 from pipelines.storage import tables
 from tests.support import training
 
@@ -42,7 +43,7 @@ def test_what_had_failed_when_it_was_planned_is_left(
         Path(shards.index_url(url, shard)).write_bytes(tables.to_bytes(index, INDEX_SCHEMA))
     config = PreprocessConfig(input="/v", output=url, retry="failed")
     gazer: Any = SimpleNamespace()
-    job = Job(config, gazer, dataset.url, plan, [])
+    job = Job(config, dataset.url, plan, [], gazer)
     before = dataset.committed()
     prepare_output(config, job)
     assert sorted({*before} - {*dataset.committed()}) == taken_back

@@ -1,0 +1,1 @@
+"""From gazed patches to token features, on Ray Data."""

@@ -1,0 +1,158 @@
+"""A job of encode: from a gaze dataset, whose plan it takes, or from videos, which it plans as preprocess does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pandas as pd
+import pyarrow as pa
+
+from pipelines.corpus.passed import PassedOver
+from pipelines.dataset import shards
+from pipelines.dataset.features import FEATURE_INDEX_SCHEMA, FeatureDataset
+from pipelines.dataset.shards import Dataset, read_about
+from pipelines.encode.config import EncodeConfig, check_encode_config
+from pipelines.encode.description import describe_features, require_same_features
+from pipelines.encode.encoders import ResolvedEncoder, resolve_encoder
+from pipelines.errors import PipelineError
+from pipelines.gazing.gazers import ResolvedGaze
+from pipelines.loading.samples import require_decoder
+from pipelines.preprocess.description import with_own_threshold
+from pipelines.preprocess.inputs import Progress, planned_input, require_input
+from pipelines.preprocess.job import plan_corpus, resolve_corpus_gaze, write_corpus_plan
+from pipelines.preprocess.shard_job import (
+    ShardJob,
+    missing_shards,
+    parts_to_make,
+    publish_plan,
+    require_new,
+    require_own_plan,
+)
+from pipelines.storage import store
+from pipelines.storage.location import Location
+
+
+@dataclass(frozen=True)
+class EncodeJob(ShardJob):
+    """A planned job of encode.
+
+    Attributes:
+        encoder: what encodes.
+        gazer: what gazes at the videos; None where `source`, a gaze dataset, is encoded.
+    """
+
+    schema: ClassVar[pa.Schema] = FEATURE_INDEX_SCHEMA
+    config: EncodeConfig
+    encoder: ResolvedEncoder
+    gazer: ResolvedGaze | None
+    source: Dataset | None
+
+    @property
+    def keeps_videos(self) -> bool:
+        """Whether nodes keep copies of remote videos: where these are decoded."""
+        return (self.source is None or not self.source.frames_stored) and super().keeps_videos
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a config names, opened."""
+
+    config: EncodeConfig
+    encoder: ResolvedEncoder
+    gazer: ResolvedGaze | None
+    source: Dataset | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return describe_features(self.config, self.encoder, self.gazer, self.source)
+
+    def job(self, plan: pd.DataFrame, passed: PassedOver | None = None, notice: str = "") -> EncodeJob:
+        config, output = self.config, Location(self.config.output)
+        missing = missing_shards(output, plan, config.part)
+        parts = (self.encoder, self.gazer, self.source)
+        return EncodeJob(config, output, plan, missing, *parts, passed=passed or PassedOver(), notice=notice)
+
+
+def resume_encode(config: EncodeConfig) -> EncodeJob | None:
+    """The job whose plan `output` holds; None when there is no plan yet. Needs no Ray and writes nothing.
+
+    Raises PipelineError: input or gaze dataset missing, unfinished, or of scales that the encoder does not have; an
+    output made with another config, encoder, gaze or software; a checkpoint that does not load.
+    """
+    check_encode_config(config)
+    output = Location(config.output)
+    written = read_about(output) if store.exists(output / "dataset.json") else None
+    if written is not None and config.input:
+        config = with_own_threshold(config, written)
+    parts = _open(config)
+    if written is None:
+        require_new(output)
+        if config.input:
+            require_input(config)
+        return None
+    require_same_features(written, parts.about, config)
+    dataset = FeatureDataset(output, written)
+    require_own_plan(dataset)
+    return parts.job(dataset.plan, *(planned_input(config, output) if config.input else ()))
+
+
+def plan_encode(
+    config: EncodeConfig, write: bool = True, on_progress: Progress = lambda done, total: None
+) -> EncodeJob:
+    """Plan a new dataset; write the plan into `output` unless `write` is False. Videos need a running Ray.
+
+    A gaze dataset's plan is taken as it is, so shard k is made of its shard k. Raises PipelineError.
+    """
+    parts, output = _open(config), Location(config.output)
+    if parts.source is None:
+        found, plan, notice = plan_corpus(config, on_progress)
+        if write:
+            write_corpus_plan(output, found, plan, parts.about)
+        return parts.job(plan, found.passed, notice)
+    source = parts.source
+    if write:
+        data = store.read(source.url / "plan.parquet")
+        publish_plan(output, {"plan.parquet": data}, parts.about | {"videos": source.about.get("videos")}, source.plan)
+    return parts.job(source.plan)
+
+
+def missing_encode_parts(config: EncodeConfig, parts: int) -> list[int]:
+    """The K of part=K/`parts` that have shards to make: see `parts_to_make`. Raises as `resume_encode` does."""
+    return parts_to_make(config, parts, resume_encode)
+
+
+def _open(config: EncodeConfig) -> _Parts:
+    encoder = resolve_encoder(config)
+    if config.input:
+        gazer = resolve_corpus_gaze(config)
+        parts, gazed, key = _Parts(config, encoder, gazer, None), gazer.vocabulary, f"gaze={config.gaze}"
+    else:
+        source = _open_source(config)
+        parts, gazed, key = _Parts(config, encoder, None, source), source.vocabulary, f"data={config.data}"
+    if gazed != encoder.vocabulary and config.convert != "coverage":
+        scales, patch = ("+".join(map(str, gazed.scales)), gazed.patch_size)
+        raise PipelineError(
+            f"{key}: the gaze is of scales {scales}/{patch}, the encoder reads {config.encoder.scales}/"
+            f"{encoder.vocabulary.patch_size}; give encoder.scales that agree, or convert=coverage"
+        )
+    return parts
+
+
+def _open_source(config: EncodeConfig) -> Dataset:
+    """The gaze dataset. Raises PipelineError unless it is one, whole, and its frames can be had."""
+    source = shards.open_dataset(config.data)
+    if source.about.get("format") != shards.DATASET_FORMAT:
+        raise PipelineError(
+            f"data={config.data}: holds format {source.about.get('format')}, this version reads {shards.DATASET_FORMAT}"
+        )
+    require_own_plan(source)
+    committed = len(source.committed())
+    if committed != source.shards:
+        raise PipelineError(
+            f"data={config.data}: {committed} of its {source.shards} shards are committed; finish it with autogaze "
+            "preprocess"
+        )
+    if not source.frames_stored:
+        require_decoder(source)
+    return source
