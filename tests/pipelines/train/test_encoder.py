@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,20 @@ from pipelines.train.encoder import EncoderTask
 from pipelines.train.encoder_config import EncoderTrainConfig, check_encoder_config
 from pipelines.train.step import precision
 from pipelines.train.task import RandomKey
+from pipelines.video.base import DecodeConfig
+from pipelines.video.decode import decoder_fingerprint
 from tests.support import training
 from tests.support.encoders import write_encoder
-from tests.support.training import end_of, newest, require_clean, run_ranks, train
+from tests.support.training import Ranks, end_of, newest, require_clean, run_ranks, train
+from tests.support.waiting import wait_until
 
 CPU = torch.device("cpu")
 # Two scales of few patches: a step takes milliseconds.
 SMALL = ["encoder.scales=112+224", "encoder.attention=newest", "gaze=random", "frames=2", "max_ratio=0.2", "epochs=2"]
 SMALL += ["global_batch=4", "micro_batch=4", "loader.workers=0", "loader.window=2", "loader.val_fraction=0.25"]
 SMALL += ["every.checkpoint=2", "every.validate=0", "val_clips=0", "optimizer.lr=1e-3", "embeddings=true"]
+CLIPS = torch.from_numpy(np.stack([training.clip_of(n) for n in range(2)]))
+STORED = Gaze.cat([training.short_gaze(n) for n in range(2)])
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +92,33 @@ def near(one: Path, other: Path) -> bool:
 def test_it_begins_exactly_at_the_checkpoint(config, checkpoint: str) -> None:
     task = EncoderTask(config("/r"), CPU)
     plain = load_encoder(checkpoint, (112, 224), "newest")
-    clips = torch.from_numpy(np.stack([training.clip_of(n) for n in range(2)]))
     gaze = Gaze.from_lists([[[3, 79, 40], [], [9]], [[1], [2, 50], [60]]], vocabulary=plain.vocabulary)
-    found, wanted = task.student.encode(clips, gaze), plain.encode(clips, gaze)
+    found, wanted = task.student.encode(CLIPS, gaze), plain.encode(CLIPS, gaze)
     assert task.student.embeddings is not None and found.tokens.requires_grad
     assert torch.equal(found.tokens, wanted.tokens) and torch.equal(found.prefix, wanted.prefix)
 
 
 def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_bits(config, smooth: Path, tmp_path: Path) -> None:
-    for count in (0, 1, 2):  # before the first step, and after one and two more
-        asked = iter([False] * count + [True])
-        assert train(config(tmp_path), stopping=lambda asked=asked: next(asked)) == "stopped"
+    asked = iter([False, True])
+    assert train(config(tmp_path), stopping=lambda: next(asked)) == "stopped"
+    assert newest(tmp_path).name == "step-000001"
     assert train(config(tmp_path)) == "done"
     assert end_of(tmp_path) == end_of(smooth)
     require_clean(tmp_path)
     assert train(config(tmp_path)) == "finished"
     with pytest.raises(PipelineError, match=r"was begun with max_ratio=0\.2, not 0\.3"):
         train(config(tmp_path, "max_ratio=0.3"))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_ends_with_the_same_bits(config, smooth: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = Ranks(config(run), 1, tmp_path / "ranks")
+    assert wait_until(lambda: (run / "checkpoints" / "step-000002" / "state.json").exists()), ranks.join()
+    ranks.kill()
+    assert run_ranks(config(run), 1, tmp_path / "ranks") in (["done"], ["finished"])
+    assert end_of(run) == end_of(smooth)
+    require_clean(run)
 
 
 def test_parts_of_a_batch_do_not_change_the_run(config, smooth: Path, tmp_path: Path) -> None:
@@ -138,12 +155,19 @@ def test_what_it_leaves_is_read_by_transformers_and_by_vision(smooth: Path, chec
     assert all(0 < value <= 1 for value in measured) and len(steps(smooth, "validation")) == 2
 
 
-def test_it_learns_what_it_is_shown_again_and_again(config, tmp_path: Path) -> None:
-    words = ["epochs=6", "loader.val_fraction=0", "optimizer.lr=5e-3", "every.checkpoint=0", "min_ratio=0.2"]
-    assert train(config(tmp_path, *words)) == "done"
-    found = steps(tmp_path)
-    for name in ("loss", "own", "dense"):
-        assert found[name].tail(3).mean() < 0.5 * found[name].head(3).mean(), name
+def test_a_student_of_other_weights_learns_its_teachers_features(config, tmp_path: Path) -> None:
+    other = write_encoder(tmp_path / "other", "dinov2", seed=1, patch=28, size=224)
+    task = EncoderTask(config("/r", f"init={other}"), CPU)
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=4e-2)
+    found = []
+    for _ in range(15):
+        losses = task.losses(task.module, CLIPS, STORED, RandomKey(0, 0, (0, 1)), [])
+        losses["loss"].sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append({name: float(value.detach().mean()) for name, value in losses.items()})
+    for name in ("loss", "own", "dense", "pooled"):
+        assert found[-1][name] < 0.4 * found[0][name], name
 
 
 def test_what_is_drawn_is_a_function_of_seed_epoch_and_sample(config) -> None:
@@ -154,10 +178,8 @@ def test_what_is_drawn_is_a_function_of_seed_epoch_and_sample(config) -> None:
         seen.extend((gaze.lengths[b].tolist(), gaze.frames(b)[1], full.at[b].tolist()) for b in range(gaze.clips))
         return {"loss": torch.zeros(gaze.clips)}
 
-    clips = torch.from_numpy(np.stack([training.clip_of(n) for n in range(2)]))
-    stored = Gaze.cat([training.short_gaze(n) for n in range(2)])
     for key in (RandomKey(0, 0, (5, 6)), RandomKey(0, 0, (6, 5)), RandomKey(0, 1, (5, 6)), RandomKey(1, 0, (5, 6))):
-        task.losses(model, clips, stored, key, [])  # type: ignore[arg-type]
+        task.losses(model, CLIPS, STORED, key, [])  # type: ignore[arg-type]
     assert seen[0] == seen[3] and seen[1] == seen[2]
     assert len({str(one) for one in seen}) == 6
     assert all(lengths[0] == 64 and 1 <= lengths[1] == lengths[2] <= 64 for lengths, _, _ in seen)
@@ -165,14 +187,12 @@ def test_what_is_drawn_is_a_function_of_seed_epoch_and_sample(config) -> None:
 
 def test_half_precision_computes_otherwise_and_keeps_whole_weights(config) -> None:
     found = []
-    clips = torch.from_numpy(np.stack([training.clip_of(n) for n in range(2)]))
-    stored = Gaze.cat([training.short_gaze(n) for n in range(2)])
     for dtype in ("float32", "bfloat16"):
         words = config("/r", f"scale.dtype={dtype}")
         task = EncoderTask(words, CPU)
         with precision(words, CPU):
-            losses = task.losses(task.module, clips, stored, RandomKey(0, 0, (0, 1)), [])
-            assert all(0 < value <= 1 for value in task.summary(task.validate(clips, stored)).values())
+            losses = task.losses(task.module, CLIPS, STORED, RandomKey(0, 0, (0, 1)), [])
+            assert all(0 < value <= 1 for value in task.summary(task.validate(CLIPS, STORED)).values())
         losses["loss"].sum().backward()
         learns = [weight for weight in task.module.parameters() if weight.requires_grad]
         assert all(weight.grad is not None and weight.dtype == weight.grad.dtype == torch.float32 for weight in learns)
@@ -277,6 +297,18 @@ def test_what_does_not_go_together_is_one_line(config, tmp_path: Path, words: li
     with pytest.raises(PipelineError) as error:
         EncoderTask(config(tmp_path / "run", *words), CPU)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_dataset_without_frames_is_read_from_its_videos_or_told(config, data: str, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(data, tmp_path / "bare"))
+    about = json.loads((bare / "dataset.json").read_text())
+    about["config"]["frames"] = "none"
+    for decoder, told in (("another 1.0", "keeps no frames, and was decoded by another 1.0"), ("", "its video /v/")):
+        about["software"] = {"decoder": decoder or decoder_fingerprint(DecodeConfig(decoder="pyav"))}
+        (bare / "dataset.json").write_text(json.dumps(about))
+        with pytest.raises(PipelineError) as error:
+            train(config(tmp_path / "run", f"data={bare}"))
+        assert told in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_network_with_learnt_embeddings_is_no_teacher(config, smooth: Path) -> None:
