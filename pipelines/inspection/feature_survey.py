@@ -10,7 +10,7 @@ from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset
 from pipelines.inspection.survey import FailedClips, TokenCounts, bytes_of, read_indexes
 
-SAMPLED_CLIPS = 64  # opened to count tokens by frame and scale
+_OPENED_CLIPS = 64  # opened to count tokens by frame and scale
 
 
 @dataclass
@@ -44,7 +44,7 @@ def survey_features(dataset: FeatureDataset) -> FeatureSurvey:
     outcomes = dict.fromkeys(shards.OUTCOMES, 0)
     failures: dict[tuple[str, str], FailedClips] = {}
     tokens, frames, ok = [], [], 0
-    every = max(1, -(-len(dataset.plan) // SAMPLED_CLIPS))
+    every = max(1, -(-len(dataset.plan) // _OPENED_CLIPS))
     length = int(dataset.plan["frames"].max()) if len(dataset.plan) else 0
     counts, opened = np.zeros((length, len(dataset.vocabulary.scales))), 0
     for table in read_indexes(dataset, committed):
