@@ -112,6 +112,8 @@ def run(config: EvaluateConfig, console: Console) -> int:
         require_network(config.reconstructor, "reconstructor", "reconstructor")
     if config.policy:
         require_network(config.policy, "policy", "policy")
+    if config.encoder.checkpoint:
+        require_network(config.encoder.checkpoint, "encoder", "encoder.checkpoint")
     rows = sample_clips(dataset, config.clips, config.seed)
     patches = rows[0]["frames"] * dataset.vocabulary.size
     if not round(ratios[0] * patches):

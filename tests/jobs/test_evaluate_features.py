@@ -150,6 +150,20 @@ def test_gaze_of_other_scales_is_converted_and_cut_to_fit_by_name(
     assert methods["greedy"]["points"][0]["found"] is None and "one clip has no other" in text
 
 
+def test_frames_without_a_token_are_measured_and_find_nothing(
+    gazed_dataset: Callable[..., str], siglip: Path, tmp_path: Path
+) -> None:
+    place = gazed_dataset(tmp_path / "gaze", videos=1, failing=(), threshold=1.0)  # which grey frames meet
+    settings = {"data": place, "ratios": "0.01", "methods": "stored,token_merging,stalest"}
+    record, text = evaluate(tmp_path / "out", **settings, encoder=EncoderConfig(str(siglip)))
+    for method in ("stored", "stalest"):
+        empty = record["features"]["methods"][method]["with_stored_lengths"]
+        assert empty["tokens"] == empty["dense"]["mean"] == empty["pooled"]["mean"] == 0 and empty["own"] is None
+        assert empty["found"] == {"first": 0.5, "reciprocal": 0.75}, "chance among two clips"
+    assert record["features"]["methods"]["token_merging"] == {"points": [], "with_stored_lengths": None}
+    assert "nan" not in (tmp_path / "out" / "features.svg").read_text() and "nan" not in text
+
+
 def test_a_fitted_gaze_holds_the_most_first_patches_that_fit(clips: ClipBatch) -> None:
     wanted = PatchVocabulary((56, 112, 224), 14)
     lengths = torch.tensor([[9, 3, 0]] * 3)
