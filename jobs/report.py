@@ -40,6 +40,7 @@ from pipelines.inspection.survey import (
     take_survey,
 )
 from pipelines.networks.encoders import EncoderConfig, open_encoder
+from pipelines.networks.find import require_network
 from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
@@ -109,6 +110,7 @@ def _sight(config: ReportConfig, dataset: Dataset) -> Sight | None:
         raise PipelineError(
             f"{dataset.url}: stores no frames that encoder.checkpoint= could see; preprocess with frames=jpeg"
         )
+    require_network(config.encoder.checkpoint, "encoder", "encoder.checkpoint")
     from pipelines.gazing.gazers import device_of  # with torch, which is not needed before
 
     encoder = open_encoder(config.encoder, device_of(config.device))
