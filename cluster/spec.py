@@ -72,7 +72,9 @@ class SlurmConfig:
     time: str = field(default="", metadata={"help": "time limit, as sbatch takes it ('' = the partition's)"})
     requeue: bool = field(default=True, metadata={"help": "go back into the queue when preempted"})
     logs: str = field(default="", metadata={"help": "folder for job logs ('' = where submit ran)"})
-    array: int = field(default=0, metadata={"help": "preprocess as a job array of so many tasks (0 = one Ray job)"})
+    array: int = field(
+        default=0, metadata={"help": "preprocess or encode as a job array of so many tasks (0 = one Ray job)"}
+    )
     array_parallel: int = field(default=0, metadata={"help": "array tasks at the same time (0 = no limit)"})
 
 

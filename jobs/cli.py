@@ -203,7 +203,8 @@ def _command_name(arguments: list[str], submitting: bool) -> str:
         near = [f"{first} {verb}" for verb in difflib.get_close_matches(second, verbs, 1, 0.6) or verbs]
     near = near or difflib.get_close_matches(f"{first} {second}", COMMANDS, 1, 0.75)
     near = near or difflib.get_close_matches(first, [*COMMANDS, *groups, "submit"], 1, 0.6)
-    meant = f"; did you mean {' or '.join(f'autogaze {name}' for name in near)}?" if near else ""
+    *others, last = [f"autogaze {name}" for name in near] or [""]
+    meant = f"; did you mean {' or '.join(filter(None, (', '.join(others), last)))}?" if near else ""
     raise PipelineError(f"{given}: no such job{meant or '; `autogaze --help` lists all'}")
 
 

@@ -8,7 +8,7 @@ are known to be right.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
@@ -34,6 +34,7 @@ from pipelines.storage.location import Location
 if TYPE_CHECKING:
     from autogaze.model import AutoGaze
     from autogaze.reconstruction.base import Reconstructor
+    from autogaze.vision import GazedEncoder
 
 
 @dataclass
@@ -51,6 +52,11 @@ class EvaluateConfig:
         "", "a policy to measure beside them: a run that trains one, its folder, or a hub id", place="policy"
     )
     encoder: EncoderConfig = section(EncoderConfig)
+    teacher: str = setting(
+        "",
+        "whose features of full frames are compared with: what encoder was trained from ('' = encoder)",
+        place="encoder",
+    )
     convert: Convert = setting("", CONVERT_HELP)
     teachers: TeachersConfig = section(TeachersConfig)
     ratios: str = setting("0.01,0.02,0.05,0.1,0.2", "gazing ratios, with commas")
@@ -81,6 +87,8 @@ def check_evaluate(config: EvaluateConfig) -> tuple[list[float], list[str]]:
     if config.reconstructor == "canvas" and config.teachers.given():
         raise PipelineError("teachers.* is set, but canvas has none; leave it out")
     check_seeing(config.encoder, config.convert)
+    if config.teacher and not sees:
+        raise PipelineError(f"teacher={config.teacher}: is compared with an encoder; give encoder.checkpoint=")
     return ratios, _methods(config, sees)
 
 
@@ -112,6 +120,10 @@ def run(config: EvaluateConfig, console: Console) -> int:
         require_network(config.reconstructor, "reconstructor", "reconstructor")
     if config.policy:
         require_network(config.policy, "policy", "policy")
+    if config.encoder.checkpoint:
+        require_network(config.encoder.checkpoint, "encoder", "encoder.checkpoint")
+    if config.teacher:
+        require_network(config.teacher, "encoder", "teacher")
     rows = sample_clips(dataset, config.clips, config.seed)
     patches = rows[0]["frames"] * dataset.vocabulary.size
     if not round(ratios[0] * patches):
@@ -151,7 +163,7 @@ def _evaluate(
     policy = _policy(config, dataset, device)
     chooser = Chooser(reconstructor, device, seed=config.seed, policy=policy)
     errors = ErrorMeasure(chooser, ratios, [method for method in methods if method not in OF_FEATURES])
-    encoder = features = None
+    encoder = teacher = features = None
     if config.encoder.checkpoint:
         encoder = open_encoder(config.encoder, device)
         require_patches(config.encoder, encoder.vocabulary, dataset, config.convert)
@@ -159,7 +171,8 @@ def _evaluate(
             canvas = reconstruction.load("canvas", encoder.vocabulary)
             chooser = Chooser(canvas, device, seed=config.seed, policy=policy)
         checkpoint = f"encoder.checkpoint={config.encoder.checkpoint}"
-        features = FeatureMeasure(chooser, encoder, ratios, methods, checkpoint)
+        teacher = _teacher(config, encoder, device)
+        features = FeatureMeasure(chooser, encoder, teacher, ratios, methods, checkpoint)
     store.require_writable(output)
     threshold = _threshold(config, dataset, reconstructor)
     columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -202,11 +215,12 @@ def _evaluate(
     shown.show(console)
     about |= shown.record()
     files = shown.files()
-    if features is not None and encoder is not None:
+    if features is not None and encoder is not None and teacher is not None:
         seen = FeatureResults(
             dataset,
             config.encoder,
             encoder,
+            teacher,
             chooser.reconstructor.name,
             reconstructor.name,
             len(rows),
@@ -242,6 +256,29 @@ def _policy(config: EvaluateConfig, dataset: Dataset, device: str) -> AutoGaze |
             f"policy={config.policy}: gazes at {policy.vocabulary}, the dataset has {dataset.vocabulary}"
         )
     return policy
+
+
+def _teacher(config: EvaluateConfig, encoder: GazedEncoder, device: str) -> GazedEncoder:
+    """The encoder itself, or the one that teacher= names. Raises PipelineError for one of other features."""
+    if not config.teacher:
+        return encoder
+    try:
+        teacher = open_encoder(replace(config.encoder, checkpoint=config.teacher), device, "teacher")
+    except PipelineError as error:  # of a section that is one key here
+        text = (
+            str(error)
+            .replace("teacher.checkpoint=", "teacher=")
+            .replace("teacher.scales=", "teacher and encoder.scales=")
+        )
+        raise PipelineError(text) from error
+    features = [(each.vocabulary.grids[-1], each.width) for each in (teacher, encoder)]
+    if features[0] != features[1]:
+        (side, width), (own_side, own_width) = features
+        raise PipelineError(
+            f"teacher={config.teacher}: has {side} x {side} features of {width} numbers, encoder.checkpoint= has "
+            f"{own_side} x {own_side} of {own_width}; give the network that it was trained from"
+        )
+    return teacher
 
 
 def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstructor) -> float | None:

@@ -29,13 +29,15 @@ _NONE = "–"
 class FeatureResults:
     """Agreement of an encoder's features with those of full frames, over clips of a dataset.
 
-    config: the encoder's settings. searched: the reconstructor that greedy searches on; measured_by: that of errors.
+    config: the encoder's settings. teacher: whose full frames they are; the encoder, or another.
+    searched: the reconstructor that greedy searches on; measured_by: that of errors.
     clips: how many. ratios: asked for, rising. names: of the methods, as shown.
     """
 
     dataset: Dataset
     config: EncoderConfig
     encoder: GazedEncoder
+    teacher: GazedEncoder
     searched: str
     measured_by: str
     clips: int
@@ -76,6 +78,8 @@ class FeatureResults:
             "rank 1, MRR: by its pooled feature a clip finds itself among all in full",
             f"choose, encode: {'CPU seconds' if self.encoder.device.type == 'cpu' else 'seconds'} of a clip",
         ]
+        if self.teacher is not self.encoder:
+            lines.append("full frames, and methods that see whole frames, are those of teacher=")
         methods = [curve.method for curve in self.curves]
         if self.clips == 1:
             lines.append("one clip has no other to be mistaken for: for rank 1 and MRR give clips=2 or more")
@@ -100,6 +104,7 @@ class FeatureResults:
             "dtype": self.config.dtype,
             "device": self.encoder.device.type,
             "greedy_on": self.searched,
+            "teacher": None if self.teacher is self.encoder else self.teacher.fingerprint,
         }
         methods = {
             curve.method: {

@@ -112,10 +112,10 @@ def run(config: GazeConfig, console: Console) -> Path:
     Raises PipelineError: no such video, not a video, no frame of it can be decoded, output not writable.
     """
     check_gaze_config(config)
-    from pipelines.gazing import gazers  # after the check, since it imports torch
-
     output = Path(Location(config.output))
     with _local(config.video) as source, one_torch_thread():
+        from pipelines.gazing import gazers  # here, since it imports torch: a video that is not there is told at once
+
         gazer = gazers.load(config, gazers.device_of(config.device))
         gazer.require(config.clip.frames)
         decode = DecodeConfig(decoder=config.decoder, size=gazer.vocabulary.frame_size)

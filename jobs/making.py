@@ -163,6 +163,7 @@ def _make_shards(
     start_up: dict[str, float],
 ) -> tuple[Totals, RunRecord]:
     """Make the missing shards, with progress, series and records; what was done."""
+    from pipelines.dataset.shards import committed_shards
     from pipelines.preprocess.shard_job import remove_leftovers
 
     planned = int(job.plan["shard"].isin(job.missing).sum())
@@ -192,6 +193,8 @@ def _make_shards(
                 probes.call(clear_video_cache)
         record = recorder.publish(totals, "done")
     except (KeyboardInterrupt, SystemExit):
+        for shard in set(job.missing) & set(committed_shards(job.output)) - totals.shards:
+            totals.add_index(shard, job.read_index(shard))
         recorder.publish(totals, "interrupted")
         raise
     finally:  # another error leaves no record: it may be a full disk, and its own message must be the last

@@ -22,10 +22,10 @@ from PIL import Image
 from rich.console import Console
 
 from autogaze.patches import PatchVocabulary
-from jobs import wording
+from jobs import feature_report, wording
 from jobs.pictures import charts, lettering, render
 from jobs.threads import one_torch_thread
-from pipelines.dataset import shards
+from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.run_records import STAGE_OF_PART, read_runs
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
@@ -40,6 +40,7 @@ from pipelines.inspection.survey import (
     take_survey,
 )
 from pipelines.networks.encoders import EncoderConfig, open_encoder
+from pipelines.networks.find import require_network
 from pipelines.schema import check, section, setting
 from pipelines.storage import store
 from pipelines.storage.credentials import redact
@@ -72,9 +73,17 @@ def run(config: ReportConfig, console: Console) -> str:
     """Write the report; its URL. Raises PipelineError: no dataset, damaged dataset, output not writable."""
     check(config)
     check_seeing(config.encoder, config.convert)
-    dataset = shards.open_dataset(config.dataset)
+    dataset = open_any(config.dataset)
     with console.status("reading the dataset"), one_torch_thread():
-        page = build(dataset, config.clips, _sight(config, dataset))
+        if isinstance(dataset, FeatureDataset):
+            if config.encoder.checkpoint:
+                raise PipelineError(
+                    f"encoder.checkpoint={config.encoder.checkpoint}: is for the report of a gaze dataset; "
+                    f"{dataset.url} holds features that are encoded already"
+                )
+            page = feature_report.build_features_page(dataset)
+        else:
+            page = build(dataset, config.clips, _sight(config, dataset))
     name = dataset.url.name
     output = Location(config.output or f"{name}-report.html")
     if output.is_local and Path(output).is_dir():
@@ -101,6 +110,7 @@ def _sight(config: ReportConfig, dataset: Dataset) -> Sight | None:
         raise PipelineError(
             f"{dataset.url}: stores no frames that encoder.checkpoint= could see; preprocess with frames=jpeg"
         )
+    require_network(config.encoder.checkpoint, "encoder", "encoder.checkpoint")
     from pipelines.gazing.gazers import device_of  # with torch, which is not needed before
 
     encoder = open_encoder(config.encoder, device_of(config.device))

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cluster.local import RayConfig
 from jobs.presets import SMALL_RL
-from jobs.train import PRESET_HELP, run_training, without_ray
+from jobs.train import PRESET_HELP, require_data, run_training, without_ray
 from pipelines.rl.config import RLConfig, check_rl_config
 from pipelines.schema import section, setting
 
@@ -26,6 +26,7 @@ class RL(RLConfig):
 def run(config: RL, console: Console) -> int:
     """Run the job; the exit status: 0 done, or stopped by a signal after a checkpoint."""
     check_rl_config(config)
+    require_data(config)
     from pipelines.rl.task import RLTask  # after the checks, since it imports torch
 
     return run_training(without_ray(config, RLConfig), RLTask, config.ray, console)

@@ -19,6 +19,7 @@ from pipelines.errors import PipelineError
 from pipelines.schema import settings_of
 from pipelines.storage.location import places_in
 
+_MAKE_SHARDS = ("preprocess", "encode")
 _WORDS = {None: "null", True: "true", False: "false"}
 
 
@@ -131,7 +132,6 @@ def _submit_to_kuberay(spec: ClusterSpec, name: str, config: Any) -> None:
 def _submit_array(spec: ClusterSpec, name: str, config: Any) -> str:
     """Submit the parts that still have shards to make; the array's id, or '' if there are none."""
     _require_parts(name, config)
-    from pipelines.preprocess import job as preprocess_job  # here, not above: it imports torch
     from pipelines.storage import store
     from pipelines.storage.location import Location
 
@@ -139,10 +139,32 @@ def _submit_array(spec: ClusterSpec, name: str, config: Any) -> str:
     if config.retry or not planned:  # each part finds out for itself which of its shards hold failures
         parts = list(range(spec.slurm.array))
     else:
-        parts = preprocess_job.missing_parts(config, spec.slurm.array)
+        parts = _missing_parts(name)(config, spec.slurm.array)
     if not parts:
         return ""
     return slurm.submit_array(spec, command(spec, name, config), ",".join(map(str, parts)), plan=not planned)
+
+
+def _missing_parts(name: str) -> Callable[[Any, int], list[int]]:
+    """Of a job that makes shards, what says which parts have some to make; imported here, since it imports torch."""
+    if name == "encode":
+        from pipelines.encode.job import missing_encode_parts
+
+        return missing_encode_parts
+    from pipelines.preprocess.job import missing_parts
+
+    return missing_parts
+
+
+def _share(name: str) -> Callable[[Any, int, int, int], object]:
+    """Of a job that makes shards, what shares CPUs, GPUs and nodes among its workers."""
+    if name == "encode":
+        from pipelines.encode.workers import share_encode_workers
+
+        return share_encode_workers
+    from pipelines.preprocess.workers import share_workers
+
+    return share_workers
 
 
 def _require_fit(spec: ClusterSpec, name: str, config: Any) -> None:
@@ -155,10 +177,8 @@ def _require_fit(spec: ClusterSpec, name: str, config: Any) -> None:
                 raise ClusterError(
                     f"{key.name}={key.value}: is a path of this machine, which pods do not have; give an s3:// URL"
                 )
-    if name != "preprocess" or spec.backend == "local":
+    if name not in _MAKE_SHARDS or spec.backend == "local":
         return
-    from pipelines.preprocess.workers import share_workers
-
     groups = spec.groups()
     if spec.backend == "slurm" and spec.slurm.array:  # each task has one node
         role, group = next((role, groups[role]) for role in ("gpu", "decode", "head") if role in groups)
@@ -168,13 +188,15 @@ def _require_fit(spec: ClusterSpec, name: str, config: Any) -> None:
         where = f"the nodes of {', '.join(groups)}"
         cpus, gpus = (sum(group.nodes * getattr(group, of) for group in groups.values()) for of in ("cpus", "gpus"))
     try:
-        share_workers(config, cpus, gpus, nodes)
+        _share(name)(config, cpus, gpus, nodes)
     except PipelineError as error:
         raise ClusterError(f"on {where} ({cpus} CPUs, {gpus} GPUs): {error}") from error
 
 
 def _require_parts(name: str, config: Any) -> None:
-    if name != "preprocess":
-        raise ClusterError(f"slurm.array: only preprocess can be cut into parts, not {name}; set slurm.array=0")
+    if name not in _MAKE_SHARDS:
+        raise ClusterError(
+            f"slurm.array: only {' and '.join(_MAKE_SHARDS)} can be cut into parts, not {name}; set slurm.array=0"
+        )
     if config.part:
         raise ClusterError(f"part={config.part}: the array says which task makes which part; leave it out")

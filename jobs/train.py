@@ -10,6 +10,7 @@ from rich.console import Console
 from cluster.local import RayConfig, running
 from jobs.config import with_absolute_places
 from jobs.presets import SMALL_ENCODER, SMALL_POLICY, SMALL_RECONSTRUCTOR
+from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
 from pipelines.networks.find import Kind, find_network
 from pipelines.schema import section, setting
@@ -56,6 +57,7 @@ class TrainEncoder(EncoderTrainConfig):
 def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
     """Run the job; the exit status: 0 done, or stopped by a signal after a checkpoint."""
     check_train_config(config)
+    require_data(config)
     settings: TrainConfig
     make_task: MakeTask
     if isinstance(config, TrainPolicy):
@@ -72,9 +74,16 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
 def run_encoder(config: TrainEncoder, console: Console) -> int:
     """As `run`, for an encoder."""
     check_encoder_config(config)
+    require_data(config)
     from pipelines.train.encoder import EncoderTask
 
     return run_training(without_ray(config, EncoderTrainConfig), EncoderTask, config.ray, console)
+
+
+def require_data(config: TrainConfig) -> None:
+    """Raise PipelineError for data that is no dataset: at once, before torch is imported for the work."""
+    for place in config.datasets:
+        open_dataset(place)
 
 
 def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, console: Console) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import reference
 from pipelines.corpus import manifest, plan
-from pipelines.dataset import shards
+from pipelines.dataset import features, shards
 from pipelines.video.base import REASONS
 from tests.support import places, references
 
@@ -27,11 +27,13 @@ def name(file: Path) -> str:
 
 
 def test_every_reason_is_listed_with_its_meaning() -> None:
-    for reason, meaning in REASONS.items():
+    for reason, meaning in (REASONS | features.FEATURE_REASONS).items():
         assert f"| {reason} | {meaning} |" in FORMATS
 
 
-@pytest.mark.parametrize("schema", [manifest.MANIFEST_SCHEMA, plan.PLAN_SCHEMA, shards.INDEX_SCHEMA])
+@pytest.mark.parametrize(
+    "schema", [manifest.MANIFEST_SCHEMA, plan.PLAN_SCHEMA, shards.INDEX_SCHEMA, features.FEATURE_INDEX_SCHEMA]
+)
 def test_every_column_is_described(schema: object) -> None:
     words = set(re.findall(r"[a-z_0-9]+", FORMATS))
     assert set(schema.names) <= words  # type: ignore[attr-defined]

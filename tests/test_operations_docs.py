@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from pipelines.preprocess.series import PREPROCESS_SERIES
+from pipelines.preprocess.series import ENCODE_SERIES, PREPROCESS_SERIES
 from pipelines.runs.series import TRAIN_SERIES
 from tests.support import places
 
@@ -48,5 +48,5 @@ def test_a_quoted_message_is_one_that_the_code_has(quote: str) -> None:
 
 def test_every_series_has_its_line() -> None:
     guide = (ROOT / "docs" / "operations.md").read_text()
-    named = set(re.findall(r"\bautogaze_(?:preprocess|train)_\w+", guide))
-    assert named == {series.name for series in (*PREPROCESS_SERIES, *TRAIN_SERIES)}
+    named = set(re.findall(r"\bautogaze_(?:preprocess|encode|train)_\w+", guide))
+    assert named == {series.name for series in (*PREPROCESS_SERIES, *ENCODE_SERIES, *TRAIN_SERIES)}

@@ -96,6 +96,13 @@ def split_input(text: str) -> list[Part]:
     return [_part(word) for word in words_of(text)]
 
 
+def require_there(text: str) -> None:
+    """Raise PipelineError for a local part of an input that is not there: at once, without listing anything."""
+    for part in split_input(text):
+        if part.kind == "place" and part.url.is_local and not store.exists(part.url):
+            raise PipelineError(f"input={part.url}: does not exist")
+
+
 def _part(url: Location) -> Part:
     if _is_pattern(url) and not _exists(url):
         return Part("pattern", url)

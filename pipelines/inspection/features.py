@@ -85,17 +85,24 @@ class FeatureMeasure:
     """Compares features of methods at ratios with those of full frames, batch after batch.
 
     Frames are full where every patch of the finest scale is seen, each frame alone, as the network was trained. Gazed
-    patches attend as the encoder is set to; of every nth frame, each frame is seen alone, too.
+    patches attend as the encoder is set to. Methods that see whole frames see each alone, too, by the teacher.
     """
 
     def __init__(
-        self, chooser: Chooser, encoder: GazedEncoder, ratios: Sequence[float], methods: Sequence[str], key: str
+        self,
+        chooser: Chooser,
+        encoder: GazedEncoder,
+        teacher: GazedEncoder,
+        ratios: Sequence[float],
+        methods: Sequence[str],
+        key: str,
     ) -> None:
-        """ratios: in (0, 1]. methods: names of pipelines.inspection.methods. key: the encoder's setting, for messages.
+        """chooser: of the encoder's vocabulary. ratios: in (0, 1]. methods: names of pipelines.inspection.methods.
 
-        chooser: of the encoder's vocabulary.
+        teacher: whose features of full frames are compared with: the encoder, or what it was trained from, of as many
+        places and numbers. key: the encoder's setting, for messages.
         """
-        self._chooser, self._gazed, self._alone = chooser, encoder, encoder.sharing(attention="frame")
+        self._chooser, self._gazed, self._alone = chooser, encoder, teacher.sharing(attention="frame")
         self._ratios, self._methods, self._key = sorted(set(ratios)), list(methods), key
         asked = itertools.product(self._methods, [*self._ratios, None])
         self._sums: dict[tuple[str, float | None], _Sums] = {each: _Sums() for each in asked}

@@ -8,17 +8,15 @@ from autogaze.patches import PatchVocabulary
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.networks.encoders import EncoderConfig, check_encoder
-from pipelines.networks.find import require_network
 
 Convert: TypeAlias = Literal["", "coverage"]
 CONVERT_HELP = "coverage: gaze of other scales than the encoder's becomes the patches that show the same places"
 
 
 def check_seeing(config: EncoderConfig, convert: Convert) -> None:
-    """Raise PipelineError, in one line, for settings of an encoder that may be left out and cannot work as they are."""
+    """Raise PipelineError, in one line, for settings of an encoder that cannot work. It may be left out altogether."""
     if config.checkpoint:
         check_encoder(config)
-        require_network(config.checkpoint, "encoder", "encoder.checkpoint")
     elif config != EncoderConfig() or convert:
         raise PipelineError("encoder.checkpoint= is missing: the other keys of encoder, and convert, need it")
 

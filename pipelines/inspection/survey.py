@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset import shards
-from pipelines.dataset.shards import Dataset
+from pipelines.dataset.features import FEATURE_REASONS
+from pipelines.dataset.shards import Dataset, ShardedDataset
 from pipelines.storage import store
 from pipelines.video.base import REASONS
 
@@ -35,7 +36,7 @@ class FailedClips:
 
     @property
     def meaning(self) -> str:
-        return REASONS.get(self.reason, "")
+        return (REASONS | FEATURE_REASONS).get(self.reason, "")
 
     @property
     def listed(self) -> list[tuple[str, str]]:
@@ -100,7 +101,7 @@ def take_survey(dataset: Dataset) -> Survey:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     outcomes = dict.fromkeys(shards.OUTCOMES, 0)
     failures: dict[tuple[str, str], FailedClips] = {}
-    for table in read_indexes(dataset.url, committed):
+    for table in read_indexes(dataset, committed):
         outcome = table["outcome"].to_numpy()
         for name in np.unique(outcome):
             outcomes[str(name)] = outcomes.get(str(name), 0) + int((outcome == name).sum())
@@ -118,7 +119,7 @@ def take_survey(dataset: Dataset) -> Survey:
 
     return Survey(
         committed=len(committed),
-        bytes=_bytes_of(dataset, committed),
+        bytes=bytes_of(dataset, committed),
         outcomes=outcomes,
         failures=sorted(failures.values(), key=lambda f: (f.outcome, -f.clips, f.reason)),
         ratio=joined("ratio", np.float32),
@@ -128,18 +129,18 @@ def take_survey(dataset: Dataset) -> Survey:
     )
 
 
-def _bytes_of(dataset: Dataset, committed: Sequence[int]) -> int:
+def bytes_of(dataset: ShardedDataset, committed: Sequence[int]) -> int:
     """Bytes of the tars and indexes of committed shards."""
     files = {place(dataset.url, shard) for place in (shards.tar_url, shards.index_url) for shard in committed}
     stored = (entry for folder in ("shards", "index") for entry in store.list_objects(dataset.url / folder))
     return sum(entry.bytes for entry in stored if entry.url in files)
 
 
-def read_indexes(url: str, numbers: Sequence[int]) -> Iterator[pa.Table]:
+def read_indexes(dataset: ShardedDataset, numbers: Sequence[int]) -> Iterator[pa.Table]:
     """The indexes of these shards, in order. Some are read ahead: an object store is slow, but answers in parallel."""
     with ThreadPoolExecutor(8) as pool:
         for begin in range(0, len(numbers), _SHARDS_AT_ONCE):
-            yield from pool.map(lambda shard: shards.read_index(url, shard), numbers[begin : begin + _SHARDS_AT_ONCE])
+            yield from pool.map(dataset.read_index, numbers[begin : begin + _SHARDS_AT_ONCE])
 
 
 def representative(ratio: np.ndarray, count: int) -> list[tuple[int, float]]:

@@ -31,7 +31,7 @@ def run_record(
             and from then on until the first shard is committed.
     """
     slowest, light = "", 0.0
-    if totals.clips:
+    if totals.seconds:
         start_up = start_up | {"actors": totals.began - began, "first_shard": totals.first_commit - totals.began}
         slowest, light = totals.speed_of_light(actors)
     return RunRecord(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+import pyarrow as pa
+
 from pipelines.preprocess.rows import CommittedShard
 
 
@@ -13,10 +15,12 @@ class Totals:
     """Sums over the shards that a run has committed: see CommittedShard.
 
     Attributes:
+        shards: those whose rows are counted.
         began: when the first decoding began, seconds since 1970; infinite before.
         first_commit, last_commit: when the first and the last shard were committed.
     """
 
+    shards: set[int] = field(default_factory=set)
     clips: int = 0
     bytes: int = 0
     ok: int = 0
@@ -33,6 +37,7 @@ class Totals:
     last_commit: float = 0.0
 
     def add(self, shard: CommittedShard) -> None:
+        self.shards.add(shard.shard)
         for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts", "filtered"):
             setattr(self, name, getattr(self, name) + getattr(shard, name))
         self.failed.update(shard.failed)
@@ -41,6 +46,18 @@ class Totals:
         self.began = min(self.began, shard.began)
         self.first_commit = min(self.first_commit, shard.ended)
         self.last_commit = max(self.last_commit, shard.ended)
+
+    def add_index(self, shard: int, index: pa.Table) -> None:
+        """Count a shard by its index, without times: it was committed, and the run interrupted before it was told."""
+        self.shards.add(shard)
+        rows = index.to_pandas()
+        ok = rows[rows["outcome"] == "ok"]
+        self.clips += len(rows)
+        self.ok += len(ok)
+        self.filtered += int((rows["outcome"] == "filtered").sum())
+        self.failed.update(rows["reason"][rows["outcome"] == "failed"])
+        self.frames += int(ok["frames"].sum())
+        self.tokens += int(ok["tokens"].sum())
 
     @property
     def span(self) -> float:

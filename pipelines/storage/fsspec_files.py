@@ -25,45 +25,45 @@ class FsspecFiles(FileSystem):
     """URLs of fsspec. Its writes are atomic where the store's own put is."""
 
     def entries(self, url: str, omit: Omit) -> Iterator[Entry]:
-        files, path = _open(url)
+        files, path = open_files(url)
         try:
             listed = self.retrying(lambda: dict(files.find(path, detail=True)), url)
         except FileNotFoundError:
             return
-        found = (_entry(files, name, info) for name, info in sorted(listed.items()) if info.get("type") == "file")
+        found = (entry_of(files, name, info) for name, info in sorted(listed.items()) if info.get("type") == "file")
         yield from without_hidden(found, str(files.unstrip_protocol(path)).rstrip("/"), omit)
 
     def entry(self, url: str) -> Entry | None:
-        files, path = _open(url)
+        files, path = open_files(url)
         try:
             info = self.retrying(lambda: dict(files.info(path)), url)
         except FileNotFoundError:
             return None
-        return _entry(files, path, info) if info.get("type") == "file" else None
+        return entry_of(files, path, info) if info.get("type") == "file" else None
 
     def exists(self, url: str) -> bool:
-        files, path = _open(url)
+        files, path = open_files(url)
         return bool(self.retrying(lambda: files.exists(path), url))
 
     def size(self, url: str) -> int:
-        files, path = _open(url)
+        files, path = open_files(url)
         return int(self.retrying(lambda: files.info(path)["size"], url))
 
     def read(self, url: str, offset: int, length: int | None) -> bytes:
-        files, path = _open(url)
+        files, path = open_files(url)
         end = None if length is None else offset + length
         return self.retrying(lambda: bytes(files.cat_file(path, start=offset or None, end=end)), url)
 
     def publish(self, data: bytes, url: str) -> None:
-        files, path = _open(url)
+        files, path = open_files(url)
         self.retrying(lambda: files.pipe_file(path, data), url)
 
     def publish_file(self, path: Path, url: str) -> None:
-        files, place = _open(url)
+        files, place = open_files(url)
         self.retrying(lambda: files.put_file(str(path), place), url)
 
     def remove(self, url: str) -> None:
-        files, path = _open(url)
+        files, path = open_files(url)
 
         def once() -> None:
             if files.exists(path):
@@ -80,7 +80,7 @@ class FsspecFiles(FileSystem):
         return explain_os_error(error, url) if isinstance(error, OSError) else None
 
 
-def _open(url: str) -> tuple[Any, str]:
+def open_files(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it. Listings are not cached: other processes write there."""
     scheme = scheme_of(url)
     try:
@@ -90,7 +90,8 @@ def _open(url: str) -> tuple[Any, str]:
     return files, str(files._strip_protocol(url))
 
 
-def _entry(files: Any, name: str, info: dict[str, Any]) -> Entry:
+def entry_of(files: Any, name: str, info: dict[str, Any]) -> Entry:
+    """An object as a listing gives it, from what fsspec's file system says of it."""
     size = int(info["size"] or 0)
     key, version = next(((key, str(info[key]).strip('"')) for key in _VERSIONS if info.get(key)), ("", ""))
     if key in _TIMES:

@@ -34,7 +34,12 @@ def filesystem_of(url: str) -> FileSystem:
         return _LOCAL
     if scheme in ("s3", "s3a"):
         return _S3
-    from pipelines.storage.fsspec_files import FsspecFiles  # here, not above: most processes never need fsspec
+    # Here, not above: most processes never need fsspec.
+    if scheme in ("http", "https"):
+        from pipelines.storage.http_files import HttpFiles
+
+        return HttpFiles()
+    from pipelines.storage.fsspec_files import FsspecFiles
 
     return FsspecFiles()
 

@@ -22,7 +22,7 @@ from pipelines.video.pictures import length_size
 # bytes name. Network protocols are switched off for the same reason.
 CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,asf,ogg,mxf,nut,rm,gif,apng,ivf,obu,"
-    "h264,hevc,vvc,av1,m4v,vc1,h263,h261,dv,wtv,yuv4mpegpipe,swf,dirac,mjpeg"
+    "h264,hevc,vvc,av1,m4v,vc1,h263,h261,dv,wtv,yuv4mpegpipe,swf,dirac,mjpeg,jpeg_pipe"
 )
 _OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file,subfile"}
 

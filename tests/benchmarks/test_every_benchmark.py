@@ -24,6 +24,7 @@ SMALLEST = {
     "canvas_greedy": ("--corpus VIDEOS --clips 2 --batch 2 --threshold 0.05 --repeats 1 --plain 1", "frames/s"),
     "clips": ("--videos VIDEOS --output OUT --clips 1 --tokens 2", ""),
     "decode": ("--corpus VIDEOS --files 2 --rounds 1 --decoders pyav", "clips/s"),
+    "encode": ("--data DATASET --small", "gazed beside dense"),
     "generation": ("--batch 1 --rounds 1 --repeats 1 --float32-only", "forward and backward"),
     "gpu": ("--device cpu --seconds 5 --only profile --output OUT", ""),
     "gpu_profile": ("--device cpu --batch 1 --units gaze --top 1", ""),
@@ -55,6 +56,7 @@ def test_make_bench_runs_those_that_need_nothing_but_videos() -> None:
     ran = set(re.findall(r"benchmarks/(\w+)\.py", recipe))
     needs_more = {
         "clips",
+        "encode",
         "gpu",
         "gpu_profile",
         "reconstructor_learning",

@@ -24,7 +24,11 @@ from tests.support import places
 @pytest.mark.parametrize(
     "words, told",
     [
-        ("train", "train: no such job; did you mean autogaze train policy or autogaze train reconstructor?"),
+        (
+            "train",
+            "train: no such job; did you mean autogaze train policy, autogaze train reconstructor or "
+            "autogaze train encoder?",
+        ),
         ("train polcy data=x", "train polcy: no such job; did you mean autogaze train policy?"),
         ("prepocess input=x", "prepocess: no such job; did you mean autogaze preprocess?"),
         ("export_labels x", "export_labels: no such job; did you mean autogaze export-labels?"),
@@ -68,12 +72,16 @@ def test_what_is_wrong_is_said_without_loading_torch(tmp_path: Path) -> None:
     commands = [
         "preprocess input=x ouput=y",
         "preprocess input=x output=y threshold=7",
+        f"preprocess input={tmp_path}/nothing output={tmp_path}/new",
         "gaze x.mp4 outpt=y",
         f"gaze x.mp4 output={tmp_path} device=none",
         *(f"{job} {tmp_path}/nothing" for job in ("status", "verify", "report", "export-labels", "audit")),
         *(f"evaluate {words}" for words in (f"{tmp_path}/nothing", f"{tmp_path} methods=all", f"{tmp_path} ratios=2")),
         f"import-labels labels.json data={tmp_path}/nothing output={tmp_path}/new",
         "train policy data=x rum=y",
+        f"train policy data={tmp_path}/nothing run={tmp_path}/run",
+        f"rl data={tmp_path}/nothing run={tmp_path}/run init=x",
+        f"gaze {tmp_path}/nothing.mp4 output={tmp_path}/one",
         "rl data=x run=y init=z objective.beta=-1",
     ]
     code = f"import sys\nfrom jobs.cli import main\nprint([main(words.split()) for words in {commands}])\n"

@@ -150,6 +150,34 @@ def test_gaze_of_other_scales_is_converted_and_cut_to_fit_by_name(
     assert methods["greedy"]["points"][0]["found"] is None and "one clip has no other" in text
 
 
+def test_a_teacher_says_what_full_frames_are(dataset: str, siglip: Path, tmp_path: Path) -> None:
+    other = write_encoder(tmp_path / "other", seed=1)
+    settings = {"data": dataset, "ratios": "0.1", "methods": "random,every_nth_frame", "clips": 2}
+    encoder = EncoderConfig(str(siglip))
+    found = {}
+    for name, teacher in (("own", ""), ("same", str(siglip)), ("other", str(other))):
+        record, text = evaluate(tmp_path / name, **settings, encoder=encoder, teacher=teacher)
+        found[name] = record["features"]["methods"]
+        assert ("teacher=" in text) == bool(teacher) == bool(record["encoder"]["teacher"])
+    dense = {name: methods["random"]["points"][0]["dense"]["mean"] for name, methods in found.items()}
+    assert dense["own"] == pytest.approx(dense["same"]) and abs(dense["other"]) < dense["own"]
+    assert found["other"]["every_nth_frame"]["points"][0]["own"]["mean"] == pytest.approx(1), "by the teacher itself"
+
+
+def test_frames_without_a_token_are_measured_and_find_nothing(
+    gazed_dataset: Callable[..., str], siglip: Path, tmp_path: Path
+) -> None:
+    place = gazed_dataset(tmp_path / "gaze", videos=1, failing=(), threshold=1.0)  # which grey frames meet
+    settings = {"data": place, "ratios": "0.01", "methods": "stored,token_merging,stalest"}
+    record, text = evaluate(tmp_path / "out", **settings, encoder=EncoderConfig(str(siglip)))
+    for method in ("stored", "stalest"):
+        empty = record["features"]["methods"][method]["with_stored_lengths"]
+        assert empty["tokens"] == empty["dense"]["mean"] == empty["pooled"]["mean"] == 0 and empty["own"] is None
+        assert empty["found"] == {"first": 0.5, "reciprocal": 0.75}, "chance among two clips"
+    assert record["features"]["methods"]["token_merging"] == {"points": [], "with_stored_lengths": None}
+    assert "nan" not in (tmp_path / "out" / "features.svg").read_text() and "nan" not in text
+
+
 def test_a_fitted_gaze_holds_the_most_first_patches_that_fit(clips: ClipBatch) -> None:
     wanted = PatchVocabulary((56, 112, 224), 14)
     lengths = torch.tensor([[9, 3, 0]] * 3)
@@ -184,6 +212,11 @@ def _one(clips: ClipBatch, clip: int, frame: int, tokens: int, wanted: PatchVoca
         (["encoder.checkpoint={wide}"], "features of these frames are NaN or infinite in float32"),
         (["encoder.attention=newest"], "encoder.checkpoint= is missing"),
         (["convert=coverage"], "encoder.checkpoint= is missing"),
+        (["teacher={siglip}"], "is compared with an encoder; give encoder.checkpoint="),
+        (
+            ["encoder.checkpoint={siglip}", "encoder.scales=112+224", "convert=coverage", "teacher={dinov2}"],
+            "has 16 x 16 features of 16 numbers, encoder.checkpoint= has 14 x 14 of 16; give the network",
+        ),
         (["methods=stalest"], "stalest is measured by features; give encoder.checkpoint="),
     ],
 )

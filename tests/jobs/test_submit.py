@@ -175,7 +175,7 @@ def test_a_submitted_job_reports_its_own_end(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     "words, told",
     [
-        (["scan", "input=x"], "slurm.array: only preprocess can be cut into parts, not scan"),
+        (["scan", "input=x"], "slurm.array: only preprocess and encode can be cut into parts, not scan"),
         ([*PREPROCESS, "part=0/2"], "part=0/2: the array says which task makes which part"),
     ],
 )

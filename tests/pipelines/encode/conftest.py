@@ -12,7 +12,7 @@ from tests.support.encoders import write_encoder
 from tests.support.runs import Run
 from tests.support.videos import write_video
 
-SHORT = ["clip.frames=4", "shard.clips=2", "threshold=0.08"]
+SHORT = ["clip.frames=4", "shard.clips=2", "threshold=0.04"]
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,12 @@ def test_it_leaves_in_order_when_told(undisturbed: Run, joins: list[str], tmp_pa
     settings = joins if ray == "joined" else ["ray.cpus=2"]
     job = runs.start("preprocess", *undisturbed.settings, f"output={output}", *settings)
     assert wait_until(lambda: any(output.glob("index/*.parquet")) or job.poll() is not None, every=0.01)
-    left = set(runs.descendants(job.pid))
+    left, committed = set(runs.descendants(job.pid)), len(pd.read_parquet(output / "index"))
     job.terminate()
     assert job.wait() == 128 + signal.SIGTERM
     assert (left or ray == "joined") and runs.all_gone(left, seconds=10)
-    (record,) = Path(f"{output}.runs").iterdir()
-    assert json.loads(record.read_text())["status"] == "interrupted"
+    [file] = Path(f"{output}.runs").iterdir()
+    record = json.loads(file.read_text())
+    assert record["status"] == "interrupted"
+    assert committed <= sum(record["clips"].values()) <= len(pd.read_parquet(output / "index"))
     finish(undisturbed, output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.preprocess.rows import CommittedShard, DecodedShard, Failure
@@ -50,3 +51,13 @@ def test_totals_are_the_sums_over_shards_and_the_slowest_stage_sets_the_pace() -
     assert totals.failed == {"missing": 2} and totals.seconds == {"decode": 4.0, "gaze": 2.0}
     assert (totals.began, totals.first_commit, totals.last_commit, totals.span) == (10.0, 14.0, 18.0, 8.0)
     assert totals.speed_of_light({"decode": 2, "gaze": 1}) == ("decode", 0.25)
+
+
+def test_a_shard_that_was_not_told_of_is_counted_by_its_index() -> None:
+    rows = {"outcome": ["ok", "failed", "ok", "filtered"], "reason": [None, "missing", None, None]}
+    rows |= {"frames": [16] * 4, "tokens": [5, None, 7, None]}
+    totals = Totals()
+    totals.add(committed_shard(0, 10.0, 14.0, {"missing": 1}))
+    totals.add_index(1, pa.table(rows))
+    assert totals.shards == {0, 1} and totals.failed == {"missing": 2}
+    assert (totals.clips, totals.ok, totals.filtered, totals.frames, totals.tokens) == (7, 4, 1, 36, 21)

@@ -281,7 +281,7 @@ def test_clipping_changes_the_step_and_not_the_recorded_norm(gazes: str, smooth_
 
 def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(gazes: str, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
-        run, words = tmp_path / dtype, [f"scale.dtype={dtype}", "policy.num_layers=2", "val_clips=2"]
+        run, words = tmp_path / dtype, [f"scale.dtype={dtype}", "policy.num_layers=2", "val_clips=2", "epochs=1"]
         assert train(policy_config(gazes, run, *words)) == "done"
         assert {value.dtype for value in weights(run).values()} == {torch.float32}
     exact, found = (steps(tmp_path / dtype)["loss"] for dtype in ("float32", "bfloat16"))
@@ -294,12 +294,12 @@ def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(gazes: str,
 
 
 def test_the_policy_learns_its_labels_far_beyond_the_best_constant(tmp_path: Path) -> None:
-    data = training.write_dataset(tmp_path / "data", clips=8, gaze=lambda n: training.canvas_gaze(training.clip_of(n)))
+    data = training.write_dataset(tmp_path / "data", clips=4, gaze=lambda n: training.canvas_gaze(training.clip_of(n)))
     sizes = ["policy.hidden_size=32", "policy.num_layers=2", "policy.intermediate_size=64", "policy.block_size=4"]
     run = tmp_path / "run"
-    settings = ["loader.val_fraction=0", "epochs=80", "optimizer.lr=5e-3", "every.checkpoint=0", "global_batch=8"]
-    assert train(policy_config(data, run, *sizes, *settings, "micro_batch=8")) == "done"
-    ids = np.concatenate([gaze.tokens.numpy() for gaze in map(label, range(8))])
+    settings = ["loader.val_fraction=0", "epochs=80", "optimizer.lr=5e-3", "every.checkpoint=0", "global_batch=4"]
+    assert train(policy_config(data, run, *sizes, *settings, "micro_batch=4")) == "done"
+    ids = np.concatenate([gaze.tokens.numpy() for gaze in map(label, range(4))])
     shares = np.unique(ids, return_counts=True)[1] / len(ids)
     entropy = float(-(shares * np.log(shares)).sum())  # of the best constant prediction, in nats a token
     losses = steps(run)["ntp"]

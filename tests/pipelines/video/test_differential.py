@@ -21,14 +21,22 @@ CODECS: dict[str, tuple[tuple[str, ...], str]] = {
     "msmpeg4": (("-c:v", "msmpeg4v3", "-g", "12"), "avi asf"),
     "wmv2": (("-c:v", "wmv2", "-g", "12"), "wmv"),
     "theora": (("-c:v", "libtheora"), "ogv"),
-    "mjpeg": (("-c:v", "mjpeg"), "avi mov"),
+    "mjpeg": (("-c:v", "mjpeg"), "avi mov mjpeg"),
     "pal8": (("-c:v", "rawvideo", "-pix_fmt", "pal8"), "avi mov nut"),
     "qtrle": (("-c:v", "qtrle", "-pix_fmt", "gray"), "mov"),
     "cinepak": (("-c:v", "cinepak"), "avi"),
 }
 CUTS = ("whole", "tail", "head", "joined", "edit")
 CUT_TAIL = ("ts", "m2ts", "mpg", "avi", "mkv", "flv", "webm", "nut", "wmv", "ogv", "ivf")
-QUICK = {"h264-ts-whole", "h264-mov-edit", "h264-mkv-tail", "mpeg2-mpg-joined", "h264-avi-whole", "pal8-nut-whole"}
+QUICK = {
+    "mjpeg-mjpeg-whole",
+    "h264-ts-whole",
+    "h264-mov-edit",
+    "h264-mkv-tail",
+    "mpeg2-mpg-joined",
+    "h264-avi-whole",
+    "pal8-nut-whole",
+}
 
 
 def cases() -> list[object]:
