@@ -69,9 +69,7 @@ def main() -> None:
                     found = agreement(full, encoder.encode(clip[None], gaze))
                     row[when].append([float(value) for value in (found.tokens, found.dense, found.pooled)])
         print(f"{path.name}: done", flush=True)
-    print(
-        f"{clips} clips, attention {options.attention}: means after distillation, (before), and in how many it is better"
-    )
+    print(f"{clips} clips, attention {options.attention}: means after distillation, (before), and in how many better")
     print(f"{'a frame':>8} {'gaze':>10} {'tokens':>7}" + "".join(f"{name:>24}" for name in MEASURES))
     for (share, name), row in rows.items():
         after, start = np.array(row["after"]), np.array(row["before"])
