@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pipelines.dataset.features import FINAL
 from pipelines.errors import PipelineError
-from pipelines.gazing.settings import check_gaze
+from pipelines.gazing.settings import Device, check_gaze
 from pipelines.networks.encoders import EncoderConfig, check_encoder
 from pipelines.preprocess.config import CorpusConfig, check_corpus, parse_part
 from pipelines.schema import check, section, setting, settings_of
@@ -55,6 +55,11 @@ class EncodeConfig(CorpusConfig):
     )
     input: str = setting(
         "", "videos to gaze at and encode in one pass, as preprocess takes them; or give data=", place="input"
+    )
+    device: Device = setting(
+        "auto",
+        "encode and gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps",
+        on_resume="any value",
     )
     encoder: EncoderConfig = section(EncoderConfig, on_resume="same content")
     layers: str = setting(

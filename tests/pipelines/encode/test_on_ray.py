@@ -40,3 +40,23 @@ def test_a_job_killed_in_the_middle_of_a_write_ends_with_the_same_bytes(
         job.wait()
     done = runs.plainly("encode", *encoded.settings, f"output={output}")
     assert done.returncode == 0 and runs.tree(output) == encoded.files, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["ReadStage", "EncodeStage"])
+def test_an_actor_killed_in_the_middle_of_its_work(encoded: Encoded, tmp_path: Path, stage: str) -> None:
+    output = tmp_path / "features"
+    job = runs.start("encode", *encoded.settings, f"output={output}", "ray.cpus=2", "workers.encode=1")
+    killed: set[int] = set()
+
+    def kill_one() -> bool:
+        for pid, line in runs.descendants(job.pid).items():
+            if f"Map({stage})" in line and not killed:
+                runs.kill(pid)
+                killed.add(pid)
+        return bool(killed) or job.poll() is not None
+
+    wait_until(kill_one, every=0.01)
+    assert killed, f"no process of {stage} was seen"
+    assert job.wait() == 0, "the job itself survives"
+    assert runs.tree(output) == encoded.files
