@@ -21,7 +21,7 @@ from autogaze.gaze import Gaze
 from autogaze.vision import GazedEncoder, load
 from autogaze.vision.agreement import agreement
 from autogaze.vision.attention import MODES
-from autogaze.vision.choose import changed_most, random_places, stalest
+from autogaze.vision.choose import random_places, stalest
 
 MEASURES = ("own", "dense", "pooled")
 
@@ -33,7 +33,6 @@ def gazes_of(name: str, clip: np.ndarray, share: float, encoder: GazedEncoder) -
     lengths[:, 0] = finest
     return {
         "random": random_places(clip[None], lengths, [name], vocabulary=vocabulary),
-        "contrast": changed_most(clip[None], lengths, vocabulary=vocabulary),
         "stalest": stalest(clip[None], lengths, vocabulary=vocabulary),
     }
 
@@ -68,12 +67,9 @@ def main() -> None:
                 row["tokens"].append([float(len(gaze.tokens))])
                 for when, encoder in encoders.items():
                     found = agreement(full, encoder.encode(clip[None], gaze))
-                    own = float("nan") if found.tokens is None else found.tokens
-                    row[when].append([own, found.dense, found.pooled])
+                    row[when].append([float(value) for value in (found.tokens, found.dense, found.pooled)])
         print(f"{path.name}: done", flush=True)
-    print(
-        f"{clips} clips, attention {options.attention}; means, after distillation and (before), and where it is better"
-    )
+    print(f"{clips} clips, attention {options.attention}: means after distillation, (before), and in how many better")
     print(f"{'a frame':>8} {'gaze':>10} {'tokens':>7}" + "".join(f"{name:>24}" for name in MEASURES))
     for (share, name), row in rows.items():
         after, start = np.array(row["after"]), np.array(row["before"])

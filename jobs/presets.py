@@ -43,7 +43,8 @@ SMALL_ENCODER = _ANY | {
     "micro_batch": 1,
     "frames": 2,
     "max_ratio": 0.25,
-    "optimizer.lr": 5e-5,
+    "optimizer.lr": 3e-6,
+    "optimizer.min_lr": 3e-7,
     "every.validate": 20,
     "every.checkpoint": 20,
 }

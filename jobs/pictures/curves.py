@@ -24,7 +24,7 @@ _COLOURS = (*("#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE), "#1f
 _MARKS = "os^DvPX<>"
 # From the top line to the lowest: through the gaps of one, a line that lies just under it shows.
 _LINES: Any = ((0, (5, 2)), "-", (0, (1, 1.4)), (0, (7, 2, 1.5, 2)), (0, (3, 3)), "-")
-_LABEL_GAP = 0.05  # least distance between the labels of two ticks, as a share of the axis
+_LABEL_GAP = 0.075  # least distance between the labels of two ticks, as a share of the axis
 _STYLE: Any = {
     "axes.edgecolor": _QUIET,
     "axes.labelcolor": _QUIET,

@@ -43,7 +43,7 @@ class EncoderTrainConfig(TrainConfig):
         4, "samples a rank holds at once; the rest accumulates", at_least=1, on_resume="any value"
     )
     optimizer: OptimizerConfig = section(
-        lambda: OptimizerConfig(lr=5e-5, min_lr=1e-6, schedule="linear_w_warmup", clip_norm=1.0)
+        lambda: OptimizerConfig(lr=3e-6, min_lr=3e-7, schedule="linear_w_warmup", clip_norm=1.0)
     )
     gaze: GazeKind = setting(
         "stored", "patches to learn on: stored (in their order), random (all scales), stalest or changed_most"
