@@ -57,12 +57,15 @@ def describe_features(
 def require_same_features(written: dict[str, Any], described: dict[str, Any], config: EncodeConfig) -> None:
     """Raise PipelineError, naming what differs, unless a dataset.json says what `describe_features` says of a job."""
     if written.get("kind") == "features":
-        if written.get("source") != described.get("source"):
+        begun, now = written.get("source"), described.get("source")
+        if begun and now and begun != now:
             raise PipelineError(
-                f"output={config.output}: was begun from "
-                + ("another gaze dataset, or this one has changed since" if written.get("source") else "videos")
-                + "; give what it was begun from, or another output"
+                f"output={config.output}: was begun from another gaze dataset, or this one has changed since; give "
+                "that one, or another output"
             )
+        if begun != now:
+            what = "a gaze dataset; give it as data=" if begun else "videos; give them as input="
+            raise PipelineError(f"output={config.output}: was begun from {what}, or choose another output")
         there, here = written.get("encoder", {}), described["encoder"]
         if {**there, "fingerprint": ""} == {**here, "fingerprint": ""} and there != here:
             raise PipelineError(

@@ -125,6 +125,9 @@ def test_videos_are_gazed_at_and_encoded_in_one_pass(of_videos: Encoded, encoded
     assert "nothing to do" in encode(*of_videos.settings, f"output={of_videos.output}")
     done = runs.plainly("encode", *of_videos.settings, "threshold=0.3", f"output={of_videos.output}")
     assert done.returncode == 2 and "threshold is 0.04 there, 0.3 here" in done.stderr
+    words = [f"data={encoded.gaze}", of_videos.settings[-1], f"output={of_videos.output}"]
+    done = runs.plainly("encode", *words)
+    assert done.returncode == 2 and "was begun from videos; give them as input=, or choose" in done.stderr
     assert runs.tree(of_videos.output) == of_videos.files
 
 
