@@ -40,11 +40,11 @@ def as_model_input(
         images = preprocess(frames, size, device)
     else:
         images = frames.to(device, torch.float32)
-        require_finite(images, "preprocessed pixels")
+        require_numbers(images, "preprocessed pixels")
     return to_model_size(images, size).to(dtype)
 
 
-def require_finite(frames: torch.Tensor, wanted: str) -> None:
+def require_numbers(frames: torch.Tensor, wanted: str) -> None:
     """Raise ValueError, naming clip and frame, where floats [B, T, ...] hold NaN or infinity."""
     # One pass without a copy: minimum and maximum are NaN if any value is.
     if all(math.isfinite(float(bound)) for bound in torch.aminmax(frames.detach())):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from autogaze.device import usable_device
 from autogaze.gaze import Gaze
 from autogaze.hub import PREPROCESSOR
-from autogaze.images import check_frames, require_finite
+from autogaze.images import check_frames, require_numbers
 from autogaze.patches import PatchVocabulary
 from autogaze.quiet import quiet
 from autogaze.vision import loading
@@ -196,7 +196,7 @@ class GazedEncoder(nn.Module):
         clips = check_frames(frames).to(self.device)
         if clips.dtype == torch.uint8:
             return clips
-        require_finite(clips, "normalised pixels")
+        require_numbers(clips, "normalised pixels")
         return clips.movedim(2, -1)
 
     def own_gaze(self, gaze: Gaze | None, clips: Tensor, convert: str | None) -> Gaze:
