@@ -40,11 +40,17 @@ def as_model_input(
         images = preprocess(frames, size, device)
     else:
         images = frames.to(device, torch.float32)
-        # One pass without a copy: minimum and maximum are NaN if any value is.
-        low, high = (float(bound) for bound in torch.aminmax(images.detach()))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"frames hold NaN or infinity (values from {low} to {high}): wanted preprocessed pixels")
+        require_numbers(images, "preprocessed pixels")
     return to_model_size(images, size).to(dtype)
+
+
+def require_numbers(frames: torch.Tensor, wanted: str) -> None:
+    """Raise ValueError, naming clip and frame, where floats [B, T, ...] hold NaN or infinity."""
+    # One pass without a copy: minimum and maximum are NaN if any value is.
+    if all(math.isfinite(float(bound)) for bound in torch.aminmax(frames.detach())):
+        return
+    clip, frame = (~frames.detach().isfinite().flatten(2).all(dim=2)).nonzero()[0].tolist()
+    raise ValueError(f"frames hold NaN or infinity (the first in frame {frame} of clip {clip}): wanted {wanted}")
 
 
 def check_frames(frames: torch.Tensor | np.ndarray) -> torch.Tensor:

@@ -28,6 +28,7 @@ from cluster.quiet import quiet_when_told_to_leave
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
+_LATE_S = 45.0  # of starting Ray: then it is said
 _STARTS = 3
 _SHORT = "/tmp"  # noqa: S108
 _STORAGE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -168,7 +169,7 @@ def start_ray(**options: Any) -> None:
     others = set(descendants(os.getpid()))
     for left in reversed(range(_STARTS)):
         try:
-            with _no_banner():
+            with _told_if_late(), _no_banner():
                 ray.init(address="local", **options)  # not whatever other Ray runs on this machine
             return
         except Exception as error:  # Ray raises plain ones
@@ -229,6 +230,23 @@ def require_listening(address: str, key: str = "address") -> None:
             f"{key}={address}: no Ray cluster answers ({error.strerror or error}); "
             f"start one with `ray start --head`, or leave {key} empty to run on this machine"
         ) from error
+
+
+@contextmanager
+def _told_if_late() -> Iterator[None]:
+    """Say on standard error what is waited for, where Ray's start takes long."""
+    out = os.dup(2)  # which _no_banner silences
+    told = threading.Timer(
+        _LATE_S, os.write, (out, b"starting Ray on this machine: where that is busy, it takes minutes\n")
+    )
+    told.daemon = True
+    told.start()
+    try:
+        yield
+    finally:
+        told.cancel()
+        told.join()
+        os.close(out)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class TokenFeatures:
     prefix: [B, T, P, D], each frame's own tokens, as `tokens`: the class token first, then registers; zero where the
         frame has no patch.
     carried: [B, g * g, D], the dense map before the first frame, where frames came before (a stream).
+    before: of each clip of a stream the features of its newest frame before that had tokens, or None.
     """
 
     tokens: Tensor
@@ -51,6 +52,7 @@ class TokenFeatures:
     prefix: Tensor
     encoder: EncoderParts = field(repr=False)
     carried: Tensor | None = None
+    before: tuple[TokenFeatures | None, ...] = field(default=(), repr=False)
 
     @property
     def clip(self) -> Tensor:
@@ -148,6 +150,20 @@ class TokenFeatures:
         how = next(way for way, there in ways.items() if there) if how is None else how
         if not ways.get(how, False):
             raise ValueError(f"how={how!r}: {family.name} has {', '.join(way for way, there in ways.items() if there)}")
+        of_clips, of_frames = self._pooled(how)
+        frames, there = self.plan.lengths.shape[1], (self.plan.lengths > 0).to(self.tokens.device)
+        # The newest frame with tokens, up to each frame.
+        newest = torch.where(there, torch.arange(frames, device=there.device), -1).cummax(dim=1).values
+        carried = of_frames.gather(1, newest.clamp(min=0)[..., None].expand_as(of_frames))
+        carried = carried * (newest >= 0)[..., None]
+        for clip, earlier in enumerate(self.before):
+            if earlier is not None:
+                carried[clip, newest[clip] < 0] = earlier._pooled(how).frames[clip, -1]
+        return Pooled(of_clips, carried)
+
+    def _pooled(self, how: str) -> Pooled:
+        """As `pool`, but zero for a frame without tokens."""
+        family, model = self.encoder.family, self.encoder.model
         clips, frames = self.plan.lengths.shape
         place, clip = self.plan.place.to(self.tokens.device), self.clip
         there = (self.plan.lengths > 0).to(self.tokens.device)
@@ -156,12 +172,10 @@ class TokenFeatures:
             of_frames = of_frames * there[..., None]
             of_clips = of_frames.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
         elif how == "head":
+            head = family.pooling_head(model)
             of_frames = attention_pool(head, self.tokens, place, clips * frames).view(clips, frames, -1)
             of_clips = attention_pool(head, self.tokens, clip, clips)
         else:
             of_frames = mean_pool(self.tokens, place, clips * frames).view(clips, frames, -1)
             of_clips = mean_pool(self.tokens, clip, clips)
-        # The newest frame with tokens, up to each frame.
-        newest = torch.where(there, torch.arange(frames, device=there.device), -1).cummax(dim=1).values
-        carried = of_frames.gather(1, newest.clamp(min=0)[..., None].expand_as(of_frames))
-        return Pooled(of_clips, carried * (newest >= 0)[..., None])
+        return Pooled(of_clips, of_frames)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from autogaze.device import usable_device
 from autogaze.gaze import Gaze
 from autogaze.hub import PREPROCESSOR
-from autogaze.images import check_frames
+from autogaze.images import check_frames, require_numbers
 from autogaze.patches import PatchVocabulary
 from autogaze.quiet import quiet
 from autogaze.vision import loading
@@ -197,9 +196,7 @@ class GazedEncoder(nn.Module):
         clips = check_frames(frames).to(self.device)
         if clips.dtype == torch.uint8:
             return clips
-        low, high = (float(bound) for bound in torch.aminmax(clips.detach()))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ValueError(f"frames hold NaN or infinity (values from {low} to {high}): wanted normalised pixels")
+        require_numbers(clips, "normalised pixels")
         return clips.movedim(2, -1)
 
     def own_gaze(self, gaze: Gaze | None, clips: Tensor, convert: str | None) -> Gaze:
@@ -211,6 +208,11 @@ class GazedEncoder(nn.Module):
             finest = torch.arange(self.vocabulary.offsets[-1], self.vocabulary.size)
             lengths = torch.full((count, frames), len(finest))
             return Gaze(tokens=finest.repeat(count * frames), lengths=lengths, vocabulary=self.vocabulary)
+        if not isinstance(gaze, Gaze):
+            raise ValueError(
+                f"the gaze is a {type(gaze).__name__}: wanted a Gaze; of lists of ids, one for each frame of each"
+                " clip, Gaze.from_lists makes it"
+            )
         if gaze.lengths.shape != (count, frames):
             raise ValueError(
                 f"the frames are {count} clips of {frames} frames, the gaze is of {gaze.clips} of {gaze.num_frames}"
@@ -230,6 +232,8 @@ class GazedEncoder(nn.Module):
         layers = len(self.family.layers(self.model))
         if isinstance(hidden_states, bool):
             return list(range(layers + 1)) if hidden_states else []
+        if not isinstance(hidden_states, Sequence):
+            raise ValueError(f"hidden_states={hidden_states!r}: wanted True, or a list of numbers, as [-2]")
         found = [number if number >= 0 else layers + 1 + number for number in hidden_states]
         if any(not 0 <= number <= layers for number in found):
             raise ValueError(f"hidden_states={list(hidden_states)}: there are {layers + 1}, 0 (embeddings) to {layers}")

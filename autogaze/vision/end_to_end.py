@@ -98,6 +98,9 @@ def gaze_and_encode(
 def _gaze_of(gazer: GazesClips, encoder: GazedEncoder) -> Callable[[np.ndarray], Gaze]:
     if isinstance(gazer, AutoGaze):
         return lambda clips: gazer.gaze(clips, vocabulary=encoder.vocabulary)
+    if not callable(gazer):
+        what = type(gazer).__name__
+        raise ValueError(f"the gazer is a {what}: wanted an AutoGaze, or a function of uint8 clips that gives a Gaze")
     return gazer
 
 

@@ -128,7 +128,9 @@ def _three(value: object) -> bool:
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path.parent} holds no {path.name}: it is no checkpoint of a vision transformer")
+        run = (path.parent / "checkpoints").is_dir()
+        hint = "; of a run of `autogaze train encoder`, give checkpoints/step-N/encoder" if run else ""
+        raise CheckpointError(f"{path.parent} holds no {path.name}: it is no checkpoint of a vision transformer{hint}")
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -56,6 +57,7 @@ class EncoderStream:
         self.encoder, self.batch, self.frames = encoder, batch, 0
         layers, places = len(encoder.family.layers(encoder.model)), encoder.vocabulary.counts[-1]
         self._memory = [_Memory(layers, places) for _ in range(batch)]
+        self._newest: list[TokenFeatures | None] = [None] * batch  # of each clip, the frame with tokens
         self._map = torch.zeros(batch, places, encoder.width, device=encoder.device, dtype=encoder.dtype)
 
     @torch.no_grad()
@@ -106,7 +108,11 @@ class EncoderStream:
                 memory.used += end - start
         self._map = out.dense()[:, 0].flatten(1, 2)
         self.frames += 1
-        return out
+        told = replace(out, before=tuple(self._newest))
+        for clip, length in enumerate(plan.lengths[:, 0].tolist()):
+            if length:
+                self._newest[clip] = out  # which holds nothing of the frames before it
+        return told
 
 
 class _Memory:

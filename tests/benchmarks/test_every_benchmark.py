@@ -24,6 +24,10 @@ SMALLEST = {
     "canvas_greedy": ("--corpus VIDEOS --clips 2 --batch 2 --threshold 0.05 --repeats 1 --plain 1", "frames/s"),
     "clips": ("--videos VIDEOS --output OUT --clips 1 --tokens 2", ""),
     "decode": ("--corpus VIDEOS --files 2 --rounds 1 --decoders pyav", "clips/s"),
+    "distillation": (
+        "--encoder ENCODER --student ENCODER --corpus VIDEOS --scales 224 --stride 2 --shares 0.25",
+        "stalest",
+    ),
     "encode": ("--data DATASET --small", "gazed beside dense"),
     "generation": ("--batch 1 --rounds 1 --repeats 1 --float32-only", "forward and backward"),
     "gpu": ("--device cpu --seconds 5 --only profile --output OUT", ""),
@@ -56,6 +60,7 @@ def test_make_bench_runs_those_that_need_nothing_but_videos() -> None:
     ran = set(re.findall(r"benchmarks/(\w+)\.py", recipe))
     needs_more = {
         "clips",
+        "distillation",
         "encode",
         "gpu",
         "gpu_profile",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
+from cluster import local
 from cluster.errors import ClusterError
 from cluster.local import start_ray
 from cluster.processes import descendants
@@ -75,3 +77,12 @@ with running(RayConfig(address=sys.argv[1])):
     )
     assert "'http://lab:9000'" in done.stdout and "'lab-1'" in done.stdout, done.stdout + done.stderr
     assert "'mine'" not in done.stdout and "must-stay-here" not in done.stdout
+
+
+def test_a_start_that_takes_long_is_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    import ray
+
+    monkeypatch.setattr(local, "_LATE_S", 0.01)
+    monkeypatch.setattr(ray, "init", lambda **options: time.sleep(0.5))
+    start_ray()
+    assert capfd.readouterr().err == "starting Ray on this machine: where that is busy, it takes minutes\n"

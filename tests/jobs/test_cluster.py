@@ -74,7 +74,7 @@ def test_what_cannot_be_asked_is_one_line(
 
 def test_a_verb_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cluster", "explode", "x.yaml"]) == 2
-    assert "cluster explode: no such job; did you mean autogaze cluster render or" in capsys.readouterr().err
+    assert "cluster explode: no such job; did you mean autogaze cluster render, autogaze" in capsys.readouterr().err
 
 
 def test_the_values_of_the_file_may_be_changed_on_the_command_line(

@@ -24,9 +24,10 @@ def text_settings(job: str) -> list[Setting]:
 def test_every_path_of_a_job_is_made_absolute(job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_run(tmp_path / "nets" / "policy")
     a_run(tmp_path / "nets" / "reconstructor", "reconstructor")
+    a_run(tmp_path / "nets" / "encoder", "encoder")
     monkeypatch.chdir(tmp_path)
     keys = [key for key in text_settings(job) if key.place != "no"]
-    networks = ("policy", "reconstructor", "checkpoint")
+    networks = ("policy", "reconstructor", "encoder", "checkpoint")
     given = {key.name: f"nets/{key.place}" if key.place in networks else f"some/{key.name}" for key in keys}
     (tmp_path / "nets" / "checkpoint").mkdir()
     config = with_absolute_places(load(JOBS[job].load_schema(), [f"{name}={text}" for name, text in given.items()]))

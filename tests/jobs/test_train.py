@@ -201,10 +201,10 @@ def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_pa
     assert 0 < last["pixel_error"] < 1 and 0 < last["canvas_pixel_error"] < 1 and last["error"] > 0
 
     def config(place: Path) -> ReconstructorTrainConfig:
-        return configs.load(ReconstructorTrainConfig, reconstructor_settings(url, place, *changed, "epochs=6"))
+        return configs.load(ReconstructorTrainConfig, reconstructor_settings(url, place, *changed, "epochs=8"))
 
     assert train(config(whole)) == "done"
-    asked = iter([False] * 7 + [True])
+    asked = iter([False] * 4 + [True])
     assert train(config(run), stopping=lambda: next(asked)) == "stopped"
     assert train(config(run)) == "done"
     assert training.end_of(run) == training.end_of(whole)

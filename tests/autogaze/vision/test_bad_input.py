@@ -91,11 +91,19 @@ def test_a_gaze_of_another_vocabulary_or_of_other_frames(encoder, pixels, gazes)
     refused("1 clips of 2 frames, the gaze is of 1 of 3", lambda: one.encode(frames, gazes([[1, 1, 1]])))
 
 
+def test_what_is_no_gaze_and_no_list_of_layers(encoder, pixels, gazes):
+    one, frames = encoder(), pixels(1, 2)
+    refused("the gaze is a list: wanted a Gaze", lambda: one.encode(frames, [[[3], [1]]]))
+    refused("the gaze is a Tensor: wanted a Gaze", lambda: one.stream().push(frames[0, 0], torch.tensor([9])))
+    refused(r"hidden_states=-2: wanted True, or a list", lambda: one.encode(frames, gazes([[1, 1]]), hidden_states=-2))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_frames_that_are_no_numbers(encoder, pixels, gazes, value):
     frames = pixels(1, 2)
     frames[0, 1, 2, 3, 4] = value
-    refused("hold NaN or infinity", lambda: encoder().encode(frames, gazes([[1, 0]])))
+    told = r"hold NaN or infinity \(the first in frame 1 of clip 0\)"
+    refused(told, lambda: encoder().encode(frames, gazes([[1, 0]])))
     refused("hold NaN or infinity", lambda: encoder().stream().push(frames[0, 1], gazes([[1]])))
 
 

@@ -63,6 +63,9 @@ def test_a_stream_equals_the_whole_clips(encoder, kind, pixels, gazes, mode):
         found = torch.cat([part.hidden_states[n] for part in parts])[order]
         torch.testing.assert_close(found, state, atol=1e-5, rtol=0)
     torch.testing.assert_close(torch.cat([part.dense() for part in parts], dim=1), whole.dense(), atol=1e-5, rtol=0)
+    for how in (None, "mean"):  # LENGTHS has frames without tokens, which have the newest feature before
+        pooled = torch.cat([part.pool(how).frames for part in parts], dim=1)
+        torch.testing.assert_close(pooled, whole.pool(how).frames, atol=1e-5, rtol=0)
 
 
 def test_a_long_stream_of_newest_keeps_no_more_rows_than_places(encoder, pixels, gazes):

@@ -38,7 +38,6 @@ from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decode_clips, decoder_fingerprint
 from pipelines.video.isolated import IsolatedDecoder
 from tests.support import runs
-from tests.support.forks import FORKS
 
 T = 2
 
@@ -393,8 +392,8 @@ def test_s3_gives_what_local_gives_by_ranges_and_through_the_cache(bucket: str, 
         settings = config(f"{bucket}/gaze", workers=workers, cache_mb=cache_mb, cache_dir=str(tmp_path / "cache"))
         loader = ShardLoader(settings, epochs=1)
         # Forked children of a process that has spoken to S3 inherit the client's locks, and not its threads.
-        apart = {"num_workers": processes, "multiprocessing_context": FORKS}
-        stream = DataLoader(loader, batch_size=None, **apart) if processes else loader
+        spawned = {"num_workers": processes, "multiprocessing_context": "spawn"}
+        stream = DataLoader(loader, batch_size=None, **spawned) if processes else loader
         assert digest([list(stream)]) == local
     assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir() if path.is_file()) <= 64 << 20
 

@@ -16,6 +16,7 @@ from tests.support import places
 CONFIGS: dict[Kind, dict[str, object]] = {
     "policy": {"gaze_model_config": {}},
     "reconstructor": {"decoder_hidden_size": 512},
+    "encoder": {"model_type": "dinov2"},
 }
 
 
