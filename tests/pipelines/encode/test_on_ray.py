@@ -11,7 +11,8 @@ from tests.support import runs
 from tests.support.waiting import wait_until
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_workers_on_ray_give_the_same_bytes(encoded: Encoded, ray_session: str, tmp_path: Path, workers: int) -> None:
     settings = [f"workers.decode={workers}", f"workers.encode={workers}", f"ray.address={ray_session}"]
     done = runs.here("encode", *encoded.settings, f"output={tmp_path / 'features'}", *settings)

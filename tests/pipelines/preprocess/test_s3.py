@@ -155,6 +155,7 @@ def test_missing_credentials_are_one_clear_line_at_once(
     assert done.returncode == 2 and "no credentials found" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back_changes_no_sample(
     s3_server: Rclone, undisturbed: Run, store_of_videos: Path
 ) -> None:
