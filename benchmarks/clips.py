@@ -94,7 +94,7 @@ def write_dataset(folder: Path, frames: np.ndarray, gaze: Gaze, per_shard: int =
 
     from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
     from pipelines.dataset.frames import encode_frames
-    from pipelines.dataset.shards import Outcome, build_shard, commit_shard
+    from pipelines.dataset.shards import DATASET_FORMAT, Outcome, build_shard, commit_shard
     from pipelines.storage import store
 
     facts = {"offset": 0, "bytes": 1, "fingerprint": "0", "width": SIZE, "height": SIZE, "rotation": 0, "fps": 25.0}
@@ -107,6 +107,7 @@ def write_dataset(folder: Path, frames: np.ndarray, gaze: Gaze, per_shard: int =
         made = [Outcome(gaze[number], encode_frames(frames[number], "jpeg", 85)) for number in rows.index]
         commit_shard(url, int(shard), *build_shard(rows.reset_index(drop=True), made, THRESHOLD))
     about = {
+        "format": DATASET_FORMAT,
         "config": {"clip": {"frames": FRAMES}, "frames": "jpeg", "decoder": "pyav", "threshold": THRESHOLD},
         "plan": hashlib.sha256(plan_bytes(plan)).hexdigest(),
         "shards": int(plan["shard"].max()) + 1,
