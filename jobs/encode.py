@@ -16,6 +16,7 @@ from jobs import making
 from jobs.scan_progress import show_passed
 from jobs.wording import fewer
 from pipelines.dataset.run_records import RunRecord
+from pipelines.dataset.shards import open_dataset
 from pipelines.encode.config import POOLED, EncodeConfig, check_encode_config
 from pipelines.encode.workers import share_encode_workers
 from pipelines.preprocess.totals import Totals
@@ -35,7 +36,11 @@ class EncodeCommand(EncodeConfig):
 def run(config: EncodeCommand, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run show what it would do; the exit status."""
     check_encode_config(config)
-    # After the check, since these import torch.
+    if config.data:
+        open_dataset(config.data)
+    else:
+        making.require_source(config)
+    # After the checks, since these import torch.
     from pipelines.encode.graph import execute_encode
     from pipelines.encode.job import plan_encode, resume_encode
     from pipelines.preprocess.record import how_gazed

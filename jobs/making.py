@@ -15,6 +15,7 @@ from cluster.local import ClusterSize, RayConfig, running
 from cluster.probes import alive_nodes, probing
 from jobs.scan_progress import ScanProgress, show_passed
 from jobs.wording import byte_size, plural
+from pipelines.corpus.inputs import require_there
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import CorpusConfig
 from pipelines.preprocess.decode_stage import clear_video_cache
@@ -75,6 +76,12 @@ class MakingJob(Generic[ConfigT, JobT, WorkersT]):
     how: Callable[[JobT, WorkersT], dict[str, str]]
     show_plan: Callable[[JobT, Console], None]
     show_summary: Callable[[JobT, Totals, RunRecord, Console], None]
+
+
+def require_source(config: CorpusConfig) -> None:
+    """Raise PipelineError for an input that is not there: at once, before torch is imported for the work."""
+    if not store.exists(Location(config.output) / "dataset.json"):  # a planned job knows its videos
+        require_there(config.input)
 
 
 def run(

@@ -13,14 +13,11 @@ from cluster.local import RayConfig
 from jobs import making
 from jobs.scan_progress import show_passed
 from jobs.wording import fewer
-from pipelines.corpus.inputs import require_there
 from pipelines.dataset.run_records import RunRecord
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import share_workers
 from pipelines.schema import section
-from pipelines.storage import store
-from pipelines.storage.location import Location
 
 if TYPE_CHECKING:
     from pipelines.preprocess.job import Job
@@ -36,8 +33,7 @@ class PreprocessJob(PreprocessConfig):
 def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
     """Run the job, or with dry_run show what it would do; the exit status."""
     check_preprocess_config(config)
-    if not store.exists(Location(config.output) / "dataset.json"):  # a planned job knows its videos
-        require_there(config.input)
+    making.require_source(config)
     # After the checks, since these import torch.
     from pipelines.preprocess.graph import execute
     from pipelines.preprocess.job import plan_job, resume

@@ -415,7 +415,7 @@ def _vocabulary(scales: Sequence[int], patch: Any, name: str) -> PatchVocabulary
         near = sorted({max(side, round(scale / side) * side) for scale in scales})
         raise ValueError(
             f"scales {'+'.join(map(str, scales))} do not fit this {name}, whose patches have {side} pixels: each must"
-            f" be a multiple of {side}; the nearest are scales=({', '.join(map(str, near))})"
+            f" be a multiple of {side}; the nearest are {'+'.join(map(str, near))}"
         )
     return PatchVocabulary(tuple(scales), side)
 

@@ -31,19 +31,16 @@ class HttpFiles(FsspecFiles):
         return iter([] if found is None else [found])
 
     def entry(self, url: str) -> Entry | None:
-        files, path = open_files(url)
-        try:
-            info = retry.retrying(lambda: _info(files, path), url, self, seconds=_LOOKUP_SECONDS)
-        except FileNotFoundError:
+        info = self._look(url)
+        if info is None:
             return None
-        except TransientStoreError as error:
-            raise StoreError(f"{url}: no answer ({self.reason(_cause(error))})") from error
         if info.get("size") is None:
             info["size"] = self._measure(url)
+        files, path = open_files(url)
         return entry_of(files, path, info)
 
     def exists(self, url: str) -> bool:
-        return self.entry(url) is not None
+        return self._look(url) is not None
 
     def size(self, url: str) -> int:
         found = self.entry(url)
@@ -83,6 +80,16 @@ class HttpFiles(FsspecFiles):
     def reason(self, error: Exception) -> str:
         status = _status(error)
         return str(error) if status is None else f"HTTP {status} {getattr(error, 'message', '')}".rstrip()
+
+    def _look(self, url: str) -> dict[str, Any] | None:
+        """What the server says of an object; None where it is not there."""
+        files, path = open_files(url)
+        try:
+            return retry.retrying(lambda: _info(files, path), url, self, seconds=_LOOKUP_SECONDS)
+        except FileNotFoundError:
+            return None
+        except TransientStoreError as error:
+            raise StoreError(f"{url}: no answer ({self.reason(_cause(error))})") from error
 
     def _measure(self, url: str) -> int:
         """The size of an object whose server does not tell it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,20 @@ import pytest
 
 from autogaze import greedy, reconstruction
 from autogaze.patches import VOCABULARY
+from jobs.threads import one_torch_thread
 from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
 from pipelines.dataset import shards
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import DATASET_FORMAT, Outcome
 
 SIDE = VOCABULARY.frame_size
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Clips of a few frames take longer on several threads than on one."""
+    with one_torch_thread():
+        yield
 
 
 def busy_clip(number: int, frames: int) -> np.ndarray:

@@ -73,6 +73,8 @@ def test_what_is_wrong_is_said_without_loading_torch(tmp_path: Path) -> None:
         "preprocess input=x ouput=y",
         "preprocess input=x output=y threshold=7",
         f"preprocess input={tmp_path}/nothing output={tmp_path}/new",
+        f"encode data={tmp_path}/nothing output={tmp_path}/new encoder.checkpoint=x",
+        f"encode input={tmp_path}/nothing output={tmp_path}/new encoder.checkpoint=x",
         "gaze x.mp4 outpt=y",
         f"gaze x.mp4 output={tmp_path} device=none",
         *(f"{job} {tmp_path}/nothing" for job in ("status", "verify", "report", "export-labels", "audit")),

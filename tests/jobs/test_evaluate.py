@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,13 @@ from autogaze.gaze import Gaze
 from autogaze.lengths import mean_lengths
 from jobs import cli
 from jobs.evaluate import EvaluateConfig, run
-from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames
 from pipelines.inspection.evaluate import Curve, Point
 from pipelines.inspection.gazes import cut_gaze
 from pipelines.inspection.sampling import sample_clips
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    with one_torch_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from autogaze.vision.agreement import agreement, retrieval
 from jobs import cli, error_results, feature_results
 from jobs.evaluate import EvaluateConfig, run
 from jobs.pictures.curves import Plot
-from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.inspection.gazes import cut_gaze, fitted
 from pipelines.inspection.reading import ClipBatch, read_batches
@@ -32,13 +31,9 @@ from pipelines.inspection.sampling import sample_clips
 from pipelines.networks.encoders import EncoderConfig
 from tests.support.encoders import write_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATIO = 0.1  # 80 of the 795 patches of three frames
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    with one_torch_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

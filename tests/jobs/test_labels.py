@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from jobs import cli
 from jobs import labels as job
 from jobs import verify as verify_job
 from jobs.labels import ExportConfig, ImportConfig
-from jobs.threads import one_torch_thread
 from jobs.verify import VerifyConfig
 from pipelines.dataset import shards
 from pipelines.errors import PipelineError
@@ -28,13 +27,9 @@ from pipelines.labels import keys as label_keys
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Write = Callable[[dict[str, Any], str], str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    with one_torch_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from autogaze import greedy, reconstruction
 from autogaze.patches import VOCABULARY
 from jobs import report
 from jobs.pictures import charts
-from jobs.threads import one_torch_thread
 from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
 from pipelines.dataset import shards
 from pipelines.dataset.frames import encode_frames
@@ -29,14 +28,10 @@ from pipelines.errors import PipelineError
 from pipelines.inspection import survey
 from tests.support.records import run_record
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE, FRAMES, THRESHOLD = VOCABULARY.frame_size, 3, 0.05
 HOSTILE = "/videos/<script>alert('x')</script> \"&amp; 视频.mp4"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    with one_torch_thread():
-        yield
 
 
 def footage(number: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,11 @@ from autogaze.vision.agreement import agreement
 from jobs import cli, report
 from jobs.feature_maps import NOT_SHOWN, feature_maps
 from jobs.report import ReportConfig
-from jobs.threads import one_torch_thread
 from pipelines.networks.encoders import EncoderConfig
 from tests.jobs.test_report import Page
 from tests.support.encoders import write_encoder
 
-
-@pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    with one_torch_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
