@@ -4,9 +4,9 @@
     python benchmarks/rl.py --data DATASET --reference CHECKOUT --reference-python PYTHON      # and its own code
     python benchmarks/rl.py --scaling                       # 1 to 8 actors that sleep, nothing else
 
-Speed: groups of 12, canvas rewards for 2 of a clip's frames, the released sizes with random weights, the same clips for
+Speed: groups of trajectories, canvas rewards for 2 of a clip's frames, the released sizes with random weights, the same clips for
 each way, taken in turns, in trajectories per second of wall time:
-  its code    one process runs the reference's own code (NVlabs/AutoGaze): one clip a step, repeated 12 times; encodes,
+  its code    one process runs the reference's own code (NVlabs/AutoGaze): one clip a step, repeated for its group; encodes,
               gazes at and scores all copies at all frames. Its rewards are made up and cost it nothing
   its way     one process does the same with our network, and rebuilds the frames that earn rewards
   ours        rollouts.actors=0: one process; a clip is encoded once, and only frames up to the last reward are gazed at
@@ -51,7 +51,7 @@ from pipelines.train.config import EveryConfig, OptimizerConfig, ScaleConfig
 from pipelines.train.loop import train
 from pipelines.train.on_ray import train_on_ray
 
-GROUP, SERVICE_S = 12, 0.25
+SERVICE_S = 0.25
 
 
 def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollouts: object) -> RLConfig:
@@ -69,7 +69,7 @@ def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollout
         every=EveryConfig(checkpoint=0, validate=0),
         val_clips=0,
         scale=ScaleConfig(min_workers=clips, max_workers=clips),
-        sample=SampleConfig(group=GROUP, strategy="ratio", min_temperature=1.0),
+        sample=SampleConfig(group=arguments.group, strategy="ratio", min_temperature=1.0),
         objective=ObjectiveConfig(frames=2),
         rollouts=RolloutsConfig(**rollouts),  # type: ignore[arg-type]
     )
@@ -92,7 +92,7 @@ def their_code(config: RLConfig, arguments: argparse.Namespace, threads: int) ->
         case = {
             "mode": "rl", "weights": f"{folder}/weights", "frames": f"{folder}/frames.npy", "out": "", "device": "cpu",
             "clips": arguments.steps, "batch": 1, "rounds": 1, "threads": threads, "max_ratio": config.max_ratio,
-            "loss_threshold": None, "group": GROUP, "slots": VOCABULARY.cap(config.max_ratio),
+            "loss_threshold": None, "group": config.sample.group, "slots": VOCABULARY.cap(config.max_ratio),
         }  # fmt: skip
         command = [arguments.reference_python, str(Path(__file__).with_name("reference.py")), str(arguments.reference)]
         done = subprocess.run(command, input=json.dumps(case), capture_output=True, text=True)
@@ -112,7 +112,7 @@ def their_way(config: RLConfig, steps: int, threads: int) -> float:
     torch.set_num_threads(threads)
     began = time.perf_counter()
     for step, clip in enumerate(clips):
-        copies = clip.repeat(GROUP, 1, 1, 1, 1)
+        copies = clip.repeat(config.sample.group, 1, 1, 1, 1)
         at = sorted(random.permutation(copies.shape[1])[:2].tolist())
         sample = Sampling(1.0, 50, seeds=step)
         rollout = policy.rollout(copies, sample, max_ratio=config.max_ratio)
@@ -121,7 +121,7 @@ def their_way(config: RLConfig, steps: int, threads: int) -> float:
         padded = rollout.gaze.padded()
         valid, slots = ~padded["if_padded_gazing"], padded["num_gazing_each_frame"]
         advantages = group_advantages(-errors[None])[0]
-        each = slot_advantages(advantages, torch.tensor(at).expand(GROUP, -1), valid, slots, 0.995)
+        each = slot_advantages(advantages, torch.tensor(at).expand(len(copies), -1), valid, slots, 0.995)
         measured, counted = measured_errors(errors, at, valid, slots)
         loss = grpo_loss(scores.log_probs, each, valid).mean()
         loss = loss + loss_prediction_loss(scores.loss_predictions, measured, valid, counted).mean()
@@ -164,11 +164,11 @@ def speed(arguments: argparse.Namespace) -> None:
             found["ranks"].append(our_steps(config_of(arguments, str(runs / "ranks"), clips=2))[0])
     frames = clips_of(one, 1)[0].shape[1]
     print(
-        f"{arguments.steps} clips of {frames} frames, {GROUP} trajectories each, ratio {arguments.ratio}, {cores} cores"
+        f"{arguments.steps} clips of {frames} frames, {arguments.group} trajectories each, ratio {arguments.ratio}, {cores} cores"
     )
     bases = [name for name in found if name.startswith("its")]
     for name, seconds in found.items():
-        line = f"{name:20} {arguments.steps * GROUP / statistics.median(seconds):6.2f} trajectories/s"
+        line = f"{name:20} {arguments.steps * arguments.group / statistics.median(seconds):6.2f} trajectories/s"
         for base in bases if name not in bases else []:
             ratios = [one / other for one, other in zip(found[base], seconds, strict=True)]
             line += f" | {base} x {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder or s3:// prefix of a dataset")
     parser.add_argument("--steps", type=int, default=8, help="clips; an even number")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--group", type=int, default=12, help="trajectories of a clip")
     parser.add_argument("--ratio", type=float, default=0.05, help="share of patches of every frame")
     parser.add_argument("--reference", type=Path, metavar="CHECKOUT", help="a clone of NVlabs/AutoGaze")
     parser.add_argument("--reference-python", default=sys.executable, metavar="PYTHON", help="default: this one")

@@ -38,7 +38,7 @@ SMALLEST = {
     "memory": ("--corpus VIDEOS --sizes 1 2", ""),
     "pipeline": ("--corpus VIDEOS --videos 2 --per-video 1", "speed of light"),
     "reconstructor_learning": ("--data DATASET --clips 1 tiny=tests/golden/videomae_tiny", ""),
-    "rl": ("--data DATASET --steps 2 --rounds 1 --ratio 0.01", ""),
+    "rl": ("--data DATASET --steps 2 --rounds 1 --ratio 0.01 --group 2", "trajectories/s"),
     "rl_learning": ("--data DATASET --clips 1 small=tests/golden/autogaze_small_k4", ""),
     "s3": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", "s3 / disk"),
     "sizing": ("--repeats 1", ""),
