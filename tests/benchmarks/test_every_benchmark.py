@@ -33,7 +33,7 @@ SMALLEST = {
     "gpu": ("--device cpu --seconds 5 --only profile --output OUT", ""),
     "gpu_profile": ("--device cpu --batch 1 --units gaze --top 1", ""),
     "labels": ("--corpus VIDEOS --clips 1 --tokens 1 --frames 2 --rounds 1", ""),
-    "loader": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", ""),
+    "loader": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1 --samples 1000", ""),
     "loader --million": ("--corpus VIDEOS --million --samples 1000", ""),
     "memory": ("--corpus VIDEOS --sizes 1 2", ""),
     "pipeline": ("--corpus VIDEOS --videos 2 --per-video 1", "speed of light"),
