@@ -82,13 +82,15 @@ class RLTask(PolicyTask):
             return
         if config.sample.strategy == "ratio" or config.sample.min_threshold is not None:
             return
-        how = f"and sample.strategy={config.sample.strategy} needs one; give threshold=, or use sample.strategy=ratio"
         if self.threshold is None:
-            raise PipelineError(f"threshold=: the dataset names none, {how}")
+            raise PipelineError(
+                "threshold=: the dataset names none, and sample.strategy="
+                f"{config.sample.strategy} needs one; give threshold=, or use sample.strategy=ratio"
+            )
         if not self.comparable:
             raise PipelineError(
                 f"threshold=: the dataset's is in other units ({self.units}) than the reconstructor's rewards "
-                f"({self.reconstructor.units}), {how}"
+                f"({self.reconstructor.units}); give threshold= in these, or use sample.strategy=ratio"
             )
 
     def _weight_on_labels(self) -> float:
