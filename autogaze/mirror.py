@@ -20,7 +20,8 @@ def mirror_frames(frames: Tensor) -> Tensor:
 def mirror_gaze(gaze: Gaze) -> Gaze:
     """The same patches of mirrored frames. Errors are left out: they have to be measured again.
 
-    They would be the same but for scales that do not divide the frame: the pixels of 64 in 224 are not symmetric.
+    They would be the same but for scales that do not divide the frame: the pixels of 64 in 224 are not symmetric, and
+    the canvas carries them on.
     """
     tokens = mirror_ids(gaze.vocabulary)[gaze.tokens]
     return replace(gaze, tokens=tokens, losses=None, initial=None)
