@@ -14,6 +14,7 @@ from autogaze.measuring import measure_errors
 from autogaze.mirror import mirror_frames, mirror_gaze
 from autogaze.reconstruction.canvas import Canvas
 from pipelines.dataset.shards import open_dataset
+from pipelines.dataset.units import units_fit, units_of
 from pipelines.errors import PipelineError
 from pipelines.train.task import RandomKey
 
@@ -49,8 +50,8 @@ def flip_clips(frames: Tensor, gaze: Gaze, key: RandomKey, canvas: Canvas | None
 def require_canvas_labels(datasets: Sequence[str]) -> None:
     """Raise PipelineError unless the errors of all datasets are the canvas', which measures them again in no time."""
     for place in datasets:
-        units = open_dataset(place).about.get("units", Canvas.units)
-        if units != Canvas.units:
+        units = units_of(open_dataset(place).about)
+        if not units_fit(units, Canvas.units):
             raise PipelineError(
                 f"augment.flip=true: the errors of {place} are of another reconstructor than canvas ({units}), which "
                 "would have to measure mirrored clips again; leave it out"

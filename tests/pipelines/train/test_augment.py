@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from autogaze import reconstruction
 from autogaze.gaze import Gaze
 from autogaze.measuring import measure_errors
 from autogaze.mirror import mirror_frames, mirror_gaze, mirror_ids
@@ -27,10 +26,10 @@ from tests.support.training import canvas_gaze, clip_of, end_of, policy_config, 
 CANVAS = Canvas()
 
 
-def of_canvas(folder: Path, clips: int = 8) -> str:
+def of_canvas(folder: Path, clips: int = 8, units: str = Canvas.units) -> str:
     url = write_dataset(folder, clips=clips, gaze=lambda number: canvas_gaze(clip_of(number)))
     place = Path(url, "dataset.json")
-    place.write_text(json.dumps(json.loads(place.read_text()) | {"units": reconstruction.load("canvas").units}))
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"units": units}))
     return url
 
 
@@ -92,7 +91,7 @@ def test_a_policy_is_trained_on_what_it_sees_in_the_mirror(tmp_path: Path) -> No
 
 
 def test_labels_of_another_reconstructor_are_refused(tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "data", clips=4)
+    data = of_canvas(tmp_path / "data", 2, "a loss of another network")
     config = policy_config(data, tmp_path / "run", "augment.flip=true")
     with pytest.raises(PipelineError, match=r"augment.flip=true: the errors of .*/data are of another reconstructor"):
         task_of(config)(config, torch.device("cpu"))
