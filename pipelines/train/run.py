@@ -186,7 +186,8 @@ class TrainingRun:
             measures = validate(self.config, self.task, self.held_out, self.ranks, self.stopping)
         if measures is None:
             return False
-        self.events.log("validation", step=self.step, **measures)
+        if measures:
+            self.events.log("validation", step=self.step, **measures)
         self.task.note(self.events, self.step)
         return True
 

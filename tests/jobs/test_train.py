@@ -34,7 +34,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return training.write_dataset(tmp_path_factory.mktemp("gazes") / "data")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_well_on_all_ranks(
     data: str, ray_session: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
