@@ -45,7 +45,7 @@ def gaze(
     threshold: float,
     max_ratio: float | Sequence[float] = 1.0,
     stops: Any = None,
-    go_on: int = 1,
+    go_on: int = 0,
     candidates: int | None = None,
 ) -> Gaze:
     """The verified gaze of uint8 clips [B, T, S, S, 3], with the measured error before and after every token.

@@ -86,10 +86,9 @@ class Tally:
         """One line: limits, tokens, reduction, error."""
         of_vit = self.possible * vit_tokens(gazer.vocabulary) / gazer.vocabulary.size
         less = f"{times(of_vit / self.tokens)} fewer than a ViT's tokens" if self.tokens else "no patches"
-        return (
-            f"{gazer.limits} · {less} · {plural(self.frames, 'frame')}"
-            f" · {plural(self.tokens, 'patch', 'patches')} · mean error {self.error / max(self.frames, 1):.3f}"
-        )
+        error = f"mean {gazer.measure} {self.error / max(self.frames, 1):.3f}"
+        patches = plural(self.tokens, "patch", "patches")
+        return f"{gazer.limits} · {less} · {plural(self.frames, 'frame')} · {patches} · {error}"
 
 
 def check_gaze_config(config: GazeConfig) -> None:

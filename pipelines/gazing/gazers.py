@@ -343,6 +343,7 @@ def _verified(settings: GazeSettings, device: str, learned: VideoMAE | None) -> 
                     threshold=threshold,
                     max_ratio=max_ratio,
                     stops=None if calibration is None else calibration.stops[: frames.shape[1]],
+                    go_on=0 if learned is None else 1,  # docs/decisions.md says why
                     candidates=labels.candidates or None,
                 )
                 for part in frames.split(at_once)

@@ -36,7 +36,10 @@ def check_errors(dataset: Dataset, gaze: Gaze, frames: np.ndarray) -> list[str]:
         return [f"was verified by the canvas {stated}, this version measures with {canvas.fingerprint}"]
     again = measure_errors(frames[None], gaze, canvas)
     assert again.losses is not None and again.initial is not None
-    if torch.equal(again.losses, gaze.losses) and torch.equal(again.initial, gaze.initial):
-        return []
-    off = (again.final() - gaze.final())[0].abs()
-    return [f"errors are not those of its frames: frame {int(off.argmax())} ends {float(off.max()):.6f} off"]
+    lengths = gaze.lengths[0].tolist()
+    parts = (gaze.initial[0], gaze.losses.split(lengths), again.initial[0], again.losses.split(lengths))
+    for t, (before, after, measured_before, measured_after) in enumerate(zip(*parts, strict=True)):
+        if not (torch.equal(before, measured_before) and torch.equal(after, measured_after)):
+            end, measured = float(gaze.final()[0, t]), float(again.final()[0, t])
+            return [f"errors are not those of its frames: frame {t} ends with {end:.6f}, measured again {measured:.6f}"]
+    return []
