@@ -40,6 +40,10 @@ SMALLEST = {
     "reconstructor_learning": ("--data DATASET --clips 1 tiny=tests/golden/videomae_tiny", ""),
     "rl": ("--data DATASET --steps 2 --rounds 1 --ratio 0.01 --group 2", "trajectories/s"),
     "rl_learning": ("--data DATASET --clips 1 small=tests/golden/autogaze_small_k4", ""),
+    "rl_learning --temperatures": (
+        "--data DATASET --clips 1 --temperatures 1 --group 2 small=tests/golden/autogaze_small_k4",
+        "better than greedy",
+    ),
     "s3": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", "s3 / disk"),
     "sizing": ("--repeats 1", ""),
     "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),
