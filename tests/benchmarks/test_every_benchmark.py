@@ -49,6 +49,10 @@ SMALLEST = {
     "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),
     "tiling": ("--frames 2 --height 224 --width 224", ""),
     "train": ("--data DATASET --small --batch 1 --steps 2 --every 1", ""),
+    "verified": (
+        "--data DATASET --policy tests/golden/autogaze_small_k4 --threshold 0.1 --max-ratio 0.05 --go-on 1 --clips 1",
+        "greedy alone",
+    ),
     "vision": ("speed --rounds 1 --ratios 0.1", ""),
     "vision fidelity": ("fidelity --encoder ENCODER --corpus VIDEOS --scales 224 --stride 2 --shares 0.25", "stalest"),
 }
@@ -70,6 +74,7 @@ def test_make_bench_runs_those_that_need_nothing_but_videos() -> None:
         "gpu_profile",
         "reconstructor_learning",
         "rl_learning",
+        "verified",
         "vision",
     }
     assert {name.split()[0] for name in SMALLEST} - ran - needs_more == set()
