@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def small(data: str, run: Path, *more: str) -> PolicyTrainConfig:
     """A run of four steps with a checkpoint and a validation after each."""
-    words = ("steps=4", "every.checkpoint=1", "every.validate=1", "val_clips=2", "every.keep=9")
+    words = ("steps=4", "every.checkpoint=1", "every.validate=1", "val_clips=2", "every.keep=9", "global_batch=2")
     return policy_config(data, run, *words, *more)
 
 
