@@ -215,8 +215,8 @@ def stops_of(curves: tuple[StopCurve, StopCurve], aim: float, frames: int) -> li
 
 
 def aims(curves: tuple[StopCurve, StopCurve], frames: int, risk: float, count: int) -> list[float]:
-    """So many risks to aim at on half A, evenly from the least that a clip's frames can have there to twice the risk that
-    is allowed, or the most that they have.
+    """So many risks to aim at on half A: evenly from the least that a clip's frames can have there to twice the risk
+    that is allowed, or the most that they have.
     """
     first, later = curves
     least, most = ((first.losses[end] + (frames - 1) * later.losses[end]) / frames for end in (0, -1))
