@@ -98,6 +98,12 @@ JOBS = {
         "data",
         check="jobs.evaluate:check_evaluate",
     ),
+    "calibrate": Subcommand(
+        "jobs.calibrate",
+        "CalibrateConfig",
+        "where a policy must stop, so that a threshold is kept in new videos",
+        check="jobs.calibrate:check_calibrate",
+    ),
     "export-labels": Subcommand(
         "jobs.labels", "ExportConfig", "a dataset's gaze -> the reference's label file", "data", "export"
     ),

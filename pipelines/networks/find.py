@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from autogaze.hub import is_hub_id
+from autogaze import hub
+from autogaze.hub import CheckpointError, is_hub_id
 from pipelines.errors import PipelineError
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -75,6 +76,26 @@ def on_disk(place: str) -> Iterator[str]:
             if "/" not in (name := entry.url[len(Location(place)) + 1 :]):
                 store.fetch(entry.url, os.path.join(scratch, name))
         yield scratch
+
+
+def find_beside(place: str, name: str, most: int) -> tuple[str, bytes | None]:
+    """A small file of this name in a folder, such as a network's: where it is, and its bytes; None: it is not there.
+
+    place: the folder, the file itself (which ends as `name` does), or a hub id, of which the file is downloaded.
+    most: bytes, of which no more are read. Raises PipelineError when it cannot be read.
+    """
+    if is_hub_id(place) and not os.path.exists(os.path.expanduser(place)):
+        try:
+            place = str(hub.resolve(place, [name]))
+        except CheckpointError as error:
+            raise PipelineError(str(error)) from error
+    where = Location(place)
+    if os.path.splitext(where)[1] != os.path.splitext(name)[1]:
+        where = where / name
+    try:
+        return str(where), store.read(where, 0, most)
+    except (FileNotFoundError, NotADirectoryError):
+        return str(where), None
 
 
 class _NotFound(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pipelines.errors import PipelineError
 from pipelines.gazing.policy import Dtype
@@ -36,7 +36,7 @@ class ScaleConfig:
     min_workers: int = setting(1, "fewest ranks to go on with", at_least=1)
     max_workers: int = setting(1, "ranks to have when there is room; 1 runs without Ray", at_least=1)
     device: Literal["cpu", "cuda"] = setting("cpu", "cpu or cuda; one device for each rank")
-    dtype: Dtype = setting("float32", "float32, or bfloat16 (autocast; weights stay float32)")
+    dtype: Dtype = setting("float32", "float32, or bfloat16 (autocast; weights stay float32)", on_resume=EXTEND)
     threads: int = setting(1, "CPU threads of each rank", at_least=1)
     max_failures: int = setting(3, "ranks that may die before the job gives up", at_least=0)
     resize_s: float = setting(60.0, "with fewer ranks than max_workers, seconds between looks for room", more_than=0)
@@ -78,6 +78,8 @@ class TrainConfig:
     """
 
     usage: ClassVar[str] = "autogaze train policy data=/data/gaze run=/data/runs/1"
+    before: ClassVar[dict[str, Any]] = {}
+    """What runs did that were begun before a setting existed, where that is not its default."""
 
     data: str = setting(
         "",
@@ -146,6 +148,7 @@ class PolicyTrainConfig(TrainConfig):
         "measures the error of validation gaze: canvas, a run that trains one, or its folder",
         place="reconstructor",
     )
+    teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
     threshold: float | None = setting(
         None, "predicted loss at which validation gaze stops (null = the dataset's)", at_least=0
     )
@@ -203,6 +206,8 @@ def check_train_config(config: TrainConfig) -> None:
 
 def _check_policy(config: PolicyTrainConfig) -> None:
     sizes = config.policy
+    if config.reconstructor == "canvas" and config.teachers.given():
+        raise PipelineError("teachers.* is set, but reconstructor=canvas has none; leave it out")
     if sizes.hidden_size % (2 * sizes.num_heads) and not config.init:  # a checkpoint has sizes of its own
         raise PipelineError(
             f"policy.hidden_size={sizes.hidden_size}: is no even multiple of policy.num_heads={sizes.num_heads}"

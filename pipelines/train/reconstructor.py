@@ -22,6 +22,7 @@ from autogaze.reconstruction.canvas import Canvas
 from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
 from pipelines.networks.open import open_reconstructor
 from pipelines.train.config import ReconstructorTrainConfig
@@ -36,6 +37,17 @@ class ReconstructorTask(Task):
         self.config, self.device = config, device
         self.model = self._model().train()
         self.module: nn.Module = ReconstructorLosses(self.model)
+
+    def notes(self) -> list[str]:
+        """That stored targets are not read."""
+        configs = {place: open_dataset(place).config for place in self.config.datasets}
+        stored = [place for place, config in configs.items() if config.get("targets", {}).get("frames")]
+        if not stored or not self.config.teachers.given():
+            return []
+        return [
+            f"the targets that {', '.join(stored)} keeps are not read: the frames to rebuild are drawn anew each "
+            "epoch, and teachers look at each of them, at its original too"
+        ]
 
     def totals(self, gaze: Gaze) -> list[float]:
         """None: each clip's loss is a mean of its own."""

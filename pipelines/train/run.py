@@ -108,6 +108,8 @@ class TrainingRun:
             world=ranks.world,
             device=str(ranks.device),
         )
+        for sentence in self.task.notes():
+            self.events.log("note", which=sentence)
 
     def take_step(self, batch: Batch, waited: float) -> bool:
         """Learn from a batch that was waited for `waited` seconds; False, and nothing kept, if a rank is to stop.
@@ -147,6 +149,8 @@ class TrainingRun:
             steps=self.steps,
         )
         self.stopping.stepped(row["seconds"])
+        if remark := task.remark(row):
+            self.events.log("note", step=self.step, which=remark)
         if row["skipped"]:  # summed over the ranks, so all of them come here or none
             samples = [f"{one.shard}: {one.clip} (sample {one.id}): {one.reason}" for one in batch.skipped]
             self.events.log("skipped", step=self.step, samples=list(itertools.chain(*self.ranks.gather(samples))))
