@@ -74,14 +74,20 @@ class GpuPolicy(AutoGaze):
         return PaddedCache(self.config, rows, room, self.device, self.dtype)
 
 
+class GpuVideoMAE(VideoMAE):
+    """A reconstructor that computes on a CPU as it does on a GPU."""
+
+    wide = True
+
+
 def policy_of(narrow: bool) -> GpuPolicy:
     return GpuPolicy(AutoGazeConfig(**(NARROW if narrow else {}))).eval()
 
 
-def videomae_of(narrow: bool) -> VideoMAE:
+def videomae_of(narrow: bool) -> GpuVideoMAE:
     widths = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
     widths |= {f"decoder_{name}": value for name, value in widths.items()}
-    return VideoMAE(VideoMAEConfig(**(widths if narrow else {}))).eval()
+    return GpuVideoMAE(VideoMAEConfig(**(widths if narrow else {}))).eval()
 
 
 def frames_of(size: Size, count: int = 1) -> Tensor:
@@ -130,7 +136,7 @@ def rl_rollout(size: Size) -> Unit:
 def rl_reward(size: Size) -> Unit:
     model, frames, gazes = videomae_of(size.narrow), frames_of(size), gazes_of(size, MEMBERS)
     group = frames.expand(MEMBERS, *frames.shape[1:])
-    return lambda: model.reconstruct(group, gazes, size.rewarded), [*model.parameters(), frames, group]
+    return lambda: model.errors(group, gazes, size.rewarded), [*model.parameters(), frames, group]
 
 
 def rl_learner(size: Size) -> Unit:

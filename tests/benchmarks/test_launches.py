@@ -19,9 +19,9 @@ MOST = {
     "gaze-64": (2_205, 24),
     "ntp-step": (668, 6),
     "rl-rollout": (2_633, 36),
-    "rl-reward": (8_101, 61),
+    "rl-reward": (510, 5),
     "rl-learner": (746, 19),
-    "reconstructor": (2_397, 4),
+    "reconstructor": (1_437, 4),
     "search-round": (1_095, 0),
     "vision": (439, 0),
 }
