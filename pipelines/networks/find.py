@@ -20,7 +20,7 @@ from pipelines.storage import store
 from pipelines.storage.location import Location
 
 Kind = Literal["policy", "reconstructor", "encoder"]
-_CONFIG, _LATEST, _CHECKPOINTS = "config.json", "latest", "checkpoints"
+_CONFIG, _LATEST, _BEST, _CHECKPOINTS = "config.json", "latest", "best", "checkpoints"
 # A key that only the config.json of this kind has. An encoder's is Hugging Face's, of one of many families.
 _MARKS: dict[Kind, str] = {"policy": "gaze_model_config", "reconstructor": "decoder_hidden_size"}
 _MADE_BY: dict[Kind, str] = {
@@ -37,6 +37,7 @@ def find_network(place: str, kind: Kind, key: str) -> str:
         place: one of
             - the network's folder, which holds config.json, or a file of weights;
             - a run's folder, its checkpoints/, or checkpoints/latest: the newest checkpoint;
+            - checkpoints/best: the best one, of a run that keeps it;
             - the folder of a step, such as checkpoints/step-000500.
         key: the setting that names it, for messages.
     Raises:
@@ -103,8 +104,8 @@ class _NotFound(Exception):
 
 
 def _network(place: Location, kind: Kind) -> Location:
-    if place.name == _LATEST and store.exists(place):
-        return _of_step(_newest(place.parent), kind)
+    if place.name in (_LATEST, _BEST) and store.exists(place):
+        return _of_step(_named(place.parent, place.name), kind)
     if place.is_local and os.path.isfile(place):
         return place
     if store.exists(place / _CONFIG):
@@ -125,7 +126,12 @@ def _network(place: Location, kind: Kind) -> Location:
 
 def _newest(checkpoints: Location) -> Location:
     """The folder of the step that `latest` names."""
-    return checkpoints / store.read(checkpoints / _LATEST).decode(errors="replace").strip()
+    return _named(checkpoints, _LATEST)
+
+
+def _named(checkpoints: Location, name: str) -> Location:
+    """The folder of the step that `latest` or `best` names: with its first word, since `best` says more."""
+    return checkpoints / store.read(checkpoints / name).decode(errors="replace").strip().partition(" ")[0]
 
 
 def _of_step(step: Location, kind: Kind) -> Location:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
+from autogaze.reconstruction.canvas import Canvas
 from pipelines.dataset.shards import open_dataset
 from pipelines.dataset.units import are_predicted, require_one_units, units_fit
 from pipelines.errors import PipelineError
 from pipelines.networks.open import open_policy, open_reconstructor
+from pipelines.train.augment import flip_clips, require_canvas_labels
 from pipelines.train.config import PolicyTrainConfig
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
@@ -36,6 +38,10 @@ class PolicyTask(Task):
         self.threshold = config.threshold
         if self.threshold is None:
             self.threshold = abouts[0]["config"].get("threshold")
+        self.canvas: Canvas | None = None  # measures mirrored clips
+        if config.augment.flip:
+            require_canvas_labels(config.datasets)
+            self.canvas = Canvas()
         self.policy = self._policy().to(device).train()
         self.of_labels = PolicyLosses(self.policy, config.loss_prediction)
         self.module: nn.Module = self.of_labels
@@ -72,6 +78,8 @@ class PolicyTask(Task):
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
         """See PolicyLosses."""
+        if self.canvas is not None:
+            frames, gaze = flip_clips(frames, gaze, key, self.canvas)
         losses: dict[str, Tensor] = model(frames, gaze, totals[0])
         return losses
 
