@@ -22,7 +22,7 @@ from autogaze.model import AutoGaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from autogaze.reconstruction import base
 from autogaze.reconstruction.base import Reconstructor
-from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+from autogaze.reconstruction.learned import Learned
 from pipelines.errors import PipelineError
 from pipelines.gazing.policy import UNITS, PolicyConfig, load_policy
 from pipelines.gazing.reconstructor import LabelsConfig, load_reconstructor
@@ -98,7 +98,7 @@ class Gazer(ResolvedGaze):
     """
 
     gaze: _Gazes
-    reconstructor: VideoMAE | None
+    reconstructor: Learned | None
     about: str
     note: str
     record: dict[str, Any]
@@ -136,7 +136,7 @@ def start(resolved: ResolvedGaze, device: str) -> Gazer:
 def load(settings: GazeSettings, device: str, targets: int = 0) -> Gazer:
     """The gaze of checked settings (`check_gaze`), ready on a device: cpu, cuda or mps. Raises as `resolve` does."""
     learned = None
-    if settings.gaze == "videomae" or targets:
+    if settings.by_learned or targets:
         learned = load_reconstructor(settings.reconstructor, settings.teachers, device)
     if settings.gaze == "policy":
         gazer = _policy(settings, device)
@@ -144,7 +144,7 @@ def load(settings: GazeSettings, device: str, targets: int = 0) -> Gazer:
         gazer = _canvas(settings, device)
     else:
         assert learned is not None
-        gazer = _videomae(settings, device, learned)
+        gazer = _learned(settings, device, learned)
     if not targets or learned is None:
         return gazer
     loss = learned.frame_loss
@@ -185,8 +185,10 @@ def _canvas(settings: GazeSettings, device: str) -> Gazer:
     )
 
 
-def _videomae(settings: GazeSettings, device: str, learned: VideoMAE) -> Gazer:
-    config, labels, fingerprint = settings.reconstructor, settings.labels, learned.fingerprint
+def _learned(settings: GazeSettings, device: str, learned: Learned) -> Gazer:
+    config, labels, kind, fingerprint = settings.reconstructor, settings.labels, learned.name, learned.fingerprint
+    if settings.gaze not in (kind, "learned"):
+        raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is a {kind}; use gaze=learned")
     search = _greedy(settings, learned, device)
 
     def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
@@ -194,19 +196,19 @@ def _videomae(settings: GazeSettings, device: str, learned: VideoMAE) -> Gazer:
         return Gaze.cat([search(clips[b : b + 1], names[b : b + 1]) for b in range(len(clips))])
 
     name = Path(config.checkpoint).name
-    mark = fingerprint.removeprefix("videomae-")[:12]
+    mark = fingerprint.removeprefix(f"{kind}-")[:12]
     return Gazer(
         settings=settings,
         units=learned.units,
-        models={"videomae": {"fingerprint": fingerprint, "dtype": config.dtype}},
+        models={kind: {"fingerprint": fingerprint, "dtype": config.dtype}},
         vocabulary=learned.vocabulary,
-        max_frames=learned.config.max_num_frames,
+        max_frames=learned.max_frames,
         gaze=gaze,
         reconstructor=learned,
-        about=f"videomae {name} ({mark}), {config.dtype} on {device}, {how_searched(labels)}",
-        note=f"videomae {name}: error = its loss, reconstruction = its patches on canvas",
+        about=f"{kind} {name} ({mark}), {config.dtype} on {device}, {how_searched(labels)}",
+        note=f"{kind} {name}: error = its loss, reconstruction = its patches on canvas",
         record={
-            "gaze": "videomae",
+            "gaze": settings.gaze,
             "checkpoint": config.checkpoint,
             "fingerprint": fingerprint,
             "dtype": config.dtype,

@@ -29,25 +29,32 @@ class GazeSettings:
     paths of checkpoints may change.
     """
 
-    gaze: Literal["canvas", "policy", "videomae"] = setting(
-        "canvas", "canvas (greedy, training-free), policy (the network) or videomae (greedy, learned)"
+    gaze: Literal["canvas", "policy", "videomae", "learned"] = setting(
+        "canvas",
+        "canvas (greedy, training-free), policy (the network), or learned (greedy, by reconstructor.checkpoint; "
+        "videomae: the same, of a VideoMAE)",
     )
     policy: PolicyConfig = section(PolicyConfig, on_resume="same content")
     reconstructor: ReconstructorConfig = section(ReconstructorConfig, on_resume="same content")
     teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
     labels: LabelsConfig = section(LabelsConfig)
     threshold: float | None = setting(
-        None, "stop a frame at this error (null = canvas: 0.02; policy: its checkpoint's; videomae: never)", at_least=0
+        None, "stop a frame at this error (null = canvas: 0.02; policy: its checkpoint's; learned: never)", at_least=0
     )
     max_ratio: float | None = setting(
         None,
-        "at most this share of a frame's patches (null = canvas: 0.75; policy: its checkpoint's; videomae: 1)",
+        "at most this share of a frame's patches (null = canvas: 0.75; policy: its checkpoint's; learned: 1)",
         more_than=0,
         at_most=1,
     )
     device: Device = setting(
         "auto", "gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps", on_resume="any value"
     )
+
+    @property
+    def by_learned(self) -> bool:
+        """Whether a learned reconstructor's greedy search gazes."""
+        return self.gaze in ("videomae", "learned")
 
     @property
     def draws_lengths(self) -> bool:
@@ -68,18 +75,18 @@ def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
     gaze, labels = settings.gaze, settings.labels
     if gaze == "policy":
         require_policy(settings.policy)
-        _require_unset("labels", labels, LabelsConfig(), "gaze=canvas and gaze=videomae", gaze)
+        _require_unset("labels", labels, LabelsConfig(), "gaze=canvas and gaze=learned", gaze)
     else:
         _require_unset("policy", settings.policy, PolicyConfig(), "gaze=policy", gaze)
-    if gaze == "videomae" or targets:
+    if settings.by_learned or targets:
         require_reconstructor(settings.reconstructor)
     else:
-        for_what = "gaze=videomae and targets.frames"
+        for_what = "gaze=learned and targets.frames"
         _require_unset("reconstructor", settings.reconstructor, ReconstructorConfig(), for_what, gaze)
         _require_unset("teachers", settings.teachers, TeachersConfig(), for_what, gaze)
     if gaze == "canvas":  # trying every patch costs nothing there
         lengths = LabelsConfig(lengths=labels.lengths, seed=labels.seed)
-        _require_unset("labels", labels, lengths, "gaze=videomae", gaze)
+        _require_unset("labels", labels, lengths, "gaze=learned", gaze)
     check_labels(labels)
     if settings.device == "mps" and (gaze == "canvas" or labels.candidates):
         raise PipelineError("device=mps: canvas computes in float64, which mps does not have; use device=cpu")
@@ -102,9 +109,9 @@ def _check_limits(settings: GazeSettings) -> None:
                 raise PipelineError(
                     f"{name}={value}: labels.lengths=paper decides how long frames are; leave {name}= out"
                 )
-    elif settings.gaze == "videomae" and limits == {"threshold": None, "max_ratio": None}:
+    elif settings.by_learned and limits == {"threshold": None, "max_ratio": None}:
         raise PipelineError(
-            "gaze=videomae needs an end: give threshold= (in the units of its checkpoint), max_ratio= or "
+            f"gaze={settings.gaze} needs an end: give threshold= (in the units of its checkpoint), max_ratio= or "
             "labels.lengths=paper"
         )
     # The canvas' error lies in [0, 1]; other losses are at least 0, in units only their checkpoints know.

@@ -21,8 +21,8 @@ import torch
 from autogaze.draws import draw_frames
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Sampling
+from autogaze.reconstruction.learned import Learned
 from autogaze.reconstruction.targets import Targets
-from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.errors import PipelineError
 from pipelines.loading.loader import ShardLoader
 from pipelines.networks.open import open_reconstructor
@@ -58,7 +58,7 @@ class RolloutMaker:
         )
         one_clip = replace(config.loader_config, global_batch=1, workers=0)
         self.reader = ShardLoader(one_clip, split="train")
-        learned = self.reconstructor if isinstance(self.reconstructor, VideoMAE) else None
+        learned = self.reconstructor if isinstance(self.reconstructor, Learned) else None
         self.teachers = learned.frame_loss if learned is not None and learned.frame_loss.names else None
         kept = [data.about["config"].get("targets", {}).get("frames", 0) for data in self.reader.datasets]
         self.reader.config.targets = self.teachers is not None and all(kept)
@@ -132,7 +132,7 @@ class RolloutMaker:
     def _errors(self, clip: torch.Tensor, gaze: Gaze, at: list[int], stored: Targets | None) -> torch.Tensor:
         """Errors float32 [G, F] of a gaze of G rows at one clip [1, T', S, S, 3], whose targets are computed once."""
         frames = clip.expand(gaze.clips, *clip.shape[1:])
-        if not isinstance(self.reconstructor, VideoMAE):
+        if not isinstance(self.reconstructor, Learned):
             return self.reconstructor.reconstruct(frames, gaze, at).error.cpu()
         targets = None
         if stored is not None:

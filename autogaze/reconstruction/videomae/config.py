@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autogaze.patches import PatchVocabulary
+from autogaze.reconstruction.base import ReconstructorError
 
 # What the wrappers around the network put before its names: DistributedDataParallel and the reference's task.
 _PREFIXES = ("module.", "mae.")
@@ -46,10 +47,6 @@ _ALWAYS = {
     "norm_pix_loss": False,
     "num_channels": 3,
 }
-
-
-class ReconstructorError(ValueError):
-    """A reconstructor's checkpoint that cannot be used, in one line."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,198 @@
+"""The refiner: a learned reconstructor that corrects the canvas.
+
+It rebuilds each frame by itself, from the canvas and what was painted beneath it up to that frame's end. So a frame is
+the same alone or with others, in any batch; on a CPU bit for bit. Its error is of the pixels it gives, 8 bits each: l1
+is that of the canvas, a share of 255, exact; what teachers measure is that of autogaze/reconstruction/losses.py.
+
+An untrained refiner gives the canvas' pixels and errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autogaze.gaze import Gaze
+from autogaze.hub import CONFIG
+from autogaze.images import preprocess
+from autogaze.reconstruction.base import Reconstruction, ReconstructorError, as_clips, require_gaze
+from autogaze.reconstruction.canvas import Canvas, painting_order
+from autogaze.reconstruction.losses import FrameLoss, reweighted
+from autogaze.reconstruction.refiner.config import WEIGHTS, RefinerConfig, read_refiner
+from autogaze.reconstruction.refiner.memory import Memory, Painter
+from autogaze.reconstruction.refiner.network import RefinerNetwork
+from autogaze.reconstruction.refiner.search import RefinerSearch
+
+
+class Refiner(RefinerNetwork):
+    """A learned reconstructor (see autogaze/reconstruction/base.py)."""
+
+    name = "refiner"
+
+    def __init__(self, config: RefinerConfig, loss: FrameLoss | None = None) -> None:
+        """loss: the error of a rebuilt frame, by default l1 alone; its l1 weights the share of 255."""
+        super().__init__(config)
+        self.vocabulary = config.vocabulary
+        self.canvas = Canvas(self.vocabulary)
+        self.painter = Painter(self.vocabulary, config.block)
+        self._loss = [FrameLoss() if loss is None else loss]  # in a list, so that its teachers are no submodules
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        teachers: Mapping[str, str] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, float] | None = None,
+    ) -> Refiner:
+        """A folder that `save_pretrained` wrote.
+
+        teachers: the models of the feature losses it was trained with, as {"dinov2": path or hub id}. weights: to go on
+        with another loss, see autogaze.reconstruction.losses.reweighted. dtype: of the teachers; the refiner itself
+        computes in float32.
+        Raises ReconstructorError or TeacherError, in one line.
+        """
+        config, tensors = read_refiner(path)
+        if weights is not None:
+            config = reweighted(config, teachers or {}, weights)
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in RefinerNetwork(config).state_dict().items()}
+        wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name]]
+        if wrong or set(tensors) - set(expected):
+            names = ", ".join((wrong + sorted(set(tensors) - set(expected)))[:3])
+            raise ReconstructorError(f"{path}: tensors that are missing, of another shape or not known: {names}")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            raise ReconstructorError(f"{path}: holds NaN or infinite weights")
+        loss = FrameLoss.from_config(config.loss_type, config.loss_weights, teachers or {}, device=device, dtype=dtype)
+        model = cls(config, loss)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        return model.to(device).eval()
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that `from_pretrained` reads, weights as float32. Teachers are left out."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / f".{WEIGHTS}.part", metadata={"format": "pt"})
+        (folder / f".{CONFIG}.part").write_text(json.dumps(self.config.to_json(), indent=1) + "\n")
+        for name in (WEIGHTS, CONFIG):
+            (folder / f".{name}.part").replace(folder / name)
+
+    @property
+    def frame_loss(self) -> FrameLoss:
+        """What the error is made of; its l1 weights the share of 255."""
+        return self._loss[0]
+
+    @property
+    def max_frames(self) -> int | None:
+        """Frames of the longest clip it takes: any."""
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.correct.weight.device
+
+    # -- the interface of all reconstructors ------------------------------------------------------------------------
+
+    @property
+    def units(self) -> str:
+        """What errors measure, in words: those of the canvas, where it is l1 alone."""
+        if self.config.loss_type == "l1" and self.frame_loss.l1 == 1:
+            return self.canvas.units
+        return f"loss of the refiner ({self.config.loss_type}, weights {self.config.loss_weights}, l1 a share of 255)"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that errors depend on."""
+        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
+        digest.update(self.frame_loss.fingerprint.encode() + self.canvas.fingerprint.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return f"refiner-{digest.hexdigest()}"
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        frames: Tensor | np.ndarray,
+        gaze: Gaze,
+        at: Sequence[int] | None = None,
+        targets: Sequence[Tensor] | None = None,
+    ) -> Reconstruction:
+        """Rebuild the frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to its end.
+
+        targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
+        """
+        clips = self.as_own_clips(frames)
+        at = list(range(clips.shape[1])) if at is None else list(at)
+        require_gaze(gaze, self.vocabulary, clips.shape[0], clips.shape[1], at)
+        pixels, errors = [], []
+        for clip, memories in zip(clips, self.memories(clips, gaze, at), strict=True):
+            rebuilt = self.pixels(memories)
+            wanted = targets if targets is not None else self.targets(clip[at])
+            errors.append(self.errors_of(rebuilt, clip[at], wanted))
+            pixels.append(rebuilt)
+        return Reconstruction(torch.stack(pixels).cpu(), self.loss(torch.stack(errors)))
+
+    def search(self, frames: Tensor | np.ndarray) -> RefinerSearch:
+        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""
+        return RefinerSearch(self, self.as_own_clips(frames))
+
+    def loss(self, errors: Tensor) -> Tensor:
+        """Errors of a search, float32 on the CPU."""
+        return errors.cpu().to(torch.float32)
+
+    def limit(self, threshold: float) -> float:
+        """The largest float64 that is the threshold, or less, as float32."""
+        bound = np.float32(threshold)
+        above = np.nextafter(bound, np.float32(np.inf))
+        if not np.isfinite(above):
+            return float(bound)
+        middle = (bound.astype(np.float64) + above.astype(np.float64)) / 2  # rounds to the even one of the two
+        return float(middle if np.float32(middle) <= bound else np.nextafter(middle, -np.inf))
+
+    # -- its steps, for search and training -------------------------------------------------------------------------
+
+    def as_own_clips(self, frames: Tensor | np.ndarray) -> Tensor:
+        """Clips uint8 [B, T, S, S, 3]. Raises ValueError for others, or on another device than the refiner's."""
+        clips = as_clips(frames, self.vocabulary)
+        if clips.device != self.device:
+            raise ValueError(
+                f"frames on {clips.device}, the reconstructor on {self.device}: give frames.to({str(self.device)!r})"
+            )
+        return clips
+
+    def memories(self, clips: Tensor, gaze: Gaze, at: Sequence[int]) -> list[list[Memory]]:
+        """What each of the clips uint8 [B, T, S, S, 3] has shown at the end of its frames `at`."""
+        order = painting_order(gaze)
+        return [
+            self.painter.after(self.canvas.views(clip[: max(at) + 1]), order[b], list(at))
+            for b, clip in enumerate(clips)
+        ]
+
+    def normalised(self, frames: Tensor) -> Tensor:
+        """uint8 [..., S, S, 3] -> [..., 3, S, S], as teachers are given frames, on the refiner's device."""
+        return preprocess(frames, self.vocabulary.frame_size, self.device)
+
+    def targets(self, frames: Tensor) -> list[Tensor]:
+        """Teacher features of original frames, uint8 [n, S, S, 3]."""
+        return self.frame_loss.targets(self.normalised(frames)) if self.frame_loss.names else []
+
+    def errors_of(self, rebuilt: Tensor, frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        """Errors float64 [n] of rebuilt frames against the originals, both uint8 [n, S, S, 3] on one device."""
+        difference = (rebuilt.to(torch.int32) - frames.to(torch.int32)).abs_().flatten(1)
+        # Divided on the CPU, as the canvas does, so that the bits are the same from every device.
+        share = difference.sum(dim=1, dtype=torch.int64).cpu().double() / (difference.shape[1] * 255)
+        errors = self.frame_loss.l1 * share.to(rebuilt.device)
+        if self.frame_loss.names:
+            errors = errors + self.frame_loss.of_features(self.normalised(rebuilt), targets).double()
+        return errors
