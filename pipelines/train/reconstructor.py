@@ -127,7 +127,7 @@ class ReconstructorTask(Task):
 
     def _begun_from(self, place: str, teachers: dict[str, str]) -> VideoMAE:
         model = open_reconstructor(
-            place, "init", teachers=teachers, weights=self.config.weights.given(), device=self.device
+            place, "init", teachers=teachers, weights=self.config.weights.given(), device=self.device, to_train=True
         )
         if isinstance(model, Refiner):
             raise PipelineError(f"init={place}: is a refiner; add kind=refiner")

@@ -1,9 +1,10 @@
 """The refiner's network: convolutions over a frame's blocks that predict the correction to the canvas.
 
-A block is its pixels on the canvas and beneath it (of each scale the latest), with how long ago they were painted and
-which is on top. The network answers with two corrections: a mix of what lies beneath, and new pixels. Both begin at
-zero, so an untrained refiner is the canvas. A gate in [0, 1] scales them; where the finest scale painted a block in
-this very frame the canvas is the frame, and the gate is shut.
+A block is its pixels on the canvas, and what might stand there instead: beneath it the latest pixels of each scale, and
+smooth surfaces through all that was painted, which also fill what never was (autogaze/reconstruction/refiner/fill.py).
+With them come maps of how long ago each was painted, and which is on top. The network answers with two corrections: a
+mix of these, and new pixels. Both begin at zero, so an untrained refiner is the canvas. A gate up to 1 scales them;
+where the finest scale painted a block in this very frame the canvas is the frame, and nothing is corrected.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 
 from autogaze.precision import exact_convolutions
 from autogaze.reconstruction.refiner.config import RefinerConfig
+from autogaze.reconstruction.refiner.fill import SURFACES, surfaces
 from autogaze.reconstruction.refiner.memory import NEVER, Memory
 
 _DILATIONS = (1, 2, 4)
+_LEAST = 0.1  # of the gate: one that is shut has no gradient and stays shut, as steps that are too large made it
 
 
 class Residual(nn.Module):
@@ -41,8 +44,9 @@ class RefinerNetwork(nn.Module):
         super().__init__()
         self.config = config
         scales, pixels = len(config.scales), 3 * config.block**2
+        self.sources = scales + SURFACES
         width, deep = config.width, config.deep_width
-        self.read = nn.Conv2d((scales + 1) * pixels + 4 * scales + 2, width, 1)
+        self.read = nn.Conv2d((1 + self.sources) * pixels + 4 * scales + 2, width, 1)
         self.before = nn.Sequential(*(Residual(width) for _ in range(config.blocks)))
         self.down = nn.Conv2d(width, deep, 2, stride=2)
         self.deep = nn.Sequential(
@@ -52,7 +56,7 @@ class RefinerNetwork(nn.Module):
         self.up = nn.Conv2d(deep, 4 * width, 1)
         self.after = nn.Sequential(*(Residual(width) for _ in range(config.blocks)))
         self.gate = nn.Conv2d(width, 1, 1)
-        self.correct = nn.Conv2d(width, scales + pixels, 1)
+        self.correct = nn.Conv2d(width, self.sources + pixels, 1)
         self._initialise()
 
     def forward(self, memories: Sequence[Memory]) -> Tensor:
@@ -66,11 +70,11 @@ class RefinerNetwork(nn.Module):
         y = y + self.whole(y.mean(dim=(2, 3)))[:, :, None, None]
         y = F.pixel_shuffle(self.up(self.deep(y)), 2)[:, :, :high, :wide]
         x = self.after(x + y)
-        scales = len(self.config.scales)
-        mix, new = self.correct(x).split([scales, 3 * self.config.block**2], dim=1)
-        gate = torch.sigmoid(self.gate(x)) * torch.stack([each.open for each in seen])
-        beneath = torch.stack([each.beneath for each in seen])  # [n, scales, pixels, G, G], less the canvas
-        correction = gate * ((mix[:, :, None] * beneath).sum(dim=1) + new)
+        mix, new = self.correct(x).split([self.sources, 3 * self.config.block**2], dim=1)
+        gate = _LEAST + (1 - _LEAST) * torch.sigmoid(self.gate(x))
+        gate = gate * torch.stack([each.open for each in seen])
+        instead = torch.stack([each.instead for each in seen])
+        correction = gate * ((mix[:, :, None] * instead).sum(dim=1) + new)
         return torch.stack([each.canvas for each in seen]) + F.pixel_shuffle(correction, self.config.block)
 
     @torch.no_grad()
@@ -107,12 +111,13 @@ _TOGETHER = {"cpu": 1, "cuda": 16}
 class _Seen:
     """A memory as the network takes it.
 
-    inputs: float [channels, G, G]. canvas: [3, S, S]. beneath: [scales, 3 * block * block, G, G], each scale's pixels
-    less the canvas, 0 where there are none. open: [1, G, G], 0 where the canvas is the frame. Pixels are shares of 255.
+    inputs: float [channels, G, G]. canvas: [3, S, S]. instead: [sources, 3 * block * block, G, G], what might stand
+    there, less the canvas: of each scale, 0 where it has nothing, and of the surfaces. open: [1, G, G], 0 where the
+    canvas is the frame. Pixels are shares of 255.
     """
 
-    def __init__(self, inputs: Tensor, canvas: Tensor, beneath: Tensor, open_: Tensor) -> None:
-        self.inputs, self.canvas, self.beneath, self.open = inputs, canvas, beneath, open_
+    def __init__(self, inputs: Tensor, canvas: Tensor, instead: Tensor, open_: Tensor) -> None:
+        self.inputs, self.canvas, self.instead, self.open = inputs, canvas, instead, open_
 
     @classmethod
     def of(cls, memory: Memory, block: int, device: torch.device) -> _Seen:
@@ -123,12 +128,14 @@ class _Seen:
         known = (since != NEVER).float()
         top = F.pixel_unshuffle(canvas, block)
         below = (F.pixel_unshuffle(pixels, block) - top) * known[:, None]
+        filled = F.pixel_unshuffle(surfaces(canvas, newest != NEVER, block), block) - top
+        instead = torch.cat((below, filled))
         age = (memory.t - since).float()
         on_top = newest == torch.arange(finest + 1, device=device)[:, None, None]
         share = memory.gazed / (known.shape[1] ** 2)
         even = torch.tensor([share, 1.0 if memory.gazed else 0.0], device=device)[:, None, None]
         maps = (known, known / (1 + age), known * torch.log1p(age) / 3, on_top.float(), even.expand(2, *newest.shape))
         open_ = ~((newest == finest) & (since[finest] == memory.t))
-        # What is beneath differs little from the canvas: as large numbers as the others are.
-        inputs = torch.cat((2 * top - 1, 4 * below.flatten(0, 1), *maps))
-        return cls(inputs, canvas, below, open_[None].float())
+        # Differences are small: they become about as large as the other inputs.
+        inputs = torch.cat((2 * top - 1, 4 * instead.flatten(0, 1), *maps))
+        return cls(inputs, canvas, instead, open_[None].float())

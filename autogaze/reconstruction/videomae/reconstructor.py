@@ -23,9 +23,10 @@ from torch import Tensor
 from autogaze.gaze import Gaze
 from autogaze.reconstruction.base import Reconstruction, ReconstructorError, as_clips
 from autogaze.reconstruction.losses import FrameLoss, reweighted
-from autogaze.reconstruction.videomae.config import read_checkpoint
+from autogaze.reconstruction.videomae.config import VideoMAEConfig, read_checkpoint
 from autogaze.reconstruction.videomae.network import VideoMAENetwork, to_pixels
 from autogaze.reconstruction.videomae.search import VideoMAESearch
+from autogaze.reconstruction.videomae.vit_mae import read_vit_mae
 
 
 class VideoMAE(VideoMAENetwork):
@@ -49,6 +50,31 @@ class VideoMAE(VideoMAENetwork):
         Raises ReconstructorError or TeacherError, in one line.
         """
         config, tensors = read_checkpoint(path)
+        return cls._of(path, config, tensors, teachers, device, dtype, weights)
+
+    @classmethod
+    def from_vit_mae(
+        cls,
+        path: str | os.PathLike[str],
+        teachers: Mapping[str, str] | None = None,
+        device: torch.device | str = "cpu",
+        weights: Mapping[str, float] | None = None,
+    ) -> VideoMAE:
+        """One to train, begun from transformers' ViT-MAE of images (autogaze/reconstruction/videomae/vit_mae.py)."""
+        config, tensors = read_vit_mae(path)
+        return cls._of(path, config, tensors, teachers, device, torch.float32, weights)
+
+    @classmethod
+    def _of(
+        cls,
+        path: str | os.PathLike[str],
+        config: VideoMAEConfig,
+        tensors: Mapping[str, Tensor],
+        teachers: Mapping[str, str] | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        weights: Mapping[str, float] | None,
+    ) -> VideoMAE:
         if weights is not None:
             config = reweighted(config, teachers or {}, weights)
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Training of the refiner: it learns, resumes to the same bits, and its checkpoint does wherever a reconstructor does."""
+"""Training of the refiner: it learns, resumes to the same bits, and what it makes does wherever a reconstructor does."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def test_it_learns_to_correct_the_canvas(tmp_path: Path) -> None:
     """A bright square on black: where nothing was shown yet, black is a better guess than grey."""
     config = load(ReconstructorTrainConfig, [*SMALL, "stored_gaze=0", "max_ratio=0.02", "data=x", f"run={tmp_path}"])
     task = RefinerTask(config, torch.device("cpu"))
-    optimizer = torch.optim.Adam(task.module.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(task.module.parameters(), lr=0.003)
     frames = torch.from_numpy(np.stack([training.clip_of(number) for number in range(2)]))
     gaze = training.Gaze.cat([training.short_gaze(number) for number in range(2)])
     found = []
-    for step in range(20):
+    for step in range(12):
         losses = task.losses(task.module, frames, gaze, RandomKey(0, step, (0, 1)), [])
         losses["loss"].mean().backward()
         optimizer.step()
