@@ -88,6 +88,7 @@ def frame_difference(
 def _patches(frame: torch.Tensor, vocabulary: PatchVocabulary) -> torch.Tensor:
     """A frame uint8 [B, S, S, 3] cut into patches of the finest scale: int32 [B, patches, pixels, 3]."""
     grid, side = vocabulary.grids[-1], vocabulary.patch_size
+    frame = frame[:, : grid * side, : grid * side]  # pixels beyond are in no patch
     cut = frame.reshape(-1, grid, side, grid, side, 3).transpose(2, 3)
     return cut.reshape(-1, grid * grid, side * side, 3).to(torch.int32)
 

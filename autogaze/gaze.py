@@ -177,10 +177,14 @@ class Gaze:
         final[~empty] = self.losses[last[~empty]]
         return final
 
-    def met(self, threshold: float) -> torch.Tensor:
-        """Which frames end at or under the threshold: bool [B, T]. The threshold is compared as float32."""
+    def met(self, threshold: float | Sequence[float]) -> torch.Tensor:
+        """Which frames end at or under the threshold: bool [B, T]. The threshold is compared as float32.
+
+        threshold: one number, or one for each frame, of which there may be more than a clip has frames.
+        """
         final = self.final()
-        return final <= torch.tensor(threshold, dtype=torch.float32, device=final.device)
+        limit = torch.tensor(threshold, dtype=torch.float32, device=final.device)
+        return final <= (limit[: self.num_frames] if limit.dim() else limit)
 
     def masks(self) -> list[torch.Tensor]:
         """The reference's `gazing_mask`: one uint8 [B, T, count] of 0 and 1 for each scale, coarse to fine."""

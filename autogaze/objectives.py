@@ -94,6 +94,7 @@ def grpo_loss(
     valid: Tensor,
     behaviour: Tensor | None = None,
     clip: float | None = None,
+    truncate: float | None = None,
 ) -> Tensor:
     """Group-relative policy optimisation, [R]: minus the sum over slots of importance ratio times advantage.
 
@@ -102,12 +103,16 @@ def grpo_loss(
     behaviour: float [R, N], log-probabilities at the time of sampling, for the importance ratios. None: `log_probs`
         themselves, as in the reference, as if the policy had not changed since.
     clip: with behaviour, ratios are clipped to 1 - clip .. 1 + clip, as in PPO.
+    truncate: with behaviour, ratios are at most this, and do not learn beyond it, whatever the advantage's sign: PPO's
+        clipping leaves them without limit where the advantage is negative.
 
     The sum is not divided by the length, as in the reference.
     """
     before = log_probs.detach() if behaviour is None else behaviour
     # Other slots may hold infinity.
     ratio = (log_probs - before).masked_fill(~valid, 0).exp()
+    if truncate is not None:
+        ratio = ratio.clamp(max=truncate)
     gained = ratio * advantages
     if clip is not None:
         gained = torch.minimum(gained, ratio.clamp(1 - clip, 1 + clip) * advantages)
@@ -124,12 +129,15 @@ def kl_loss(log_probs: Tensor, frozen: Tensor, valid: Tensor) -> Tensor:
 
 
 def last_slots(valid: Tensor, slots_per_frame: Tensor) -> Tensor:
-    """The last valid slot of each frame, bool [R, N]: after it a rebuilt frame's loss is known."""
+    """Slots after which a rebuilt frame's loss counts as known, bool [R, N]: used ones that end the frame's slots, or
+    that no used slot follows directly.
+
+    So, as in the reference, a frame with holes has several: its last patch, and each one before a hole.
+    """
     frame = torch.repeat_interleave(torch.arange(len(slots_per_frame), device=valid.device), slots_per_frame)
-    place = torch.arange(1, valid.shape[1] + 1, device=valid.device) * valid
-    last = torch.zeros(len(valid), len(slots_per_frame), dtype=torch.int64, device=valid.device)
-    last = last.scatter_reduce(1, frame.expand(valid.shape), place, "amax")
-    return valid & (place == last[:, frame])
+    goes_on = torch.zeros_like(valid)
+    goes_on[:, :-1] = valid[:, 1:] & (frame[1:] == frame[:-1])
+    return valid & ~goes_on
 
 
 def _mean_slots(weight: Tensor, slots: Tensor | float | None) -> Tensor | float:

@@ -25,8 +25,9 @@ Ids = TypeVar("Ids", int, np.ndarray, "torch.Tensor")
 class PatchVocabulary:
     """The patches of a frame at every scale, numbered.
 
-    scales: side lengths in pixels, strictly increasing, each a multiple of patch_size. The largest is the side of the
-    frame; the others need not divide it (64 does not divide 224).
+    scales: side lengths in pixels, strictly increasing, each at least patch_size. The largest is the side of the frame;
+    the others need not divide it (64 does not divide 224). Where a scale is no multiple of patch_size, as SigLIP
+    so400m's 384 of 14, it has as many patches as fit, from the top left, and its last pixels are in none.
 
     Raises ValueError for scales that cannot be cut into patches.
     """
@@ -42,8 +43,8 @@ class PatchVocabulary:
         if not self.scales:
             raise ValueError("scales is empty: name at least one side length, e.g. (32, 64, 112, 224)")
         for scale in self.scales:
-            if scale < 1 or scale % self.patch_size:
-                raise ValueError(f"scale {scale} is not a positive multiple of patch_size {self.patch_size}")
+            if scale < self.patch_size:
+                raise ValueError(f"scale {scale} is smaller than patch_size {self.patch_size}, and holds no patch")
         if any(left >= right for left, right in pairwise(self.scales)):
             raise ValueError(f"scales must be strictly increasing, not {self.scales}")
 
@@ -51,6 +52,12 @@ class PatchVocabulary:
     def grids(self) -> tuple[int, ...]:
         """Patches per side of each scale."""
         return tuple(scale // self.patch_size for scale in self.scales)
+
+    def require_whole(self, what: str) -> None:
+        """Raise ValueError, naming `what` needs it, unless every pixel is in a patch of each scale."""
+        for scale in self.scales:
+            if scale % self.patch_size:
+                raise ValueError(f"scale {scale} is not a positive multiple of patch_size {self.patch_size}; {what}")
 
     @property
     def counts(self) -> tuple[int, ...]:

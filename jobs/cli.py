@@ -98,6 +98,12 @@ JOBS = {
         "data",
         check="jobs.evaluate:check_evaluate",
     ),
+    "calibrate": Subcommand(
+        "jobs.calibrate",
+        "CalibrateConfig",
+        "where a policy must stop, so that a threshold is kept in new videos",
+        check="jobs.calibrate:check_calibrate",
+    ),
     "export-labels": Subcommand(
         "jobs.labels", "ExportConfig", "a dataset's gaze -> the reference's label file", "data", "export"
     ),
@@ -181,6 +187,22 @@ elsewhere:
 `autogaze JOB --help` lists a job's keys."""
 
 
+def _submit_help() -> str:
+    """What `autogaze submit --help` prints."""
+    jobs = "\n".join(f"  {name:<21}{job.help}" for name, job in JOBS.items())
+    return f"""usage: {_SUBMIT}
+
+Run a job where FILE says: on this machine, on Slurm or on Kubernetes. Keys are those that the job takes here.
+
+  cluster=FILE         what the cluster is: docs/launch.md describes its keys
+  --dry-run            print what would be submitted, submit nothing
+
+jobs:
+{jobs}
+
+`autogaze submit JOB --help` lists a job's keys, `autogaze cluster --help` what looks after a submitted job."""
+
+
 def _command_name(arguments: list[str], submitting: bool) -> str:
     """The command that the first words name. Exits after --help and --version. Raises PipelineError: there is none."""
     for name in (" ".join(arguments[:2]), *arguments[:1]):
@@ -193,7 +215,7 @@ def _command_name(arguments: list[str], submitting: bool) -> str:
     if first == "--version":
         _print(f"autogaze-pipelines {__version__}")
     if first in ("", "-h", "--help"):
-        _print(f"usage: {_SUBMIT}" if submitting else _help())
+        _print(_submit_help() if submitting else _help())
     if first in groups and second in ("-h", "--help"):
         _print(_help(first))
     given = f"{first} {second}".strip() if first in groups else first

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autogaze.reconstruction.base import Reconstructor
+from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from jobs.pictures.curves import Panel, PlottedSeries, draw_curves
 from pipelines.dataset.shards import Dataset
 from pipelines.inspection.evaluate import Curve, Point
@@ -39,7 +40,8 @@ class ErrorResults:
         """Print the table; where no method has an error, nothing."""
         if self.curves:
             console.print(self._table())
-            tell(console, f"error: {self.reconstructor.units}")
+            how = " (labels measure each frame alone)" if rebuilt(self.reconstructor) == TOGETHER else ""
+            tell(console, f"error: {self.reconstructor.units}; frames rebuilt {rebuilt(self.reconstructor)}{how}")
             if self.threshold is None:
                 tell(
                     console,
@@ -48,7 +50,7 @@ class ErrorResults:
                     "yellow",
                 )
         if self.own is not None:
-            tell(console, _own_limits(self.own, self.own.threshold == self.threshold))
+            tell(console, _own_limits(self.own))
 
     def _table(self) -> Table:
         table = Table(
@@ -121,6 +123,14 @@ X_LABEL = (
 )
 
 
+TOGETHER, ALONE = "together", "alone"
+
+
+def rebuilt(reconstructor: Reconstructor) -> str:
+    """How a clip's frames are rebuilt to be measured here. A VideoMAE's see each other, as in RL's rewards."""
+    return TOGETHER if isinstance(reconstructor, VideoMAE) else ALONE
+
+
 def percent(ratio: float) -> str:
     return f"{100 * ratio:.3g} %"
 
@@ -130,13 +140,13 @@ def tell(console: Console, text: str, style: str = "") -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def _own_limits(own: OwnLimits, same_units: bool) -> str:
-    """One line: what the policy does where it ends frames itself. same_units: its threshold is of measured errors."""
+def _own_limits(own: OwnLimits) -> str:
+    """One line: what the policy does where it ends frames itself."""
     text = f"the policy by itself: {percent(own.ratio)} of the patches, error {own.error:.4f}"
     if own.threshold is None:
         return text + " (its checkpoint names no threshold)"
     text += f"; it ends a frame where it predicts {own.threshold:g}, and predicts {own.predicted:.4f} on average"
-    return text + (f"; {own.met:.0%} of frames are measured at or under that" if same_units else "")
+    return text + ("" if own.met is None else f"; {own.met:.0%} of frames are measured at or under that")
 
 
 def _needed(curve: Curve, threshold: float) -> str:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
+from pipelines.dataset.units import units_fit, units_of
 from pipelines.errors import PipelineError
 from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.gazing.settings import Device
@@ -149,7 +150,7 @@ def _evaluate(
 ) -> None:
     # Here, not above: torch takes seconds to load, and a wrong setting is refused at once.
     from autogaze import reconstruction
-    from jobs.error_results import ErrorResults
+    from jobs.error_results import ErrorResults, rebuilt
     from jobs.feature_results import FeatureResults
     from pipelines.gazing.gazers import device_of
     from pipelines.inspection.evaluate import ErrorMeasure
@@ -185,12 +186,14 @@ def _evaluate(
             progress.advance(task, len(batch.keys))
         own = None
         if policy is not None:
+            ends = threshold if config.threshold is not None else policy.config.loss_threshold
             own = measure_own_limits(
                 dataset,
                 rows,
                 policy,
                 reconstructor,
-                threshold if config.threshold is not None else policy.config.loss_threshold,
+                ends,
+                comparable=ends == threshold,  # a checkpoint's own is in units that it does not name
                 batch=config.batch,
                 device=device,
                 on_clips=lambda count: progress.advance(task, count),
@@ -205,6 +208,7 @@ def _evaluate(
             "name": reconstructor.name,
             "fingerprint": reconstructor.fingerprint,
             "units": reconstructor.units,
+            "rebuilt": rebuilt(reconstructor),
         },
         "threshold": threshold,
         "seed": config.seed,
@@ -283,14 +287,11 @@ def _teacher(config: EvaluateConfig, encoder: GazedEncoder, device: str) -> Gaze
 
 def _threshold(config: EvaluateConfig, dataset: Dataset, reconstructor: Reconstructor) -> float | None:
     """The error to find the ratio for; None where the dataset's threshold measures something else."""
-    from autogaze import reconstruction
-
     if config.threshold is not None:
         return config.threshold
     stated = dataset.config.get("threshold")
-    # Datasets of format 1 name no units; all of them are of the canvas.
-    units = dataset.about.get("units", reconstruction.load("canvas").units)
-    return float(stated) if stated is not None and units == reconstructor.units else None
+    fits = units_fit(units_of(dataset.about), reconstructor.units)
+    return float(stated) if stated is not None and fits else None
 
 
 def _name(method: str, dataset: Dataset) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -117,7 +117,7 @@ def run(config: GazeConfig, console: Console) -> Path:
         from pipelines.gazing import gazers  # here, since it imports torch: a video that is not there is told at once
 
         gazer = gazers.load(config, gazers.device_of(config.device))
-        gazer.require(config.clip.frames)
+        gazer.require_clips(asdict(config.clip))
         decode = DecodeConfig(decoder=config.decoder, size=gazer.vocabulary.frame_size)
         try:
             with IsolatedDecoder(decode) as decoder:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
 from pipelines.dataset.shards import DATASET_FORMAT, Dataset
+from pipelines.dataset.units import units_fit, units_of
 from pipelines.errors import PipelineError
 from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.labels import export as label_export
@@ -149,8 +150,8 @@ def _threshold(config: ImportConfig, dataset: Dataset, own: str | None, console:
     """The error that frames are held against. own: the units of the labels' losses; None: they do not say."""
     if config.threshold is not None:
         return config.threshold
-    threshold, units = dataset.config.get("threshold"), dataset.about.get("units")
-    if threshold is None or (own is not None and own != units):
+    threshold, units = dataset.config.get("threshold"), units_of(dataset.about)
+    if threshold is None or (own is not None and not units_fit(own, units)):
         raise PipelineError(
             f"threshold= is missing: {dataset.url} has {threshold} in other units ({units}) than the labels' losses "
             f"({own or 'not said'}); give it in theirs"

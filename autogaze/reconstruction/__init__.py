@@ -58,14 +58,15 @@ def load(
         return Canvas(vocabulary)
     if not Path(name).exists():
         raise ValueError(f"reconstructor {str(name)!r}: neither canvas nor an existing checkpoint")
-    from autogaze.reconstruction.learned import Learned, VideoMAE, kind_of
+    from autogaze.reconstruction.learned import Learned, learned_class
+    from autogaze.reconstruction.videomae.reconstructor import VideoMAE
     from autogaze.reconstruction.videomae.vit_mae import is_vit_mae
 
     learned: Learned
     if to_train and is_vit_mae(name):
         learned = VideoMAE.from_vit_mae(name, teachers, device, weights)
     else:
-        learned = kind_of(name).from_pretrained(name, teachers, device, dtype, weights)
+        learned = learned_class(name).from_pretrained(name, teachers, device, dtype, weights)
     if learned.vocabulary != vocabulary:
         raise ValueError(f"{name}: rebuilds from {learned.vocabulary}, not from {vocabulary}")
     return learned

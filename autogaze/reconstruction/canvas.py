@@ -39,6 +39,7 @@ class Canvas:
     units = "mean absolute difference of RGB, as a share of 255"
 
     def __init__(self, vocabulary: PatchVocabulary = VOCABULARY) -> None:
+        vocabulary.require_whole("the canvas is painted by whole patches")
         self.vocabulary = vocabulary
         definition = f"canvas 1, scales {vocabulary.scales}, patch {vocabulary.patch_size}, grey {GREY}"
         self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()[:16]

@@ -15,6 +15,6 @@ given to `reconstruct`; `normalised`, which makes the frames that the teachers a
 the longest clip (None: any)."""
 
 
-def kind_of(place: str | os.PathLike[str]) -> type[VideoMAE] | type[Refiner]:
+def learned_class(place: str | os.PathLike[str]) -> type[VideoMAE] | type[Refiner]:
     """The class that opens a checkpoint, by the config.json in it or beside it; VideoMAE where it does not say."""
     return Refiner if is_refiner(place) else VideoMAE

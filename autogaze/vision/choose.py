@@ -143,6 +143,7 @@ def random_places(
 def _patches(frame: Tensor, vocabulary: PatchVocabulary) -> Tensor:
     """uint8 [B, S, S, 3] as the finest patches: float32 [B, g * g, p * p * 3]."""
     grid, side = vocabulary.grids[-1], vocabulary.patch_size
+    frame = frame[:, : grid * side, : grid * side]  # pixels beyond are in no patch
     cut = frame.reshape(-1, grid, side, grid, side, 3).transpose(2, 3)
     return cut.reshape(len(frame), grid * grid, -1).float()
 

@@ -53,7 +53,7 @@ def load(
 ) -> GazedEncoder:
     """A vision transformer of a Hugging Face checkpoint, a folder or a hub id: its vision tower, whatever else it has.
 
-    scales: sides in pixels that frames are seen at, rising, each a multiple of the encoder's patch.
+    scales: sides in pixels that frames are seen at, rising, each a multiple of the encoder's patch, or its own size.
     attention: "block_causal" (a frame sees itself and all before), "frame" (itself), "first_frame" (itself and frame
         0), "newest" (itself and what of the frames before still shows around it).
     dtype: float32, bfloat16 or float16, of weights and arithmetic. device: nothing is chosen silently.
@@ -96,7 +96,7 @@ class GazedEncoder(nn.Module):
             raise ValueError(f"attention={attention!r}: wanted one of {', '.join(MODES)}")
         self.family, self.model, self.normalisation, self.attention = family, model, normalisation, attention
         config = model.config
-        self.vocabulary = _vocabulary(scales, config.patch_size, family.name)
+        self.vocabulary = _vocabulary(scales, config, family.name)
         self.heads = int(config.num_attention_heads)
         self.width = int(config.hidden_size)
         self.embeddings = embeddings
@@ -406,13 +406,15 @@ def _by_rows(change: Callable[..., Tensor], step: int, *inputs: Tensor) -> Tenso
     return out
 
 
-def _vocabulary(scales: Sequence[int], patch: Any, name: str) -> PatchVocabulary:
+def _vocabulary(scales: Sequence[int], config: Any, name: str) -> PatchVocabulary:
+    """A scale that the patches do not divide is taken where it is the network's own size, of which it too sees less."""
+    patch, own = config.patch_size, getattr(config, "image_size", None)
     sides = {patch} if isinstance(patch, int) else set(patch)
     if len(sides) != 1:
         raise ValueError(f"patches of {patch} pixels: only square ones are supported")
     side = int(sides.pop())
-    if any(int(scale) % side for scale in scales):
-        near = sorted({max(side, round(scale / side) * side) for scale in scales})
+    if any(int(scale) % side and scale != own for scale in scales):
+        near = sorted({scale if scale == own else max(side, round(scale / side) * side) for scale in scales})
         raise ValueError(
             f"scales {'+'.join(map(str, scales))} do not fit this {name}, whose patches have {side} pixels: each must"
             f" be a multiple of {side}; the nearest are {'+'.join(map(str, near))}"

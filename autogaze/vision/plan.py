@@ -109,12 +109,14 @@ class Plan:
 def covered_places(vocabulary: PatchVocabulary) -> Tensor:
     """The places of the finest grid that each patch shows, those whose centres lie in it: int64 [V, most], -1 fills."""
     grid = vocabulary.grids[-1]
-    owners = []  # of each scale: the patch that holds each place
-    for offset, coarse in zip(vocabulary.offsets, vocabulary.grids, strict=True):
-        along = (2 * torch.arange(grid) + 1) * coarse // (2 * grid)
+    owners, shown = [], []  # of each scale: the patch that holds each place, and whether one does
+    for offset, coarse, scale in zip(vocabulary.offsets, vocabulary.grids, vocabulary.scales, strict=True):
+        along = (2 * torch.arange(grid) + 1) * scale // (2 * vocabulary.frame_size)
         owners.append((offset + along[:, None] * coarse + along).flatten())
-    owner = torch.cat(owners)
-    place = torch.arange(grid * grid).repeat(len(owners))
+        shown.append(((along[:, None] < coarse) & (along < coarse)).flatten())
+    there = torch.cat(shown)
+    owner = torch.cat(owners)[there]
+    place = torch.arange(grid * grid).repeat(len(owners))[there]
     order = owner.argsort(stable=True)
     counts = torch.bincount(owner, minlength=vocabulary.size)
     column = torch.arange(len(owner)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)

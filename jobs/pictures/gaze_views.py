@@ -86,7 +86,7 @@ class WholeView:
     def _seen(self, numbers: list[int], frames: np.ndarray, gaze: Gaze) -> Iterator[GazedFrame[render.Picture]]:
         vocabulary, bound = self.gazer.vocabulary, self.gazer.bound
         rebuilt = self.canvas.reconstruct(frames[None], gaze).pixels[0].numpy()
-        final, met = gaze.final()[0].tolist(), gaze.met(bound)[0].tolist()
+        final, met = gaze.final()[0].tolist(), gaze.met(self.gazer.stops)[0].tolist()
         for place, (number, tokens) in enumerate(zip(numbers, gaze.frames(0), strict=True)):
             seconds = number / self.fps if self.fps > 0 else None
             # A copy, since the frames are a view of all that were decoded together.
@@ -140,7 +140,7 @@ class TiledView:
         tokens = np.bincount(self.grid.join(gaze).frame, minlength=len(frames)).tolist()
         possible = int(self.grid.inside(vocabulary).sum())
         of_tile = [gaze.frames(n) for n in range(self.grid.count)]
-        final, met = gaze.final().mean(dim=0).tolist(), gaze.met(bound).float().mean(dim=0).tolist()
+        final, met = gaze.final().mean(dim=0).tolist(), gaze.met(self.gazer.stops).float().mean(dim=0).tolist()
         for t, number in enumerate(numbers):
             gazed = np.empty_like(frames[t])
             for n, (tile,) in enumerate(self.grid.cut(frames[t : t + 1])):
@@ -166,7 +166,7 @@ def _label(gazer: Gazer, gaze: Gaze, start: int, stride: int) -> dict[str, Any]:
         "stride": stride,
         "initial_losses": gaze.initial[0].tolist() if gaze.initial is not None else None,
         "final_losses": gaze.final()[0].tolist(),
-        "met": gaze.met(gazer.bound)[0].tolist(),
+        "met": gaze.met(gazer.stops)[0].tolist(),
         "threshold": gazer.threshold,
         "max_ratio": gazer.max_ratio,
         "units": gazer.units,

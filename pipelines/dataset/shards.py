@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,18 +127,20 @@ class PackedClip:
     described: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build_shard(rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: float) -> tuple[bytes, bytes]:
+def build_shard(
+    rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: float | Sequence[float]
+) -> tuple[bytes, bytes]:
     """Tar bytes and index bytes of one shard.
 
     Args:
         rows: the shard's rows of the plan, in order of position.
         outcomes: one per row.
-        threshold: what `met` is measured against; infinite where there is none.
+        threshold: what `met` is measured against, one number or one for each frame; infinite where there is none.
     """
     return pack_shard(rows, (_packed(outcome, threshold) for outcome in outcomes), INDEX_SCHEMA)
 
 
-def _packed(outcome: Outcome, threshold: float) -> PackedClip:
+def _packed(outcome: Outcome, threshold: float | Sequence[float]) -> PackedClip:
     gaze = outcome.gaze
     if gaze is None:
         return PackedClip({"outcome": outcome.name, "reason": outcome.reason, "detail": outcome.detail})
@@ -290,6 +293,14 @@ class Dataset(ShardedDataset):
         """The threshold it was gazed to; None where there was none."""
         stated = self.config.get("threshold", 0.0)
         return None if stated is None else float(stated)
+
+    @property
+    def stops(self) -> float | list[float]:
+        """What `met` was held against: the threshold, of a calibrated policy a number for each frame, else infinity."""
+        calibration = (self.about.get("models") or {}).get("calibration")
+        if calibration is not None:
+            return list(calibration["stops"])
+        return math.inf if self.threshold is None else self.threshold
 
     def read_gaze(self, row: Mapping[str, Any]) -> Gaze:
         """The gaze of one clip, from an index row whose outcome is ok. Raises PipelineError."""

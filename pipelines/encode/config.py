@@ -25,6 +25,7 @@ _OF_INPUT = [
     "labels",
     "threshold",
     "max_ratio",
+    "calibration",
     "clip",
     "shard",
     "decoder",

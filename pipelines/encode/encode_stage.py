@@ -78,7 +78,7 @@ class EncodeStage:
                 shards.commit_shard(self.output, decoded.shard, tar, index)
         ok = {position: outcome.features for position, outcome in outcomes.items() if outcome.features is not None}
         seen = [gazes[position] for position in ok] if self.gazer is not None else []
-        bound = 0.0 if self.gazer is None else self.gazer.bound
+        stops = 0.0 if self.gazer is None else self.gazer.stops
         failed = [outcome for outcome in each if outcome.features is None and not outcome.filtered]
         return CommittedShard(
             shard=decoded.shard,
@@ -88,7 +88,7 @@ class EncodeStage:
             frames=len(ok) * decoded.frames.shape[1],
             tokens=sum(len(features.id) for features in ok.values()),
             loss=float(sum(float(gaze.final().mean()) for gaze in seen)),
-            met=float(sum(float(gaze.met(bound).float().mean()) for gaze in seen)),
+            met=float(sum(float(gaze.met(stops).float().mean()) for gaze in seen)),
             failed=Counter(str(outcome.reason) for outcome in failed),
             restarts=decoded.restarts,
             seconds=watch,

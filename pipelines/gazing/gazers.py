@@ -7,7 +7,7 @@ makes a gaze ready on a device. A corpus and a single video are gazed by the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from autogaze.reconstruction import base
 from autogaze.reconstruction.base import Reconstructor
 from autogaze.reconstruction.learned import Learned
 from pipelines.errors import PipelineError
+from pipelines.gazing.calibration import Calibration, read_calibration, require_fits
 from pipelines.gazing.policy import UNITS, PolicyConfig, load_policy
 from pipelines.gazing.reconstructor import LabelsConfig, load_reconstructor
 from pipelines.gazing.settings import GazeSettings
@@ -42,6 +43,7 @@ class ResolvedGaze:
         vocabulary: the patches it knows.
         max_frames: the longest clip it takes; None: any.
         targets: frames of each clip whose targets are stored.
+        calibration: of a policy; it says where each frame stops, and threshold is what was measured.
     """
 
     settings: GazeSettings
@@ -50,6 +52,7 @@ class ResolvedGaze:
     vocabulary: PatchVocabulary
     max_frames: int | None
     targets: int = field(default=0, kw_only=True)
+    calibration: Calibration | None = field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -69,6 +72,11 @@ class ResolvedGaze:
         return math.inf if self.threshold is None else self.threshold
 
     @property
+    def stops(self) -> float | tuple[float, ...]:
+        """What the errors of a gaze end at or under: the threshold (`bound`), or a number for each frame of a clip."""
+        return self.bound if self.calibration is None else self.calibration.stops
+
+    @property
     def limits(self) -> str:
         """'threshold 0.05, max_ratio 0.75', those there are."""
         named = (("threshold", self.threshold), ("max_ratio", self.max_ratio))
@@ -78,6 +86,12 @@ class ResolvedGaze:
         """Raise PipelineError if clips of this many frames are too long."""
         if self.max_frames is not None and frames > self.max_frames:
             raise PipelineError(f"clip.frames={frames}: this reconstructor takes {self.max_frames} frames at most")
+
+    def require_clips(self, clip: Mapping[str, Any]) -> None:
+        """As `require`, of clips cut by these settings (the keys of clip.*): a calibration is of one kind of clips."""
+        self.require(clip["frames"])
+        if self.calibration is not None:
+            self.calibration.require_clips(clip)
 
 
 class _Gazes(Protocol):
@@ -248,7 +262,11 @@ def _greedy(settings: GazeSettings, reconstructor: Reconstructor, device: str) -
 def _policy(settings: GazeSettings, device: str) -> Gazer:
     config = settings.policy
     model = load_policy(config, device)
-    settings = _with_defaults(settings, model.config.loss_threshold, model.config.max_ratio)
+    calibration = _calibration(settings, model)
+    if calibration is not None:
+        settings = replace(settings, threshold=calibration.threshold, max_ratio=calibration.max_ratio)
+    else:
+        settings = _with_defaults(settings, model.config.loss_threshold, model.config.max_ratio)
     if settings.threshold is None and settings.max_ratio is None:
         raise PipelineError(
             f"policy.checkpoint={config.checkpoint}: names no limits of its own; give threshold= or max_ratio="
@@ -256,15 +274,16 @@ def _policy(settings: GazeSettings, device: str) -> Gazer:
 
     def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
         parts = (clips[first : first + config.batch] for first in range(0, len(clips), config.batch))
-        return Gaze.cat(
-            [model.gaze(part, max_ratio=settings.max_ratio, loss_threshold=settings.threshold) for part in parts]
-        )
+        # The last clip of a video may be shorter than those that calibrated it.
+        stops = settings.threshold if calibration is None else calibration.stops[: clips.shape[1]]
+        return Gaze.cat([model.gaze(part, max_ratio=settings.max_ratio, loss_threshold=stops) for part in parts])
 
     name = Path(config.checkpoint).name or config.checkpoint
     return Gazer(
         settings=settings,
         units=UNITS,
-        models={"policy": _facts(model, config)},
+        models={"policy": _facts(model, config)}
+        | ({} if calibration is None else {"calibration": calibration.facts()}),
         vocabulary=model.vocabulary,
         max_frames=None,
         gaze=gaze,
@@ -278,8 +297,27 @@ def _policy(settings: GazeSettings, device: str) -> Gazer:
             "positions": model.positions,
             "dtype": config.dtype,
             "device": device,
-        },
+        }
+        | ({} if calibration is None else {"calibration": calibration.facts()}),
+        calibration=calibration,
     )
+
+
+def _calibration(settings: GazeSettings, model: AutoGaze) -> Calibration | None:
+    """The calibration that the settings name. Raises PipelineError: there is none, or it is of something else."""
+    if not settings.calibration:
+        return None
+    config = settings.policy
+    found = read_calibration(settings.calibration, config.checkpoint)
+    require_fits(
+        found,
+        settings.calibration,
+        fingerprint=model.fingerprint,
+        dtype=config.dtype,
+        threshold=settings.threshold,
+        max_ratio=settings.max_ratio,
+    )
+    return found
 
 
 def _facts(model: AutoGaze, config: PolicyConfig) -> dict[str, Any]:

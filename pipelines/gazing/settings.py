@@ -47,6 +47,13 @@ class GazeSettings:
         more_than=0,
         at_most=1,
     )
+    calibration: str = setting(
+        "",
+        "stop a policy where autogaze calibrate found that the threshold is kept: auto (the calibration.json beside "
+        "policy.checkpoint), or its folder or file ('' = where the policy predicts the threshold)",
+        on_resume="same content",
+        place="checkpoint",
+    )
     device: Device = setting(
         "auto", "gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps", on_resume="any value"
     )
@@ -78,6 +85,10 @@ def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
         _require_unset("labels", labels, LabelsConfig(), "gaze=canvas and gaze=learned", gaze)
     else:
         _require_unset("policy", settings.policy, PolicyConfig(), "gaze=policy", gaze)
+        if settings.calibration:
+            raise PipelineError(
+                f"calibration={settings.calibration}: is for gaze=policy, and gaze={gaze}; add gaze=policy"
+            )
     if settings.by_learned or targets:
         require_reconstructor(settings.reconstructor)
     else:

@@ -24,7 +24,8 @@ class OwnLimits:
         threshold: predicted error at which a frame ends; None: no such limit.
         ratio: gazed patches over all patches.
         error: as the reconstructor measures it. predicted: as the policy predicts it.
-        met: share of frames whose measured error is at or under the threshold; None without one.
+        met: share of frames whose measured error is at or under the threshold; None without one, or where the two
+            may be in different units.
     """
 
     threshold: float | None
@@ -55,13 +56,15 @@ def measure_own_limits(
     reconstructor: Reconstructor,
     threshold: float | None,
     *,
+    comparable: bool = True,
     batch: int = 8,
     device: str = "cpu",
     on_clips: Callable[[int], None] | None = None,
 ) -> OwnLimits:
     """Gaze at some clips until the policy predicts that the threshold is met, or has its checkpoint's most patches.
 
-    rows: index rows of the clips. Raises PipelineError: a clip cannot be read, or holds no frames.
+    rows: index rows of the clips. comparable: whether the threshold is in the reconstructor's units.
+    Raises PipelineError: a clip cannot be read, or holds no frames.
     """
     sums = np.zeros(4)
     for begin in range(0, len(rows), batch):
@@ -76,4 +79,4 @@ def measure_own_limits(
         if on_clips is not None:
             on_clips(len(part))
     ratio, measured, predicted, share = (sums / len(rows)).tolist()
-    return OwnLimits(threshold, ratio, measured, predicted, None if threshold is None else share)
+    return OwnLimits(threshold, ratio, measured, predicted, share if threshold is not None and comparable else None)

@@ -32,7 +32,7 @@ class EncoderConfig:
     )
     scales: str = setting(
         "32+64+112+224",
-        "sides in pixels that a frame is seen at, each a multiple of the encoder's patch",
+        "sides in pixels that a frame is seen at, each a multiple of the encoder's patch, or the encoder's own size",
         on_resume="same value",
     )
     attention: Literal["block_causal", "frame", "first_frame", "newest"] = setting(

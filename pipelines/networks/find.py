@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from autogaze.hub import is_hub_id
+from autogaze import hub
+from autogaze.hub import CheckpointError, is_hub_id
 from pipelines.errors import PipelineError
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
 Kind = Literal["policy", "reconstructor", "encoder"]
-_CONFIG, _LATEST, _CHECKPOINTS = "config.json", "latest", "checkpoints"
+_CONFIG, _LATEST, _BEST, _CHECKPOINTS = "config.json", "latest", "best", "checkpoints"
 # Keys that only a config.json of this kind has, VideoMAE and refiner. An encoder's is Hugging Face's, of many families.
 _MARKS: dict[Kind, tuple[str, ...]] = {
     "policy": ("gaze_model_config",),
@@ -39,6 +40,7 @@ def find_network(place: str, kind: Kind, key: str) -> str:
         place: one of
             - the network's folder, which holds config.json, or a file of weights;
             - a run's folder, its checkpoints/, or checkpoints/latest: the newest checkpoint;
+            - checkpoints/best: the best one, of a run that keeps it;
             - the folder of a step, such as checkpoints/step-000500.
         key: the setting that names it, for messages.
     Raises:
@@ -80,13 +82,33 @@ def on_disk(place: str) -> Iterator[str]:
         yield scratch
 
 
+def find_beside(place: str, name: str, most: int) -> tuple[str, bytes | None]:
+    """A small file of this name in a folder, such as a network's: where it is, and its bytes; None: it is not there.
+
+    place: the folder, the file itself (which ends as `name` does), or a hub id, of which the file is downloaded.
+    most: bytes, of which no more are read. Raises PipelineError when it cannot be read.
+    """
+    if is_hub_id(place) and not os.path.exists(os.path.expanduser(place)):
+        try:
+            place = str(hub.resolve(place, [name]))
+        except CheckpointError as error:
+            raise PipelineError(str(error)) from error
+    where = Location(place)
+    if os.path.splitext(where)[1] != os.path.splitext(name)[1]:
+        where = where / name
+    try:
+        return str(where), store.read(where, 0, most)
+    except (FileNotFoundError, NotADirectoryError):
+        return str(where), None
+
+
 class _NotFound(Exception):
     """Why a place holds no network of the kind that is wanted."""
 
 
 def _network(place: Location, kind: Kind) -> Location:
-    if place.name == _LATEST and store.exists(place):
-        return _of_step(_newest(place.parent), kind)
+    if place.name in (_LATEST, _BEST) and store.exists(place):
+        return _of_step(_named(place.parent, place.name), kind)
     if place.is_local and os.path.isfile(place):
         return place
     if store.exists(place / _CONFIG):
@@ -107,7 +129,12 @@ def _network(place: Location, kind: Kind) -> Location:
 
 def _newest(checkpoints: Location) -> Location:
     """The folder of the step that `latest` names."""
-    return checkpoints / store.read(checkpoints / _LATEST).decode(errors="replace").strip()
+    return _named(checkpoints, _LATEST)
+
+
+def _named(checkpoints: Location, name: str) -> Location:
+    """The folder of the step that `latest` or `best` names: with its first word, since `best` says more."""
+    return checkpoints / store.read(checkpoints / name).decode(errors="replace").strip().partition(" ")[0]
 
 
 def _of_step(step: Location, kind: Kind) -> Location:

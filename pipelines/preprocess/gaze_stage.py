@@ -54,7 +54,7 @@ class GazeStage:
             with watch.time("search"):
                 outcomes = self._outcomes(decoded, rows["clip"].tolist())
             with watch.time("write"):
-                tar, index = shards.build_shard(rows, outcomes, self.gazer.bound)
+                tar, index = shards.build_shard(rows, outcomes, self.gazer.stops)
                 shards.commit_shard(self.dataset, decoded.shard, tar, index)
         gazes = [outcome.gaze for outcome in outcomes if outcome.gaze is not None]
         return CommittedShard(
@@ -65,7 +65,7 @@ class GazeStage:
             frames=sum(gaze.num_frames for gaze in gazes),
             tokens=sum(int(gaze.counts()[0]) for gaze in gazes),
             loss=float(sum(float(gaze.final().mean()) for gaze in gazes)),
-            met=float(sum(float(gaze.met(self.gazer.bound).float().mean()) for gaze in gazes)),
+            met=float(sum(float(gaze.met(self.gazer.stops).float().mean()) for gaze in gazes)),
             failed=Counter(str(outcome.reason) for outcome in outcomes if outcome.gaze is None),
             restarts=decoded.restarts,
             seconds=watch,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -125,7 +125,7 @@ def resolve_corpus_gaze(config: CorpusConfig, targets: int = 0) -> ResolvedGaze:
     Raises PipelineError: a checkpoint does not load, or does not fit the job's clips.
     """
     resolved = gazers.resolve(gaze_settings(config), targets)
-    resolved.require(config.clip.frames)
+    resolved.require_clips(asdict(config.clip))
     if resolved.vocabulary != VOCABULARY:
         raise PipelineError(
             f"policy.checkpoint={config.policy.checkpoint}: has scales {resolved.vocabulary.scales}, and preprocess "

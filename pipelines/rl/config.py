@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pipelines.errors import PipelineError
-from pipelines.gazing.reconstructor import TeachersConfig
 from pipelines.schema import section, setting
 from pipelines.train.config import (
     EXTEND,
@@ -27,7 +26,14 @@ class SampleConfig:
     min_temperature: float = setting(0.01, "at the last step (the paper's 0.01)", more_than=0)
     top_k: int = setting(50, "best patches of each head to choose from (0 = all)", at_least=0)
     strategy: Literal["self", "threshold", "ratio"] = setting(
-        "self", "lengths: self (of one sample that meets the threshold), threshold (each its own), ratio"
+        "self",
+        "lengths: self (of one sample that meets the threshold), threshold (each its own, which rewards longer gaze: "
+        "more patches, less error), ratio",
+    )
+    zero_variance: Literal["warmer", "keep"] = setting(
+        "warmer",
+        "a group whose gazes all have the same errors teaches nothing: warmer (sample it again at twice the "
+        "temperature, up to the highest) or keep it",
     )
     min_threshold: float | None = setting(
         None, "least threshold of a group (null = threshold); drawn evenly for each", more_than=0
@@ -37,7 +43,7 @@ class SampleConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What is learned from a group. The defaults are the reference's."""
+    """What is learned from a group. docs/rl.md says where the defaults are not the reference's."""
 
     frames: int = setting(2, "frames of each clip that are rebuilt (the paper's 2 of 16)", at_least=1)
     discount: float = setting(0.995, "of an advantage, for each patch before the frame's end", more_than=0, at_most=1)
@@ -46,6 +52,15 @@ class ObjectiveConfig:
     )
     ratio: Literal["on_policy", "behaviour"] = setting("on_policy", "on_policy, or importance ratios against behaviour")
     clip: float = setting(0.0, "with ratio=behaviour, clip ratios to 1 - clip .. 1 + clip (0 = not)", at_least=0)
+    truncate: float = setting(
+        0.0, "with ratio=behaviour, ratios are at most this (0 = any), whatever the advantage", at_least=0
+    )
+    label_prediction: float | None = setting(
+        None,
+        "weight of the loss-prediction loss on the dataset's labels too (null = 1 where their errors are in the "
+        "reconstructor's units, else 0)",
+        at_least=0,
+    )
     kl: float = setting(0.0, "weight of the divergence from the policy the run began with", at_least=0)
     log_probs: Literal["sampled", "reference"] = setting(
         "sampled", "of the distribution sampled from; or reference: at temperature 1, no masks"
@@ -77,6 +92,7 @@ class RLConfig(PolicyTrainConfig):
     """Reinforcement learning of the policy: less reconstruction error by the same gaze."""
 
     usage: ClassVar[str] = "autogaze rl data=/data/gaze run=/data/runs/rl init=/data/runs/ntp"
+    before: ClassVar[dict[str, Any]] = {"sample.zero_variance": "keep", "objective.label_prediction": 0.0}
 
     epochs: float = setting(3.0, "passes over the data (the paper's 3)", more_than=0, on_resume=EXTEND)
     micro_batch: int = setting(
@@ -87,7 +103,6 @@ class RLConfig(PolicyTrainConfig):
     sample: SampleConfig = section(SampleConfig)
     objective: ObjectiveConfig = section(ObjectiveConfig)
     rollouts: RolloutsConfig = section(RolloutsConfig)
-    teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
 
     @property
     def needs_ray(self) -> bool:
@@ -106,11 +121,18 @@ def check_rl_config(config: RLConfig) -> None:
     """Raise PipelineError, in one line, for the first value that cannot work."""
     check_train_config(config)
     sample, objective, rollouts = config.sample, config.objective, config.rollouts
+    if config.augment.flip:
+        raise PipelineError("augment.flip=true: actors sample gazes of clips as they are; leave it out of RL")
     if rollouts.gpus > 1 and rollouts.gpus % 1:
         raise PipelineError(f"rollouts.gpus={rollouts.gpus}: above 1 only whole numbers; Ray shares out no other parts")
     if objective.clip and objective.ratio != "behaviour":
         raise PipelineError(
             f"objective.clip={objective.clip}: only ratios against behaviour move; set objective.ratio=behaviour"
+        )
+    if objective.truncate and (objective.ratio != "behaviour" or objective.truncate < 1):
+        raise PipelineError(
+            f"objective.truncate={objective.truncate}: 1 or more, and only ratios against behaviour move; "
+            "set objective.ratio=behaviour"
         )
     if objective.log_probs == "reference" and objective.ratio == "behaviour":
         raise PipelineError(
@@ -146,6 +168,17 @@ def temperature(config: SampleConfig, step: int, steps: int) -> float:
     """The temperature of a step (from 0) of `steps`: from the first to the last, evenly in its logarithm."""
     cooled: float = config.temperature * (config.min_temperature / config.temperature) ** (step / steps)
     return cooled
+
+
+def temperatures(config: SampleConfig, step: int, steps: int) -> list[float]:
+    """The temperatures at which a group of a step is tried, in order, until its gazes have different errors.
+
+    The step's own, and with zero_variance=warmer twice as much each time, up to the highest of the run.
+    """
+    tried, highest = [temperature(config, step, steps)], max(config.temperature, config.min_temperature)
+    while config.zero_variance == "warmer" and tried[-1] < highest:
+        tried.append(min(2 * tried[-1], highest))
+    return tried
 
 
 def version_of(step: int, lag: int) -> int:

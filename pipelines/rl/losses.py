@@ -5,14 +5,24 @@ See docs/method.md, section 'Reinforcement learning'.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, Sampling
-from autogaze.objectives import group_advantages, grpo_loss, kl_loss, last_slots, loss_prediction_loss, slot_advantages
+from autogaze.objectives import (
+    group_advantages,
+    grpo_loss,
+    kl_loss,
+    last_slots,
+    loss_prediction_loss,
+    padded_losses,
+    slot_advantages,
+)
 from pipelines.rl.config import RLConfig
 from pipelines.rl.groups import Group
 
@@ -21,17 +31,31 @@ class GroupLosses(nn.Module):
     """The policy and its losses as one module, for DistributedDataParallel to wrap.
 
     frozen: the policy that objective.kl holds the trained one to; None without objective.kl.
+    on_labels: weight of the loss prediction on the dataset's labels.
     """
 
-    def __init__(self, policy: AutoGaze, frozen: AutoGaze | None, config: RLConfig) -> None:
+    def __init__(self, policy: AutoGaze, frozen: AutoGaze | None, config: RLConfig, on_labels: float = 0.0) -> None:
         super().__init__()
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.on_labels = policy, config, on_labels
         self.frozen = [frozen]  # in a list, so that it is no submodule: neither trained nor saved
 
-    def forward(self, frames: Tensor, groups: list[Group]) -> dict[str, Tensor]:
-        """Losses and measures by name, float [b] each. frames: uint8 [b, T, S, S, 3]; groups: one for each clip."""
+    def forward(
+        self, frames: Tensor, groups: list[Group], labels: Gaze | None = None, slots: float = 1.0
+    ) -> dict[str, Tensor]:
+        """Losses and measures by name, float [b] each. frames: uint8 [b, T, S, S, 3]; groups: one for each clip.
+
+        labels: the dataset's gaze of the clips, where the loss prediction learns from it too; slots: its mean slots in
+        use of a sample of the batch.
+        """
         parts = [self._group(clip, group) for clip, group in zip(frames, groups, strict=True)]
-        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        losses = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        if labels is not None and self.on_labels:
+            scores = self.policy.score(frames, labels)
+            valid = ~labels.padded()["if_padded_gazing"].to(frames.device)
+            measured = padded_losses(labels).to(frames.device)
+            wrong = loss_prediction_loss(scores.loss_predictions.float(), measured, valid, slots=slots)
+            losses["loss"], losses["label_prediction"] = losses["loss"] + self.on_labels * wrong, wrong
+        return losses
 
     def _group(self, clip: Tensor, group: Group) -> dict[str, Tensor]:
         objective, device, members = self.config.objective, clip.device, len(group.seeds)
@@ -51,7 +75,7 @@ class GroupLosses(nn.Module):
         advantages = group_advantages(-errors[None], by_deviation=objective.advantage == "deviation")[0]
         each = slot_advantages(advantages, at, valid, slots, objective.discount)
         against = behaviour if objective.ratio == "behaviour" else None
-        grpo = grpo_loss(log_probs, each, valid, against, objective.clip or None).mean()
+        grpo = grpo_loss(log_probs, each, valid, against, objective.clip or None, objective.truncate or None).mean()
 
         measured, counted = measured_errors(errors, group.at.tolist(), valid, slots)
         prediction = loss_prediction_loss(scores.loss_predictions.float(), measured, valid, counted).mean()
@@ -79,7 +103,7 @@ class GroupLosses(nn.Module):
         measures = {
             "reward": -errors.mean(),
             "reward_spread": spread.mean(),
-            "zero_variance": (spread == 0).float().mean(),
+            "zero_variance": (errors == errors[:1]).all(dim=0).float().mean(),
             "ratio": valid.sum(dim=1).float().mean() / patches,
         }
         if entropies is not None:
@@ -89,15 +113,19 @@ class GroupLosses(nn.Module):
             measures["kl_behaviour"] = ((moved.exp() - 1 - moved).sum() / used).clamp(min=0)
             weights = moved.sum(dim=1).softmax(dim=0)  # of whole trajectories
             measures["effective_samples"] = 1 / (weights.square().sum() * len(weights))
-            if self.config.objective.clip:
-                clip = self.config.objective.clip
-                beyond = ((moved.exp() - 1).abs() > clip) & valid
-                measures["clip_fraction"] = beyond.sum() / used
+            weight = moved.exp()
+            ones = torch.ones_like(weight)
+            measures["weight_min"] = torch.where(valid, weight, ones).min()
+            measures["weight_max"] = torch.where(valid, weight, ones).max()
+            clip, most = self.config.objective.clip, self.config.objective.truncate
+            if clip or most:
+                beyond = ((weight - 1).abs() > (clip or math.inf)) | (weight > (most or math.inf))
+                measures["clip_fraction"] = (beyond & valid).sum() / used
         return measures
 
 
 def measured_errors(errors: Tensor, at: Sequence[int], valid: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-    """The measured errors, float32 [G, N], and where they count, bool [G, N]: at the last patch of each rebuilt frame.
+    """The measured errors, float32 [G, N], and where they count, bool [G, N]: see `last_slots`, in rebuilt frames.
 
     errors: float32 [G, F], of the frames `at`. valid: bool [G, N], which slots are used. slots: int64 [T'], of each
     frame, N in all.

@@ -27,12 +27,14 @@ from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
+from pipelines.dataset.units import units_fit
 from pipelines.errors import PipelineError
 from pipelines.loading.loader import ShardLoader
 from pipelines.loading.reading import Batch
 from pipelines.rl.actors import ActorRollouts
-from pipelines.rl.config import RLConfig, version_of
+from pipelines.rl.config import RLConfig, temperature, version_of
 from pipelines.rl.groups import Group, RolloutRequest
+from pipelines.rl.health import Health
 from pipelines.rl.losses import GroupLosses
 from pipelines.rl.rollouts import RolloutMaker
 from pipelines.rl.sources import OwnRollouts, Recording, Rollouts, record
@@ -55,11 +57,8 @@ class RLTask(PolicyTask):
 
     def __init__(self, config: RLConfig, device: torch.device) -> None:
         super().__init__(config, device)
-        if self.threshold is None and config.sample.strategy != "ratio" and config.sample.min_threshold is None:
-            raise PipelineError(
-                "threshold=: the dataset names none, and sample.strategy="
-                f"{config.sample.strategy} needs one; give threshold=, or use sample.strategy=ratio"
-            )
+        self._require_threshold()
+        self.on_labels = self._weight_on_labels()
         self.lag: int | None = config.rollouts.lag
         frozen, self.frozen = None, ""
         if config.objective.kl:
@@ -67,15 +66,44 @@ class RLTask(PolicyTask):
             frozen = AutoGaze(self.policy.config)
             frozen.load_state_dict(self.policy.state_dict())
             frozen = frozen.to(device).requires_grad_(False).eval()
-        self.module: nn.Module = GroupLosses(self.policy, frozen, config)
+        self.module: nn.Module = GroupLosses(self.policy, frozen, config, self.on_labels)
         self.versions: dict[int, bytes] = {}  # weights that are still needed
         self.rollouts: Rollouts | None = None
         self.groups: dict[int, Group] = {}  # of the batch at hand, by sample
         self.recent: deque[dict[str, float]] = deque(maxlen=_WINDOW)
+        self.sampling = {"temperature": 0.0, "resampled": 0.0}  # of the batch at hand
+        self.health = Health(config)
 
-    def teachers(self) -> dict[str, str]:
-        assert isinstance(self.config, RLConfig)
-        return self.config.teachers.given()
+    def _require_threshold(self) -> None:
+        """Raise PipelineError if gazes are to end at a threshold, and there is none in the reconstructor's units."""
+        config = self.config
+        if config.threshold is not None:
+            self.comparable = True  # the policy learns to predict what the reconstructor measures
+            return
+        if config.sample.strategy == "ratio" or config.sample.min_threshold is not None:
+            return
+        if self.threshold is None:
+            raise PipelineError(
+                "threshold=: the dataset names none, and sample.strategy="
+                f"{config.sample.strategy} needs one; give threshold=, or use sample.strategy=ratio"
+            )
+        if not self.comparable:
+            raise PipelineError(
+                f"threshold=: the dataset's is in other units ({self.units}) than the reconstructor's rewards "
+                f"({self.reconstructor.units}); give threshold= in these, or use sample.strategy=ratio"
+            )
+
+    def _weight_on_labels(self) -> float:
+        """The weight of the loss prediction on labels. Raises PipelineError where it is asked for and cannot be."""
+        fits, asked = units_fit(self.units, self.reconstructor.units), self.config.objective.label_prediction
+        if asked and not fits:
+            raise PipelineError(
+                f"objective.label_prediction={asked:g}: the labels' errors ({self.units}) are in other units than the "
+                f"reconstructor's ({self.reconstructor.units}); set it to 0, or measure them: autogaze import-labels"
+            )
+        if asked is not None:
+            return asked
+        return 1.0 if fits else 0.0
 
     # -- around the steps ------------------------------------------------------------------------------------------
 
@@ -108,6 +136,11 @@ class RLTask(PolicyTask):
         self.groups = {int(number): group for number, group in zip(batch.ids, groups, strict=True)}
         self.waited = time.perf_counter() - began
         self.spent = np.sum([group.seconds for group in groups], axis=0)
+        heats, wanted = [group.temperature for group in groups], temperature(self.config.sample, batch.step, self.steps)
+        self.sampling = {
+            "temperature": float(np.mean(heats)),
+            "resampled": float(np.mean([heat > wanted for heat in heats])),
+        }
         return {
             "versions": [group.request.version for group in groups],
             "groups": [group.digest() for group in groups],
@@ -125,7 +158,26 @@ class RLTask(PolicyTask):
         if step == self.begun + self._lag + 2:
             self.recent.clear()  # the first groups were waited for while the actors started
         self.recent.append({"wall": wall, "read": read, "gaze": gaze, "reward": reward, "learner": wall - self.waited})
-        return {"publish_s": published} | self._shares()
+        return {"publish_s": published} | self.sampling | self._shares()
+
+    def notes(self) -> list[str]:
+        """What it rewards and what it does not learn from."""
+        notes = []
+        if self.config.sample.strategy == "threshold":
+            notes.append(
+                "sample.strategy=threshold rewards longer gaze: a member with more patches has less error, and costs "
+                "nothing more; self and ratio compare gazes of one length"
+            )
+        if self.config.objective.label_prediction is None and not self.on_labels:
+            notes.append(
+                f"the labels' errors ({self.units}) are in other units than the reconstructor's: the loss prediction "
+                "learns from rewarded frames alone (objective.label_prediction=0)"
+            )
+        return notes
+
+    def remark(self, row: Mapping[str, float]) -> str | None:
+        """See Health."""
+        return self.health.look_at(row)
 
     def note(self, events: Events, step: int) -> None:
         """Log what the run mostly waits for."""
@@ -144,20 +196,24 @@ class RLTask(PolicyTask):
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def totals(self, gaze: Gaze) -> list[float]:
-        """None: the losses of each group are normalised within the group."""
-        return []
+        """The labels' slots in use, where the loss prediction learns from them; groups are normalised by themselves."""
+        return super().totals(gaze) if self.on_labels else []
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
-        """See GroupLosses. `gaze`, the dataset's, is not used: the groups have their own."""
-        losses: dict[str, Tensor] = model(frames, [self.groups[number] for number in key.samples])
+        """See GroupLosses. gaze: the dataset's labels; the groups have gazes of their own."""
+        groups = [self.groups[number] for number in key.samples]
+        labels, slots = (gaze, totals[0]) if self.on_labels else (None, 1.0)
+        losses: dict[str, Tensor] = model(frames, groups, labels, slots)
         return losses
 
     @torch.no_grad()
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
-        """Sums over held-out clips of the ratio and error of a greedy gaze, and of how often it meets the threshold."""
-        return self.greedy_sums(frames) | {"clips": float(gaze.clips), "slots": 1.0}
+        """Sums over held-out clips of what PolicyTask validates; of labels without errors, of the greedy gaze alone."""
+        if gaze.losses is None:
+            return self.greedy_sums(frames) | {"clips": float(gaze.clips), "slots": 1.0}
+        return super().validate(frames, gaze)
 
     def flops(self, gaze: Gaze) -> float:
         """Floating-point operations of a forward and backward pass over the groups of these clips."""

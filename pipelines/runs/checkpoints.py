@@ -33,8 +33,10 @@ class CheckpointDamaged(PipelineError):
 class Checkpoints:
     """The checkpoints of the run at `run_url`. One process of a run saves; any process may load.
 
-    keep: how many of the newest to keep, at least 1.
+    keep: how many of the newest to keep, at least 1. kept: a step that is kept whatever comes after it.
     """
+
+    kept: int | None = None
 
     def __init__(self, run_url: str, keep: int = 3) -> None:
         if keep < 1:
@@ -195,7 +197,7 @@ class Checkpoints:
             raise
         sizes = self._sizes()
         complete = [saved for saved in sizes if saved <= step and STATE in sizes[saved]]
-        for outdated in self._folders() - set(sorted(complete, reverse=True)[: self.keep]):
+        for outdated in self._folders() - set(sorted(complete, reverse=True)[: self.keep]) - {self.kept}:
             self._remove(outdated)
 
     def _folders(self) -> set[int]:

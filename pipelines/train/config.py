@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pipelines.errors import PipelineError
 from pipelines.gazing.policy import Dtype
@@ -36,7 +36,7 @@ class ScaleConfig:
     min_workers: int = setting(1, "fewest ranks to go on with", at_least=1)
     max_workers: int = setting(1, "ranks to have when there is room; 1 runs without Ray", at_least=1)
     device: Literal["cpu", "cuda"] = setting("cpu", "cpu or cuda; one device for each rank")
-    dtype: Dtype = setting("float32", "float32, or bfloat16 (autocast; weights stay float32)")
+    dtype: Dtype = setting("float32", "float32, or bfloat16 (autocast; weights stay float32)", on_resume=EXTEND)
     threads: int = setting(1, "CPU threads of each rank", at_least=1)
     max_failures: int = setting(3, "ranks that may die before the job gives up", at_least=0)
     resize_s: float = setting(60.0, "with fewer ranks than max_workers, seconds between looks for room", more_than=0)
@@ -49,6 +49,30 @@ class EveryConfig:
     checkpoint: int = setting(200, "steps between checkpoints", at_least=0)
     validate: int = setting(200, "steps between validations", at_least=0)
     keep: int = setting(3, "checkpoints to keep", at_least=1)
+
+
+@dataclass
+class AverageConfig:
+    """A moving average of the weights, kept beside them."""
+
+    decay: float = setting(
+        0.0,
+        "of the average after each step: 0.999 remembers some 1,000 steps; it is validated too, and saved as "
+        "policy-ema beside policy (0 = no average)",
+        at_least=0,
+        less_than=1,
+    )
+
+
+@dataclass
+class AugmentConfig:
+    """What clips look like anew in every epoch."""
+
+    flip: bool = setting(
+        False,
+        "mirror half of the clips, with their gaze, other ones in each epoch; of a policy's labels the errors are "
+        "measured again, so they must be the canvas'",
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,8 @@ class TrainConfig:
     """
 
     usage: ClassVar[str] = "autogaze train policy data=/data/gaze run=/data/runs/1"
+    before: ClassVar[dict[str, Any]] = {}
+    """What runs did that were begun before a setting existed, where that is not its default."""
 
     data: str = setting(
         "",
@@ -99,6 +125,11 @@ class TrainConfig:
     extend: bool = setting(
         False, "go on with a run, with other epochs, steps or rates from its last checkpoint on", on_resume="any value"
     )
+    data_weights: str = setting(
+        "",
+        "uses of each dataset's samples in an epoch, with commas, in the order of data: 2,0.5 takes all of the first "
+        "twice and half of the second, the other half in the next epoch ('' = each once)",
+    )
     global_batch: int = setting(256, "samples of one optimizer step, over all ranks", at_least=1)
     micro_batch: int = setting(
         8, "samples a rank holds at once; the rest accumulates", at_least=1, on_resume="any value"
@@ -108,6 +139,13 @@ class TrainConfig:
     scale: ScaleConfig = section(ScaleConfig, on_resume="any value")
     every: EveryConfig = section(EveryConfig, on_resume="any value")
     val_clips: int = setting(64, "held-out clips of one validation", at_least=0, on_resume="any value")
+    ema: AverageConfig = section(AverageConfig)
+    best: str = setting(
+        "",
+        "keep the checkpoint whose validation has the lowest of this number, such as val_loss, error or ema_error, "
+        "named by checkpoints/best ('' = keep the newest only)",
+        on_resume="any value",
+    )
 
     @property
     def datasets(self) -> list[str]:
@@ -117,7 +155,8 @@ class TrainConfig:
     @property
     def loader_config(self) -> LoaderConfig:
         """What the loader of a rank is given."""
-        return LoaderConfig(data=self.datasets, global_batch=self.global_batch, **vars(self.loader))
+        weights = parse_weights(self.data_weights)
+        return LoaderConfig(data=self.datasets, weights=weights, global_batch=self.global_batch, **vars(self.loader))
 
     @property
     def needs_ray(self) -> bool:
@@ -140,12 +179,14 @@ class PolicyTrainConfig(TrainConfig):
     """Next-token prediction of the policy on labelled clips."""
 
     policy: PolicySizeConfig = section(PolicySizeConfig)
+    augment: AugmentConfig = section(AugmentConfig)
     loss_prediction: float = setting(1.0, "weight of the loss-prediction loss", at_least=0)
     reconstructor: str = setting(
         "canvas",
         "measures the error of validation gaze: canvas, a run that trains one, or its folder",
         place="reconstructor",
     )
+    teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
     threshold: float | None = setting(
         None, "predicted loss at which validation gaze stops (null = the dataset's)", at_least=0
     )
@@ -202,6 +243,7 @@ class ReconstructorTrainConfig(TrainConfig):
     )
     model: ReconstructorSizeConfig = section(ReconstructorSizeConfig)
     refiner: RefinerSizeConfig = section(RefinerSizeConfig)
+    augment: AugmentConfig = section(AugmentConfig)
     frames: int = setting(2, "frames of each clip that are rebuilt (the paper's 2 of 16)", at_least=1)
     min_ratio: float = setting(0.01, "least share of patches in random gaze", more_than=0, at_most=1)
     max_ratio: float = setting(0.5, "largest share of patches in random gaze", more_than=0, at_most=1)
@@ -224,14 +266,36 @@ def check_train_config(config: TrainConfig) -> None:
             f"global_batch={config.global_batch}: {uneven[0]} ranks cannot share it evenly; give a multiple of every "
             f"number of ranks from scale.min_workers={fewest} to scale.max_workers={most}"
         )
+    weights = parse_weights(config.data_weights)
+    if weights and len(weights) != len(config.datasets):
+        raise PipelineError(
+            f"data_weights={config.data_weights}: {len(weights)} for {len(config.datasets)} datasets; give one for each"
+        )
+    if config.best and not (config.val_clips and config.loader.val_fraction):
+        raise PipelineError(
+            f"best={config.best}: nothing is validated; set val_clips= and loader.val_fraction= to more than 0"
+        )
     if isinstance(config, PolicyTrainConfig):
         _check_policy(config)
     if isinstance(config, ReconstructorTrainConfig):
         _check_reconstructor(config)
 
 
+def parse_weights(text: str) -> list[float]:
+    """The numbers of data_weights. Raises PipelineError for what is no number above 0."""
+    try:
+        weights = [float(word) for word in text.split(",")] if text else []
+    except ValueError:
+        weights = [0.0]
+    if not all(0 < weight < math.inf for weight in weights):
+        raise PipelineError(f"data_weights={text}: numbers above 0 with commas expected, such as 2,0.5")
+    return weights
+
+
 def _check_policy(config: PolicyTrainConfig) -> None:
     sizes = config.policy
+    if config.reconstructor == "canvas" and config.teachers.given():
+        raise PipelineError("teachers.* is set, but reconstructor=canvas has none; leave it out")
     if sizes.hidden_size % (2 * sizes.num_heads) and not config.init:  # a checkpoint has sizes of its own
         raise PipelineError(
             f"policy.hidden_size={sizes.hidden_size}: is no even multiple of policy.num_heads={sizes.num_heads}"

@@ -36,8 +36,8 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str, done: int = 0, 
         return
     begun = _read(url)
     keys = settings_of(config)
-    # A run that was begun before a setting existed had its default.
-    before = {key.name: key.value for key in settings_of(type(config)())} | _flat(begun)
+    # A run that was begun before a setting existed had its default, or what the config says such runs did.
+    before = {key.name: key.value for key in settings_of(type(config)())} | config.before | _flat(begun)
     now = _flat(about)
     free = {key.name for key in keys if key.on_resume in ("any value", "same content")} | _sizes(task)
     differing = [name for name, value in now.items() if name not in free and before.get(name) != value]

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
+from pipelines.runs.best import read_best
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.train.config import TrainConfig
 from pipelines.train.identity import claim_run
@@ -57,30 +58,37 @@ def train(
     ranks = Ranks(rank, world, _device(config))
     run = TrainingRun(config, make_task(config, ranks.device), ranks, Stopping(ranks, stopping))
     run.resume()
-    if run.step >= run.steps:
+    if run.step >= run.steps and not run.owes_validation:
         return "finished"
     run.start(console)
-    status = "done"
     try:
-        run.task.begin(run.loader, run.step, run.steps, run.stopping.asked_here)
-        with _short_turns(ranks.device):
-            for batch, waited in _timed(iter(run.loader)):
-                goes_on = run.take_step(batch, waited)
-                if goes_on and run.is_due(config.every.checkpoint):
-                    run.save()  # before the validation, so that an error there costs no step
-                if goes_on and run.is_due(config.every.validate):
-                    goes_on = run.validate()
-                if run.step == run.steps:
-                    break
-                if not goes_on:
-                    status = "stopped"
-                    run.save()
-                    break
+        goes_on = not run.owes_validation or run.validate()
+        status = _take_steps(run) if goes_on else "stopped"
         run.finish(status)
     finally:
         run.close()
     ranks.barrier()
     return status
+
+
+def _take_steps(run: TrainingRun) -> str:
+    """All steps that are left, with checkpoints and validations in between; "done" or "stopped"."""
+    if run.step >= run.steps:
+        return "done"
+    run.task.begin(run.loader, run.step, run.steps, run.stopping.asked_here)
+    with _short_turns(run.ranks.device):
+        for batch, waited in _timed(iter(run.loader)):
+            goes_on = run.take_step(batch, waited)
+            if goes_on and run.is_due(run.config.every.checkpoint):
+                run.save()  # before the validation, so that an error there costs no step
+            if goes_on and run.is_due(run.config.every.validate):
+                goes_on = run.validate()
+            if run.step == run.steps:
+                break
+            if not goes_on:
+                run.save()
+                return "stopped"
+    return "done"
 
 
 def is_finished(config: TrainConfig, make_task: MakeTask) -> bool:
@@ -95,7 +103,8 @@ def is_finished(config: TrainConfig, make_task: MakeTask) -> bool:
     cpu = torch.device("cpu")
     run = TrainingRun(config, make_task(config, cpu), Ranks(0, 1, cpu), Stopping(Ranks(0, 1, cpu), never))
     claim_run(config, run.task, run.loader.fingerprint, done, run.steps)
-    return done >= run.steps
+    run.step, run.best = done, read_best(config.run)
+    return done >= run.steps and not run.owes_validation
 
 
 def _device(config: TrainConfig) -> torch.device:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
+from autogaze.reconstruction.canvas import Canvas
 from pipelines.dataset.shards import open_dataset
+from pipelines.dataset.units import are_predicted, require_one_units, units_fit
 from pipelines.errors import PipelineError
 from pipelines.networks.open import open_policy, open_reconstructor
+from pipelines.train.augment import flip_clips, require_canvas_labels
 from pipelines.train.config import PolicyTrainConfig
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
@@ -25,22 +28,42 @@ class PolicyTask(Task):
 
     threshold: the predicted loss at which validation gaze stops: the config's, else that at which the labels' greedy
         search stopped, in the units of its reconstructor.
+    units: of the labels' errors. comparable: whether what the reconstructor measures may be held against the threshold.
     """
 
     def __init__(self, config: PolicyTrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
+        abouts = [open_dataset(place).about for place in config.datasets]
+        self.units = require_one_units(config.datasets, abouts)
         self.threshold = config.threshold
         if self.threshold is None:
-            self.threshold = open_dataset(config.datasets[0]).about["config"].get("threshold")
+            self.threshold = abouts[0]["config"].get("threshold")
+        self.canvas: Canvas | None = None  # measures mirrored clips
+        if config.augment.flip:
+            require_canvas_labels(config.datasets)
+            self.canvas = Canvas()
         self.policy = self._policy().to(device).train()
-        self.module: nn.Module = PolicyLosses(self.policy, config.loss_prediction)
+        self.of_labels = PolicyLosses(self.policy, config.loss_prediction)
+        self.module: nn.Module = self.of_labels
         self.reconstructor = open_reconstructor(
-            config.reconstructor, "reconstructor", teachers=self.teachers(), device=device
+            config.reconstructor, "reconstructor", teachers=config.teachers.given(), device=device
         )
+        self.comparable = units_fit(self.units, self.reconstructor.units)
 
-    def teachers(self) -> dict[str, str]:
-        """Paths of the teachers that the reconstructor's losses use, by name."""
-        return {}
+    def notes(self) -> list[str]:
+        """What its labels do not teach, and what validation cannot say of them."""
+        notes = []
+        if are_predicted(self.units):
+            notes.append(
+                "the errors of these labels are a policy's predictions, not measured: the loss prediction learns to "
+                "repeat them; measure them: autogaze import-labels ... measure=, or preprocess with verify=true"
+            )
+        if self.config.val_clips and self.threshold is not None and not self.comparable:
+            notes.append(
+                f"validation measures an error ({self.reconstructor.units}) in other units than the labels' threshold "
+                f"({self.units}): it reports the error, and not how often the threshold is met"
+            )
+        return notes
 
     def totals(self, gaze: Gaze) -> list[float]:
         """The number of slots in use, over which the losses are averaged."""
@@ -55,6 +78,8 @@ class PolicyTask(Task):
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
         """See PolicyLosses."""
+        if self.canvas is not None:
+            frames, gaze = flip_clips(frames, gaze, key, self.canvas)
         losses: dict[str, Tensor] = model(frames, gaze, totals[0])
         return losses
 
@@ -62,7 +87,7 @@ class PolicyTask(Task):
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
         """Sums over some held-out clips: of the losses on their labels, and of the measures of a greedy gaze."""
         slots = max(float(gaze.counts().sum()), 1.0) / gaze.clips
-        losses = {name: float(value.sum()) for name, value in self.module(frames, gaze, slots).items()}
+        losses = {name: float(value.sum()) for name, value in self.of_labels(frames, gaze, slots).items()}
         # Per slot, so that clips with much gaze count for more, as in training.
         weight = float(gaze.counts().sum())
         sums = {f"val_{name}": value / gaze.clips * weight for name, value in losses.items()} | {"slots": weight}
@@ -72,9 +97,10 @@ class PolicyTask(Task):
         """Sums over clips of the ratio and errors of a greedy gaze, and of how often it meets the threshold."""
         greedy = self.policy.gaze(frames, max_ratio=self.config.max_ratio, loss_threshold=self.threshold)
         error = self.reconstructor.reconstruct(frames, greedy).error
-        sums = {"ratio": float(greedy.ratio().sum())}
+        wrong = (greedy.final() - error).abs().mean(dim=1)
+        sums = {"ratio": float(greedy.ratio().sum()), "prediction_off": float(wrong.sum())}
         sums |= {"error": float(error.mean(dim=1).sum()), "predicted_error": float(greedy.final().mean(dim=1).sum())}
-        if self.threshold is not None:
+        if self.threshold is not None and self.comparable:
             sums["met"] = float((error <= self.threshold).float().mean(dim=1).sum())
         return sums
 

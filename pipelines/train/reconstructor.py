@@ -23,8 +23,10 @@ from autogaze.reconstruction.losses import FrameLoss, reweighted
 from autogaze.reconstruction.refiner.reconstructor import Refiner
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
 from pipelines.networks.open import open_reconstructor
+from pipelines.train.augment import flip_clips
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
@@ -38,6 +40,17 @@ class ReconstructorTask(Task):
         self.model = self._model().train()
         self.module: nn.Module = ReconstructorLosses(self.model)
 
+    def notes(self) -> list[str]:
+        """That stored targets are not read."""
+        configs = {place: open_dataset(place).config for place in self.config.datasets}
+        stored = [place for place, config in configs.items() if config.get("targets", {}).get("frames")]
+        if not stored or not self.config.teachers.given():
+            return []
+        return [
+            f"the targets that {', '.join(stored)} keeps are not read: the frames to rebuild are drawn anew each "
+            "epoch, and teachers look at each of them, at its original too"
+        ]
+
     def totals(self, gaze: Gaze) -> list[float]:
         """None: each clip's loss is a mean of its own."""
         return []
@@ -46,6 +59,8 @@ class ReconstructorTask(Task):
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
         """The reconstruction loss of each clip. gaze: stored with the clips."""
+        if self.config.augment.flip:
+            frames, gaze = flip_clips(frames, gaze, key, None)
         shown, at = [], []
         for b, sample in enumerate(key.samples):
             generator = numbered_generator(key.seed, key.epoch, sample)

@@ -6,7 +6,9 @@ The schedule, that is when each of these methods is called, is pipelines/train/l
 from __future__ import annotations
 
 import itertools
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +16,16 @@ from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.errors import PipelineError
 from pipelines.loading.loader import ShardLoader
 from pipelines.loading.reading import Batch
+from pipelines.runs.best import BestCheckpoint, read_best, write_best
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.runs.events import Events
 from pipelines.runs.ledger import Attempt, Ledger, attempts, ids_hash
 from pipelines.runs.peak import measure_peak
 from pipelines.runs.state import pack_optimizer, pack_random, restore_random, unpack_optimizer
+from pipelines.train.average import WeightAverage
 from pipelines.train.config import TrainConfig, learning_rate
 from pipelines.train.identity import claim_run
 from pipelines.train.ranks import Ranks
@@ -45,8 +50,10 @@ class TrainingRun:
             lr=config.optimizer.lr,
             weight_decay=config.optimizer.weight_decay,
         )
+        self.average = WeightAverage(task, config.ema.decay) if config.ema.decay else None
+        self.best: BestCheckpoint | None = None
         self.steps = config.steps or max(1, round(config.epochs * self.loader.steps_per_epoch))
-        self.step = 0
+        self.step = self.saved = 0
 
     def resume(self) -> None:
         """Claim the run's folder, and restore the newest whole checkpoint, if there is one.
@@ -54,19 +61,31 @@ class TrainingRun:
         Raises PipelineError: the folder is of another run, or the checkpoint is damaged.
         """
         self.checkpoints = Checkpoints(self.config.run, keep=self.config.every.keep)
-        self.step, self.attempt = self.ranks.decide(self._claim)
+        self.step, self.attempt, self.best = self.ranks.decide(self._claim)
+        self.saved = self.step
+        if self.best is not None:
+            self.checkpoints.kept = self.best.step
         if self.step:
             state, files = self.checkpoints.load(self.step)
-            self.task.load(files)
+            (self.task if self.average is None else self.average).load(files)
             unpack_optimizer(self.optimizer, files["optimizer.safetensors"])
             restore_random(state["random"])
         self.loader.consumed = self.step * self.config.global_batch
 
-    def _claim(self) -> tuple[int, int]:
-        """The newest checkpoint's step, and the number of this attempt."""
+    def _claim(self) -> tuple[int, int, BestCheckpoint | None]:
+        """The newest checkpoint's step, the number of this attempt, and the best checkpoint so far."""
         done = self.checkpoints.latest() or 0
         claim_run(self.config, self.task, self.loader.fingerprint, done, self.steps)
-        return done, _next_attempt(self.config.run)
+        best = read_best(self.config.run) if self.config.best else None
+        fits = best is not None and best.measure == self.config.best and best.step <= done
+        return done, _next_attempt(self.config.run), best if fits else None
+
+    @property
+    def owes_validation(self) -> bool:
+        """Whether an earlier attempt ended before the validation of the step it had done, which `best` needs."""
+        if not (self.config.best and self.held_out and self.step and self.is_due(self.config.every.validate)):
+            return False
+        return self.best is None or self.best.validated < self.step
 
     def start(self, console: Console | None) -> None:
         """Begin an attempt: share the model, open the ledger and the event stream.
@@ -108,6 +127,8 @@ class TrainingRun:
             world=ranks.world,
             device=str(ranks.device),
         )
+        for sentence in self.task.notes():
+            self.events.log("note", which=sentence)
 
     def take_step(self, batch: Batch, waited: float) -> bool:
         """Learn from a batch that was waited for `waited` seconds; False, and nothing kept, if a rank is to stop.
@@ -134,6 +155,8 @@ class TrainingRun:
         skipped = [one.id for one in batch.skipped]
         self.ledger.add(self.step, batch.epoch, batch.ids, batch.repeat, skipped, **recorded)
         self.step += 1
+        if self.average is not None:
+            self.average.update()
         values = {name: float(value.mean()) for name, value in losses.items()}
         values |= {"lr": rate, "grad_norm": norm, "skipped": float(len(skipped))} | task.stepped(self.step)
         row = self.events.step(
@@ -147,6 +170,8 @@ class TrainingRun:
             steps=self.steps,
         )
         self.stopping.stepped(row["seconds"])
+        if remark := task.remark(row):
+            self.events.log("note", step=self.step, which=remark)
         if row["skipped"]:  # summed over the ranks, so all of them come here or none
             samples = [f"{one.shard}: {one.clip} (sample {one.id}): {one.reason}" for one in batch.skipped]
             self.events.log("skipped", step=self.step, samples=list(itertools.chain(*self.ranks.gather(samples))))
@@ -174,21 +199,52 @@ class TrainingRun:
         self.ledger.flush()
         self.ranks.barrier()  # every rank's ledger is durable before `latest` may move beyond it
         if self.ranks.rank == 0:
-            files = self.task.files() | {"optimizer.safetensors": pack_optimizer(self.optimizer)}
+            averaged = {} if self.average is None else self.average.files()
+            files = self.task.files() | averaged | {"optimizer.safetensors": pack_optimizer(self.optimizer)}
             consumed = self.step * self.config.global_batch
             state = {"consumed": consumed, "world": self.ranks.world, "steps": self.steps, "random": pack_random()}
             self.checkpoints.save(self.step, files, state)
+        self.saved = self.step
 
     def validate(self) -> bool:
         """Validate on the held-out clips, if there are any; False, and nothing recorded, if a rank is to stop."""
-        measures: dict[str, float] | None = {}
-        if self.held_out:
-            measures = validate(self.config, self.task, self.held_out, self.ranks, self.stopping)
+        measures = self._measures()
         if measures is None:
             return False
-        self.events.log("validation", step=self.step, **measures)
+        if measures:
+            self.events.log("validation", step=self.step, **measures)
         self.task.note(self.events, self.step)
+        if self.config.best and measures:
+            self._keep_best(measures)
         return True
+
+    def _measures(self) -> dict[str, float] | None:
+        """Numbers of a validation, those of averaged weights with `ema_` before their names; None: broken off."""
+        if not self.held_out:
+            return {}
+        measures = validate(self.config, self.task, self.held_out, self.ranks, self.stopping)
+        if measures is None or self.average is None:
+            return measures
+        with self.average.in_place():
+            averaged = validate(self.config, self.task, self.held_out, self.ranks, self.stopping)
+        return None if averaged is None else measures | {f"ema_{name}": value for name, value in averaged.items()}
+
+    def _keep_best(self, measures: dict[str, float]) -> None:
+        """Keep the checkpoint of this step if it is the best so far. Raises PipelineError: there is no such number."""
+        name, before = self.config.best, self.best
+        if name not in measures:
+            raise PipelineError(f"best={name}: a validation of this run has {', '.join(measures)}; give one of them")
+        better = measures[name] < (math.inf if before is None else before.value)
+        if better and self.saved != self.step:
+            self.save()
+        if better:
+            self.best = BestCheckpoint(self.step, name, measures[name], self.step)
+        elif before is not None:
+            self.best = replace(before, validated=self.step)
+        if self.ranks.rank == 0 and self.best is not None:
+            self.checkpoints.kept = self.best.step
+            self.checkpoints.wait()  # what is named is durable
+            write_best(self.config.run, self.best)
 
     def finish(self, status: str) -> None:
         """Wait for the last checkpoint, and record how the attempt ended."""

@@ -33,7 +33,8 @@ class Task(Protocol):
     """What is trained.
 
     A task must give totals, losses, validate, summary, files, load, about and flops. begin, prepare, stepped, note and
-    close are for work around the steps, sizes for networks that begin from a checkpoint; most tasks have none.
+    close are for work around the steps, notes and remark for what the user should be told, sizes for networks that
+    begin from a checkpoint; most tasks have none.
     """
 
     module: nn.Module
@@ -41,6 +42,14 @@ class Task(Protocol):
     lag: int | None = None
     """In RL: by how many versions the policy that sampled a step's groups is older than the one that learns (None:
     no RL). The ledger records it."""
+
+    def notes(self) -> list[str]:
+        """Sentences to tell at the beginning of an attempt: what the data or the settings do not do."""
+        return []
+
+    def remark(self, row: Mapping[str, float]) -> str | None:
+        """A sentence to tell after a step, or None. row: the step's numbers, the same on all ranks."""
+        return None
 
     def begin(self, loader: ShardLoader, step: int, steps: int, stopping: Callable[[], bool]) -> None:
         """Called before the first step of an attempt.

@@ -120,9 +120,9 @@ def test_grpo_and_its_gradient_on_fixed_tensors_are_the_references(fixed):
     torch.testing.assert_close(prediction, fixed["grpo_task_loss_prediction_loss"], rtol=1e-6, atol=1e-6)
 
 
-def test_the_loss_is_known_after_the_last_used_slot_of_each_frame():
+def test_the_loss_is_known_after_the_last_used_slot_of_each_frame_and_before_holes_as_in_the_reference():
     valid = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 0, 1, 0, 1, 0]], dtype=torch.bool)
-    wanted = torch.tensor([[0, 1, 0, 1, 0, 0], [0, 0, 1, 0, 1, 0]], dtype=torch.bool)
+    wanted = torch.tensor([[0, 1, 0, 1, 0, 0], [1, 0, 1, 0, 1, 0]], dtype=torch.bool)
     assert torch.equal(last_slots(valid, torch.tensor([3, 2, 1])), wanted)
 
 

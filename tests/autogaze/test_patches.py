@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from autogaze.patches import VOCABULARY, PatchVocabulary
+from autogaze.reconstruction.canvas import Canvas
 
 VOCABULARIES = [
     VOCABULARY,
@@ -99,7 +100,7 @@ def test_a_ratio_outside_its_range_is_refused(ratio):
 @pytest.mark.parametrize(
     ("scales", "patch_size", "message"),
     [
-        ((32, 60), 16, "scale 60 is not a positive multiple of patch_size 16"),
+        ((8, 64), 16, "scale 8 is smaller than patch_size 16"),
         ((64, 32), 16, "strictly increasing"),
         ((32, 32), 16, "strictly increasing"),
         ((0, 32), 16, "scale 0"),
@@ -110,6 +111,16 @@ def test_a_ratio_outside_its_range_is_refused(ratio):
 def test_scales_that_no_grid_fits_are_refused(scales, patch_size, message):
     with pytest.raises(ValueError, match=message):
         PatchVocabulary(scales, patch_size)
+
+
+def test_a_scale_has_as_many_patches_as_fit_as_in_the_reference():
+    """SigLIP so400m sees 384 pixels as 27 x 27 patches of 14, and the last 6 not at all."""
+    vocabulary = PatchVocabulary((96, 192, 384), 14)
+    assert vocabulary.grids == (6, 13, 27) and vocabulary.size == 36 + 169 + 729
+    assert vocabulary.box(vocabulary.size - 1) == (364, 364, 378, 378)
+    assert vocabulary.box(35) == (280, 280, 336, 336), "84 of 96 pixels, four frame pixels each"
+    with pytest.raises(ValueError, match="scale 60 is not a positive multiple of patch_size 16; the canvas"):
+        Canvas(PatchVocabulary((32, 60), 16))
 
 
 @pytest.mark.parametrize("ids", [-1, 265, np.array([3, 265]), torch.tensor([[-1, 4]])], ids=repr)

@@ -25,6 +25,7 @@ from cluster.spec import (
 )
 from pipelines.preprocess.config import shards_of_part
 from tests.support import runs, slurm_host, training
+from tests.support.encoders import write_encoder
 from tests.support.slurm_host import ended, left, log
 from tests.support.waiting import wait_until
 
@@ -204,6 +205,18 @@ def test_an_array_plans_once_and_makes_the_bytes_of_a_local_run(
     now = ended(spec, job_id)
     assert now.state == "COMPLETED" and now.tasks == {0: "COMPLETED", 1: "COMPLETED"}, log(spec, job_id)
     assert runs.tree(tmp_path / "gaze") == files
+
+
+@pytest.mark.slow
+def test_an_array_encodes_to_the_bytes_of_a_local_run(spec: ClusterSpec, store_of_videos: Path, tmp_path: Path) -> None:
+    settings = ["encode", f"input={store_of_videos}", f"encoder.checkpoint={write_encoder(tmp_path / 'siglip')}"]
+    settings += ["shard.clips=2", "workers.decode=1", "workers.encode=1"]
+    done = runs.plainly(*settings, f"output={tmp_path / 'local'}")
+    assert done.returncode == 0, done.stderr
+    spec = replace(spec, slurm=replace(spec.slurm, array=2))
+    job_id = submit_array(spec, ["autogaze", *settings, f"output={tmp_path / 'features'}"])
+    assert ended(spec, job_id).state == "COMPLETED", log(spec, job_id)
+    assert runs.tree(tmp_path / "features") == runs.tree(tmp_path / "local")
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_a_job_that_is_not_there_is_one_line_with_the_nearest(
         ("--help", list(COMMANDS)),
         ("cluster --help", [name for name in COMMANDS if name.startswith("cluster ")]),
         ("train -h", ["train policy", "train reconstructor"]),
-        ("submit --help", [cli._SUBMIT]),
+        ("submit --help", [cli._SUBMIT, "cluster=FILE ", "--dry-run", "  preprocess   "]),
         ("submit preprocess --help", ["usage: autogaze submit preprocess [KEY=VALUE ...] cluster=FILE"]),
         ("--version", [f"autogaze-pipelines {autogaze.__version__}"]),
     ],

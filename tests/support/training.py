@@ -20,6 +20,7 @@ from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from jobs.config import load
 from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.dataset import units
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.rl.config import RLConfig
@@ -43,7 +44,14 @@ SMALL += ["policy.block_size=4", "max_ratio=0.03", "global_batch=4", "micro_batc
 SMALL += ["loader.workers=0", "loader.window=2", "loader.val_fraction=0.25", f"every.checkpoint={CHECKPOINT_EVERY}"]
 SMALL += ["every.validate=0", "val_clips=0"]
 
-RL = ["epochs=2", "micro_batch=1", "sample.group=3", "optimizer.schedule=linear", "sample.min_temperature=0.3"]
+RL = [
+    "epochs=2",
+    "micro_batch=1",
+    "objective.label_prediction=0",
+    "sample.group=3",
+    "optimizer.schedule=linear",
+    "sample.min_temperature=0.3",
+]
 
 
 # -- data ------------------------------------------------------------------------------------------------------------
@@ -94,7 +102,7 @@ def write_dataset(
         "config": {"clip": {"frames": T}, "frames": "raw", "decoder": "pyav", "threshold": THRESHOLD},
         "plan": hashlib.sha256(plan_bytes(plan)).hexdigest(),
         "shards": int(plan["shard"].max()) + 1,
-        "units": "mean absolute difference",
+        "units": units.CANVAS,
         "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
     }
     store.publish(json.dumps(about).encode(), f"{url}/dataset.json")

@@ -22,28 +22,18 @@ from torch import Tensor
 
 from autogaze.gaze import Gaze
 from autogaze.hub import CONFIG
-from autogaze.images import preprocess
-from autogaze.reconstruction.base import Reconstruction, ReconstructorError, as_clips, require_gaze
-from autogaze.reconstruction.canvas import Canvas, painting_order
+from autogaze.reconstruction.base import Reconstruction, ReconstructorError, require_gaze
 from autogaze.reconstruction.losses import FrameLoss, reweighted
-from autogaze.reconstruction.refiner.config import WEIGHTS, RefinerConfig, read_refiner
-from autogaze.reconstruction.refiner.memory import Memory, Painter
+from autogaze.reconstruction.refiner.config import WEIGHTS, read_refiner
 from autogaze.reconstruction.refiner.network import RefinerNetwork
 from autogaze.reconstruction.refiner.search import RefinerSearch
+from autogaze.reconstruction.refiner.steps import RefinerSteps
 
 
-class Refiner(RefinerNetwork):
+class Refiner(RefinerSteps):
     """A learned reconstructor (see autogaze/reconstruction/base.py)."""
 
     name = "refiner"
-
-    def __init__(self, config: RefinerConfig, loss: FrameLoss | None = None) -> None:
-        """loss: the error of a rebuilt frame, by default l1 alone; its l1 weights the share of 255."""
-        super().__init__(config)
-        self.vocabulary = config.vocabulary
-        self.canvas = Canvas(self.vocabulary)
-        self.painter = Painter(self.vocabulary, config.block)
-        self._loss = [FrameLoss() if loss is None else loss]  # in a list, so that its teachers are no submodules
 
     @classmethod
     def from_pretrained(
@@ -88,27 +78,17 @@ class Refiner(RefinerNetwork):
             (folder / f".{name}.part").replace(folder / name)
 
     @property
-    def frame_loss(self) -> FrameLoss:
-        """What the error is made of; its l1 weights the share of 255."""
-        return self._loss[0]
-
-    @property
     def max_frames(self) -> int | None:
         """Frames of the longest clip it takes: any."""
         return None
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.correct.weight.device
 
     # -- the interface of all reconstructors ------------------------------------------------------------------------
 
     @property
     def units(self) -> str:
-        """What errors measure, in words: those of the canvas, where it is l1 alone."""
+        """What errors measure, in words."""
         if self.config.loss_type == "l1" and self.frame_loss.l1 == 1:
-            return self.canvas.units
+            return f"{self.canvas.units}, after the refiner"
         return f"loss of the refiner ({self.config.loss_type}, weights {self.config.loss_weights}, l1 a share of 255)"
 
     @property
@@ -159,40 +139,3 @@ class Refiner(RefinerNetwork):
             return float(bound)
         middle = (bound.astype(np.float64) + above.astype(np.float64)) / 2  # rounds to the even one of the two
         return float(middle if np.float32(middle) <= bound else np.nextafter(middle, -np.inf))
-
-    # -- its steps, for search and training -------------------------------------------------------------------------
-
-    def as_own_clips(self, frames: Tensor | np.ndarray) -> Tensor:
-        """Clips uint8 [B, T, S, S, 3]. Raises ValueError for others, or on another device than the refiner's."""
-        clips = as_clips(frames, self.vocabulary)
-        if clips.device != self.device:
-            raise ValueError(
-                f"frames on {clips.device}, the reconstructor on {self.device}: give frames.to({str(self.device)!r})"
-            )
-        return clips
-
-    def memories(self, clips: Tensor, gaze: Gaze, at: Sequence[int]) -> list[list[Memory]]:
-        """What each of the clips uint8 [B, T, S, S, 3] has shown at the end of its frames `at`."""
-        order = painting_order(gaze)
-        return [
-            self.painter.after(self.canvas.views(clip[: max(at) + 1]), order[b], list(at))
-            for b, clip in enumerate(clips)
-        ]
-
-    def normalised(self, frames: Tensor) -> Tensor:
-        """uint8 [..., S, S, 3] -> [..., 3, S, S], as teachers are given frames, on the refiner's device."""
-        return preprocess(frames, self.vocabulary.frame_size, self.device)
-
-    def targets(self, frames: Tensor) -> list[Tensor]:
-        """Teacher features of original frames, uint8 [n, S, S, 3]."""
-        return self.frame_loss.targets(self.normalised(frames)) if self.frame_loss.names else []
-
-    def errors_of(self, rebuilt: Tensor, frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
-        """Errors float64 [n] of rebuilt frames against the originals, both uint8 [n, S, S, 3] on one device."""
-        difference = (rebuilt.to(torch.int32) - frames.to(torch.int32)).abs_().flatten(1)
-        # Divided on the CPU, as the canvas does, so that the bits are the same from every device.
-        share = difference.sum(dim=1, dtype=torch.int64).cpu().double() / (difference.shape[1] * 255)
-        errors = self.frame_loss.l1 * share.to(rebuilt.device)
-        if self.frame_loss.names:
-            errors = errors + self.frame_loss.of_features(self.normalised(rebuilt), targets).double()
-        return errors

@@ -7,21 +7,18 @@ Each try is one pass of the network over the frame. Tries are many, so `autogaze
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from autogaze.reconstruction.refiner.memory import Memory
-
-if TYPE_CHECKING:
-    from autogaze.reconstruction.refiner.reconstructor import Refiner
+from autogaze.reconstruction.refiner.steps import RefinerSteps
 
 
 class RefinerSearch:
     """See autogaze.reconstruction.base.Search. Errors are the losses, float64: those of `Refiner.reconstruct`."""
 
-    def __init__(self, model: Refiner, clips: Tensor) -> None:
+    def __init__(self, model: RefinerSteps, clips: Tensor) -> None:
         self._all = [_ClipSearch(model, clip) for clip in clips]
         self._held = list(self._all)
 
@@ -48,7 +45,7 @@ class RefinerSearch:
 class _ClipSearch:
     """The search of one clip, uint8 [T, S, S, 3]."""
 
-    def __init__(self, model: Refiner, frames: Tensor) -> None:
+    def __init__(self, model: RefinerSteps, frames: Tensor) -> None:
         self.model, self.frames = model, frames
         self.memory = model.painter.nothing(-1, frames.device)
         self.taken: set[int] = set()

@@ -103,7 +103,7 @@ class VideoMAEConfig:
         values = {name: document[key] for name, key in _KEYS.items()}
         try:
             config = cls(scales=tuple(sorted(int(scale) for scale in str(document["scales"]).split("+"))), **values)
-            _ = config.vocabulary
+            config.vocabulary.require_whole("frames are rebuilt of whole patches")
         except ValueError as error:
             raise ReconstructorError(f"scales is {document['scales']!r}: {error}") from error
         return config

@@ -80,3 +80,14 @@ def test_neither_mates_nor_order_change_an_adapted_clip(small_policy, clips, pos
     single = [gazed([b]).frames(0) for b in range(3)]
     for rows in ([0, 1, 2], [2, 0]):
         assert [clip.frames(0) for clip in gazed(rows)] == [single[b] for b in rows]
+
+
+@pytest.mark.parametrize("scales", [(24, 92), (40, 76)])
+def test_scales_that_are_no_multiple_of_the_patch_are_cut_down_as_in_the_reference(
+    small, small_policy, plain_policy, clips, scales
+):
+    """The last pixels are in no patch: beyond them lies padding (92), or they are left out themselves (76)."""
+    frames, vocabulary = clips(1, 2, 5, scales[-1]), PatchVocabulary(scales, 16)
+    gaze = small_policy(5, 3, "consistent").gaze(frames, max_ratio=0.5, vocabulary=vocabulary)
+    wanted, margin = small(5, 3)[1].adapted(plain_policy.preprocessed(frames[0]), scales, 16, 10, None, True)
+    assert margin > 1e-4 and gaze.frames(0) == wanted

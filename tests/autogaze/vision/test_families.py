@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+import transformers
 
+from autogaze.patches import PatchVocabulary
 from autogaze.vision import load
 from autogaze.vision.families import FAMILIES
+from autogaze.vision.plan import covered_places
 from tests.autogaze.vision.conftest import KINDS
+from tests.support.encoders import write_encoder
 
 PATCH = 8
 
@@ -95,3 +99,25 @@ def test_so400m_and_dinov2_of_518_pixels_are_reachable(tmp_path):
     ):
         frames = torch.zeros(1, 1, 3, scales[-1], scales[-1])
         assert len(load(tmp_path / name, scales=scales).encode(frames).tokens) == patches
+
+
+def test_a_networks_own_size_need_be_no_multiple_of_its_patch(tmp_path):
+    """As SigLIP so400m's 384 pixels of 14 x 14: the last pixels are in no patch, here as in transformers."""
+    folder = write_encoder(tmp_path, patch=8, size=67)
+    frames = torch.randn(1, 2, 3, 67, 67, generator=torch.Generator().manual_seed(0))
+    model = transformers.SiglipVisionModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        wanted = model(pixel_values=frames[0]).last_hidden_state
+    out = load(folder, scales=(67,), attention="frame").encode(frames)
+    torch.testing.assert_close(out.tokens.view(2, 64, -1), wanted, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"must be a multiple of 8; the nearest are 32\+67"):
+        load(folder, scales=(30, 67))
+
+
+def test_a_place_belongs_to_the_patch_that_holds_its_centre_also_where_scales_are_cut_down():
+    vocabulary = PatchVocabulary((96, 384), 14)
+    for id, places in enumerate(covered_places(vocabulary).tolist()):
+        top, left, bottom, right = vocabulary.box(id)
+        centres = [(row, column) for row in range(27) for column in range(27)]
+        inside = [top <= 14 * y + 7 < bottom and left <= 14 * x + 7 < right for y, x in centres]
+        assert [place for place in places if place >= 0] == [n for n, held in enumerate(inside) if held]

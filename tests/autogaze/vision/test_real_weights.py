@@ -21,13 +21,13 @@ def dinov2_small():
 
 
 @pytest.fixture(scope="module")
-def clip(footage) -> np.ndarray:
+def clip(shipped_videos) -> np.ndarray:
     """16 frames of carphone, 4 apart: uint8 [1, 16, 224, 224, 3]."""
     import av
     from PIL import Image
 
     frames = []
-    with av.open(str(footage["carphone_pristine"])) as container:
+    with av.open(str(shipped_videos["carphone_pristine"])) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number % 4 == 0 and len(frames) < 16:
                 image = Image.fromarray(frame.to_ndarray(format="rgb24")).resize((224, 224), Image.Resampling.BILINEAR)

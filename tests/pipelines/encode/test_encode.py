@@ -16,6 +16,7 @@ from pipelines.dataset.features import as_float32, open_features
 from pipelines.dataset.shards import open_dataset
 from pipelines.inspection.status import read_status
 from pipelines.inspection.verify import verify
+from pipelines.storage import store
 from tests.pipelines.encode.conftest import SHORT, Encoded, preprocessed
 from tests.support import runs
 from tests.support.encoders import write_encoder
@@ -232,3 +233,34 @@ def test_another_encoder_or_gaze_than_it_was_begun_with_is_refused(encoded: Enco
         assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
     shutil.copytree(encoded.gaze, tmp_path / "moved")
     assert "nothing to do" in encode(*encoded.settings, f"output={encoded.output}", f"data={tmp_path / 'moved'}")
+
+
+# -- on S3 -------------------------------------------------------------------------------------------------------------
+
+
+def test_s3_to_s3_makes_the_bytes_of_local_to_local(encoded: Encoded, bucket: str) -> None:
+    for path in encoded.gaze.rglob("*.*"):
+        store.publish(path.read_bytes(), f"{bucket}/gaze/{path.relative_to(encoded.gaze)}")
+    settings = [f"data={bucket}/gaze", *encoded.settings[1:], f"output={bucket}/features"]
+    done = runs.plainly("encode", *settings)
+    assert done.returncode == 0, done.stderr
+    made = {name: store.read(f"{bucket}/features/{name}") for name in encoded.files if name != "dataset.json"}
+    assert made == {name: (encoded.output / name).read_bytes() for name in made}
+    assert verify(f"{bucket}/features").problems == []
+    assert len(open_features(f"{bucket}/features").index()) == 6
+
+
+@pytest.mark.parametrize("gone", ["index", "shards"])
+def test_what_is_lost_on_s3_is_made_again(encoded: Encoded, bucket: str, gone: str) -> None:
+    place = f"{bucket}/again-{gone}"
+    settings = [*encoded.settings, f"output={place}"]
+    assert runs.plainly("encode", *settings).returncode == 0
+    for path in encoded.output.glob(f"{gone}/000001.*"):
+        store.remove(f"{place}/{gone}/{path.name}")
+    if gone == "shards":  # an index without its tar: verify finds it
+        assert verify(place).problems
+        store.remove(f"{place}/index/000001.parquet")
+    again = runs.plainly("encode", *settings)
+    assert again.returncode == 0 and "(2 of 3 shards done before)" in again.stdout, again.stdout
+    for path in encoded.output.glob("*/0*.*"):
+        assert store.read(f"{place}/{path.parent.name}/{path.name}") == path.read_bytes()

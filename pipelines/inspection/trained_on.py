@@ -1,0 +1,86 @@
+"""Which videos a policy was trained on, as far as the run that it lies in says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from pipelines.errors import PipelineError
+from pipelines.loading.samples import open_samples
+from pipelines.storage import store
+from pipelines.storage.location import Location, places_in
+
+
+@dataclass
+class TrainingVideos:
+    """What is known of the data that trained a network.
+
+    Attributes:
+        fingerprints: of the videos, where they are known.
+        datasets: that it was trained on. lost: those of them that cannot be read any more, and runs likewise.
+        units: of the errors that it learnt to predict, where the datasets say.
+    """
+
+    fingerprints: set[str] = field(default_factory=set)
+    datasets: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    units: set[str] = field(default_factory=set)
+
+    @property
+    def known(self) -> bool:
+        """Whether all of it is known."""
+        return bool(self.datasets) and not self.lost
+
+
+def videos_of_policy(folder: str) -> TrainingVideos:
+    """The videos that trained the policy in a folder such as RUN/checkpoints/step-000500/policy, and those of the runs
+    that it was begun from. Of each dataset they are the ones that the run did not hold out.
+    """
+    found, place, seen = TrainingVideos(), folder, set()
+    while (run := _run_of(place)) is not None and run not in seen:
+        seen.add(run)
+        config = _config_of(run)
+        if config is None:
+            found.lost.append(run)
+            break
+        held_out = float((config.get("loader") or {}).get("val_fraction") or 0.0)
+        for dataset in places_in(str(config.get("data") or "")):
+            _add(found, dataset, held_out)
+        place = str(config.get("init") or "")
+    return found
+
+
+def _add(found: TrainingVideos, dataset: Location, held_out: float) -> None:
+    found.datasets.append(str(dataset))
+    try:
+        samples = open_samples(dataset)
+        plan = samples.dataset.plan.set_index("clip")["fingerprint"]
+    except PipelineError:
+        found.lost.append(str(dataset))
+        return
+    clips = samples.table.column("clip").take(samples.split("train", held_out)).to_pylist()
+    found.fingerprints |= set(plan.loc[clips])
+    if "units" in samples.about:
+        found.units.add(str(samples.about["units"]))
+
+
+def _run_of(place: str) -> Location | None:
+    """The run whose checkpoint holds a network's folder; None if it lies in none."""
+    if not place:
+        return None
+    where = Location(place)
+    step = where.parent
+    if step.parent.name != "checkpoints" or not step.name.startswith("step-"):
+        return None
+    return step.parent.parent
+
+
+def _config_of(run: Location) -> dict[str, Any] | None:
+    """The settings of a training run; None where they cannot be read."""
+    try:
+        config = yaml.safe_load(store.read(run / "config.yaml"))["config"]
+    except (FileNotFoundError, NotADirectoryError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    return config if isinstance(config, dict) else None
