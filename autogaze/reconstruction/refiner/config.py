@@ -47,6 +47,7 @@ class RefinerConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ReconstructorError(f"{name} is {value!r}, wanted a positive integer")
+        self.vocabulary.require_whole("frames are painted by whole patches")
         if self.block < _FEWEST_PIXELS:
             raise ReconstructorError(
                 f"the edges of the patches of scales {self.scales} are multiples of {self.block} pixels only; a refiner"

@@ -1,4 +1,4 @@
-"""Training of the refiner: it learns, resumes to the same bits, and what it makes does wherever a reconstructor does."""
+"""Training of the refiner: it learns, resumes to the same bits, and its checkpoint does as any reconstructor's does."""
 
 from __future__ import annotations
 
