@@ -3,10 +3,10 @@
 A policy ends a frame by the loss it predicts, and predictions are off. Calibration turns them into a promise, on videos
 that the policy was not trained on (docs/method.md, section 'Calibrated gaze'):
 
-    curve = QuantileCurve.fit(predicted, measured, level=0.95)   # half A of the videos: what a prediction is worth
-    stops = [curve.at_most(scale * threshold) for scale in scales]   # strictest first
-    losses = ...                                 # half B, gazed at with each of the stops: float [videos, stops]
-    place = loosest_stop(losses, risk=0.05)            # the loosest stop that keeps the promise, or -1
+    curve = StopCurve.fit(predicted, losses)       # half A of the videos: what frames lose, by where they stop
+    stops = [curve.at_most(aim) for aim in aims]   # strictest first
+    losses = ...                                   # half B, gazed at with each of the stops: float [videos, stops]
+    place = loosest_stop(losses, risk=0.05)        # the loosest stop that keeps the promise, or -1
 
 A loss lies in [0, 1] and is one number for a whole video and stop, such as the share of its frames over the threshold.
 Videos are what must be exchangeable: frames of one video are much alike, so they count once, together.
@@ -18,6 +18,7 @@ Sources: Angelopoulos et al., "Conformal risk control" (arXiv 2208.02814); Angel
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -28,62 +29,45 @@ Method: TypeAlias = Literal["crc", "ltt"]
 videos calibrated it. ltt, learn then test: with probability 1 - delta over the calibrating videos, the mean loss of new
 ones is at most `risk`."""
 
-_BINS, _OF_BIN = 32, 16  # most bins of a curve, and fewest pairs in one
+_STOPS = 1024  # most that a curve knows
 
 
 @dataclass(frozen=True, eq=False)
-class QuantileCurve:
-    """A quantile of the measured error, given the predicted loss: rising, linear between its knots.
+class StopCurve:
+    """What frames lose if each ends at the first predicted loss at or under a stop: an estimate, from whole gazes.
 
-    predicted: float64 [K], strictly rising. errors: float64 [K], rising.
+    stops: float64 [K], strictly rising, from 0 up. losses: float64 [K], rising: the mean loss at each.
     """
 
-    predicted: np.ndarray
-    errors: np.ndarray
+    stops: np.ndarray
+    losses: np.ndarray
 
     @classmethod
-    def fit(cls, predicted: np.ndarray, measured: np.ndarray, level: float) -> QuantileCurve:
-        """Isotonic regression of the `level`-quantile of measured on predicted losses, both [N].
+    def fit(cls, predicted: Sequence[np.ndarray], losses: Sequence[np.ndarray]) -> StopCurve:
+        """From frames that were gazed at for long. Each has two arrays [n], n > 0: after each of its tokens the
+        predicted loss, and the loss in [0, 1] that it has if it ends there. A frame that no stop ends has its last one.
 
-        Pairs in the order of their predictions are cut into bins of as many pairs each; neighbours whose quantiles
-        fall are pooled until all rise. A knot lies at the mean prediction of a bin.
-
-        Raises ValueError: no pairs, or some that are not finite.
+        Raises ValueError: no frames, or numbers that are not finite.
         """
-        predicted, measured = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
-        if not len(predicted) or predicted.shape != measured.shape:
-            raise ValueError(f"a curve needs pairs of numbers, not {predicted.shape} and {measured.shape}")
-        if not (np.isfinite(predicted).all() and np.isfinite(measured).all()):
+        if not len(predicted):
+            raise ValueError("there are no frames to learn from")
+        if not all(np.isfinite(each).all() for each in (*predicted, *losses)):
             raise ValueError("a predicted or measured loss is not a finite number")
-        order = np.argsort(predicted, kind="stable")
-        predicted, measured = predicted[order], measured[order]
-        pooled: list[tuple[np.ndarray, list[float]]] = []  # measured errors and mean predictions of pooled bins
-        for part in np.array_split(np.arange(len(order)), min(_BINS, max(1, len(order) // _OF_BIN))):
-            errors, places = measured[part], [float(predicted[part].mean())]
-            while pooled and _quantile(pooled[-1][0], level) >= _quantile(errors, level):
-                before, further = pooled.pop()
-                errors, places = np.concatenate((before, errors)), further + places
-            pooled.append((errors, places))
-        knots = np.array([place for _, places in pooled for place in places])
-        values = np.array([_quantile(errors, level) for errors, places in pooled for _ in places])
-        knots, first = np.unique(knots, return_index=True)  # equal predictions may fill several bins
-        last = np.append(first[1:], len(values)) - 1
-        return cls(knots, values[last])
+        # A frame ends at the first token whose prediction is a new low, at or under the stop.
+        lows = [np.minimum.accumulate(each) for each in predicted]
+        stops = np.unique(np.maximum(np.concatenate(lows), 0.0).astype(np.float64))
+        if len(stops) > _STOPS:
+            stops = np.unique(np.quantile(stops, np.linspace(0, 1, _STOPS)))
+        total = np.zeros(len(stops))
+        for low, loss in zip(lows, losses, strict=True):
+            ends = np.searchsorted(-low, -stops, side="left")
+            total += np.asarray(loss, np.float64)[np.minimum(ends, len(loss) - 1)]
+        return cls(stops, np.maximum.accumulate(total / len(lows)))
 
-    def at_most(self, error: float) -> float:
-        """The largest predicted loss at which the quantile is at or under `error`; never below 0.
-
-        Below the first knot the curve is a line through the origin, above the last knot nothing is known.
-        """
-        at = int(np.searchsorted(self.errors, error, "right"))  # knots at or under it
-        if at == len(self.errors):
-            found = self.predicted[-1]
-        elif at == 0:
-            found = self.predicted[0] * max(error, 0.0) / self.errors[0]
-        else:
-            share = (error - self.errors[at - 1]) / (self.errors[at] - self.errors[at - 1])
-            found = self.predicted[at - 1] + share * (self.predicted[at] - self.predicted[at - 1])
-        return max(0.0, float(found))
+    def at_most(self, loss: float) -> float:
+        """The largest stop whose loss is at or under `loss`; 0 where none is."""
+        at = int(np.searchsorted(self.losses, loss, "right"))
+        return float(self.stops[at - 1]) if at else 0.0
 
 
 def conformal_bounds(losses: np.ndarray) -> np.ndarray:
@@ -148,8 +132,3 @@ def _checked(losses: np.ndarray) -> np.ndarray:
     if losses.ndim < 2 or not losses.shape[-2] or not ((losses >= 0) & (losses <= 1)).all():
         raise ValueError("losses are numbers from 0 to 1, [..., videos, stops], of one video or more")
     return losses
-
-
-def _quantile(values: np.ndarray, level: float) -> float:
-    """The smallest of some values that has a share of at least `level` of them at or under it."""
-    return float(np.quantile(values, level, method="inverted_cdf"))

@@ -132,7 +132,7 @@ def _calibrate(config: CalibrateConfig, dataset: Dataset, console: Console) -> N
     # Here, not above: torch takes seconds to load, and a wrong setting is refused at once.
     from pipelines.gazing.gazers import device_of
     from pipelines.gazing.policy import load_policy
-    from pipelines.inspection.calibrate import Meter, fit_curves, scales, try_stops
+    from pipelines.inspection.calibrate import Meter, aims, fit_curves, try_stops
     from pipelines.inspection.trained_on import videos_of_policy
 
     device, risk = device_of(config.device), round(1 - config.target, 9)
@@ -164,15 +164,15 @@ def _calibrate(config: CalibrateConfig, dataset: Dataset, console: Console) -> N
             device,
             lambda count: progress.advance(task, count),
         )
-        curves = fit_curves(meter, fitted, frames, config.target)
-        tried = try_stops(meter, held, curves, frames, scales(config.stops), risk, config.method, delta)
+        curves = fit_curves(meter, fitted, frames, risk)
+        tried = try_stops(meter, held, curves, frames, aims(risk, config.stops), risk, config.method, delta)
         kept = [one for one in tried if one.keeps]
         if not kept:
             raise PipelineError(_hopeless(config, tried[0], threshold, reconstructor))
         plain = meter.measure(held, [threshold] * frames)
     calibration = _calibration(config, dataset, meter, kept[-1], frames, fitted, held)
     more = {
-        "scale": kept[-1].scale,
+        "aim": kept[-1].aim,
         "tried": [dataclasses.asdict(one) for one in tried],
         "uncalibrated": {"risk": float(plain.losses.mean()), "missed": plain.missed, "patches": plain.patches},
         "data": {"dataset": redact(dataset.url), "plan": dataset.about.get("plan"), "seed": config.seed},
@@ -254,10 +254,8 @@ def _threshold(
 
 
 def _work(fitted: list[CalibrationVideo], held: list[CalibrationVideo], stops: int) -> int:
-    from pipelines.inspection.calibrate import FITTED_AT
-
     count = [sum(len(video.clips) for video in videos) for videos in (fitted, held)]
-    return len(FITTED_AT) * count[0] + (stops + 1) * count[1]
+    return 2 * count[0] + (stops + 1) * count[1]
 
 
 def _hopeless(config: CalibrateConfig, strictest: Tried, threshold: float, reconstructor: Reconstructor) -> str:

@@ -298,7 +298,7 @@ class Dataset(ShardedDataset):
     def stops(self) -> float | list[float]:
         """What `met` was held against: the threshold, of a calibrated policy a number for each frame, else infinity."""
         calibration = (self.about.get("models") or {}).get("calibration")
-        if calibration is not None:
+        if calibration is not None and not self.config.get("verify"):  # a verified error is held against the threshold
             return list(calibration["stops"])
         return math.inf if self.threshold is None else self.threshold
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from autogaze.calibration import QuantileCurve, conformal_bounds, loosest_stop, p_values
+from autogaze.calibration import StopCurve, conformal_bounds, loosest_stop, p_values
 from autogaze.gaze import Gaze
 from autogaze.measuring import measure_errors
 from autogaze.model import AutoGaze
@@ -24,10 +24,10 @@ from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.inspection.reading import read_clip
 
-FITTED_AT = (1.0, 0.5, 0.25)
-"""Parts of the threshold that half A is gazed at with: pairs of predicted and measured error come from these gazes."""
-STRICTEST, LOOSEST = 1 / 8, 2.0
-"""Parts of the threshold that the curve's error may have at a stop: ends of the scale that is tried."""
+FITTED_AT = 0.1
+"""Part of the threshold that half A is first gazed at with: deeply, so that stricter stops are seen too."""
+STRICTEST, LOOSEST = 1 / 16, 4.0
+"""Ends of what is aimed at on half A, as parts of the risk that is allowed."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class CalibrationVideo:
     clips: list[dict[str, Any]]
 
 
+class FrameCurve(NamedTuple):
+    """Of a frame, after each of its tokens: the predicted loss, and its risk if it ends there. float [n] each."""
+
+    predicted: np.ndarray
+    losses: np.ndarray
+
+
 @dataclass(frozen=True)
 class Measured:
     """What gazing at videos with one stop gave.
@@ -47,20 +54,20 @@ class Measured:
         losses: float64 [videos], of each video the risk: see `Meter`.
         patches: gazed, mean over frames.
         missed: share of all frames that are over the threshold.
-        pairs: of frame 0 and of later frames: predicted and measured errors after each token, float32 [2, N].
+        frames: of frame 0 and of later frames: of each, predicted loss and risk after each token.
     """
 
     losses: np.ndarray
     patches: float
     missed: float
-    pairs: tuple[np.ndarray, np.ndarray]
+    frames: tuple[list[FrameCurve], list[FrameCurve]]
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A stop that was tried on half B. scale: of the threshold. stops: in frame 0 and later. bound, p: see Promise."""
+    """A stop that was tried on half B. aim: its risk on half A. stops: in frame 0 and later. bound, p: see Promise."""
 
-    scale: float
+    aim: float
     stops: tuple[float, float]
     risk: float
     missed: float
@@ -105,10 +112,10 @@ class Meter:
     device: str
     on_clips: Callable[[int], None] = lambda count: None
 
-    def measure(self, videos: Sequence[CalibrationVideo], stops: Sequence[float], pairs: bool = False) -> Measured:
+    def measure(self, videos: Sequence[CalibrationVideo], stops: Sequence[float], whole: bool = False) -> Measured:
         """Gaze with these stops, one for each frame of a clip.
 
-        pairs: measure the error after every token, not only after a frame's last.
+        whole: measure the error after every token, not only after a frame's last.
         Raises PipelineError: a clip cannot be read, or an error is not a number.
         """
         errors, gazes = [], []
@@ -116,9 +123,9 @@ class Meter:
             gaze = self.policy.gaze(clips, max_ratio=self.max_ratio, loss_threshold=list(stops))
             frames = as_clips(clips, self.reconstructor.vocabulary).to(self.device)
             plain = Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary)
-            if pairs:
+            if whole:
                 plain = measure_errors(frames, plain, self.reconstructor)
-            errors.append(plain.final() if pairs else self._final(frames, plain))
+            errors.append(plain.final() if whole else self._final(frames, plain))
             gazes.append((gaze, plain))
             self.on_clips(len(clips))
         return self._summed(videos, torch.cat(errors).double().numpy(), gazes)
@@ -148,69 +155,76 @@ class Meter:
                 f"a frame has an error that is not a number, measured by {self.reconstructor.name}; give a "
                 "reconstructor that trained to an end"
             )
-        limit = float(np.float32(self.threshold))
-        over = errors > limit
-        excess = np.clip((errors - limit) / limit, 0, 1)
-        each = (over if self.risk == "share" else excess).mean(axis=1)
+        each = self.risk_of(errors).mean(axis=1)
         ends = np.cumsum([len(video.clips) for video in videos])[:-1]
         losses = np.array([part.mean() for part in np.split(each, ends)])
-        patches = float(sum(float(gaze.counts().sum()) for gaze, _ in gazes)) / over.size
-        return Measured(losses, patches, float(over.mean()), _pairs(gazes))
+        patches = float(sum(float(gaze.counts().sum()) for gaze, _ in gazes)) / errors.size
+        missed = float((errors > np.float32(self.threshold)).mean())
+        return Measured(losses, patches, missed, self._frames(gazes))
 
+    def risk_of(self, errors: np.ndarray) -> np.ndarray:
+        """What frames with these errors lose, each in [0, 1]: see `risk`."""
+        limit = float(np.float32(self.threshold))  # as every threshold is compared
+        return (errors > limit).astype(np.float64) if self.risk == "share" else np.clip((errors - limit) / limit, 0, 1)
 
-def _pairs(gazes: Sequence[tuple[Gaze, Gaze]]) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and measured error after each token, of frame 0 and of later frames. gazes: predicted, measured."""
-    parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([torch.zeros(2, 0)], [torch.zeros(2, 0)])
-    for predicted, measured in gazes:
-        if predicted.losses is None or measured.losses is None:
-            continue
-        later = (
-            torch.repeat_interleave(
-                torch.arange(predicted.num_frames).repeat(predicted.clips), predicted.lengths.reshape(-1)
-            )
-            > 0
-        )
-        both = torch.stack((predicted.losses, measured.losses))
-        for part, where in zip(parts, (~later, later), strict=True):
-            part.append(both[:, where])
-    first, rest = (torch.cat(part, dim=1).numpy() for part in parts)
-    return first, rest
+    def _frames(self, gazes: Sequence[tuple[Gaze, Gaze]]) -> tuple[list[FrameCurve], list[FrameCurve]]:
+        """The curve of each frame 0, and of each later frame. gazes: with predicted losses, and with measured ones."""
+        found: tuple[list[FrameCurve], list[FrameCurve]] = ([], [])
+        for predicted, measured in gazes:
+            if predicted.losses is None or measured.losses is None:
+                continue
+            ends = predicted.lengths.reshape(-1).cumsum(0).numpy()[:-1]
+            risks = self.risk_of(measured.losses.double().numpy())
+            parts = zip(np.split(predicted.losses.numpy(), ends), np.split(risks, ends), strict=True)
+            for number, (scores, losses) in enumerate(parts):
+                if len(scores):
+                    found[bool(number % predicted.num_frames)].append(FrameCurve(scores, losses))
+        return found
 
 
 def fit_curves(
-    meter: Meter, videos: Sequence[CalibrationVideo], frames: int, level: float
-) -> tuple[QuantileCurve, QuantileCurve]:
-    """Of frame 0 and of later frames, what a predicted loss is worth: fitted on half A.
+    meter: Meter, videos: Sequence[CalibrationVideo], frames: int, risk: float
+) -> tuple[StopCurve, StopCurve]:
+    """Of frame 0 and of later frames, what they lose by where they stop: fitted on half A.
 
-    Raises PipelineError when the policy predicts what is not a number.
+    It is gazed at deeply first, and then with half the stop that promises `risk` by that: later frames then begin from
+    what is really kept of earlier ones. Raises PipelineError when the policy predicts what is not a number.
     """
-    found = [meter.measure(videos, [part * meter.threshold] * frames, pairs=True).pairs for part in FITTED_AT]
-    first = np.concatenate([pairs[0] for pairs in found], axis=1)
-    later = np.concatenate([pairs[1] for pairs in found], axis=1)
+    first = meter.measure(videos, [FITTED_AT * meter.threshold] * frames, whole=True).frames
+    stops = stops_of(_fitted(first), risk, frames)
+    again = meter.measure(videos, [stop / 2 for stop in stops], whole=True).frames
+    return _fitted((first[0] + again[0], first[1] + again[1]))
+
+
+def _fitted(frames: tuple[list[FrameCurve], list[FrameCurve]]) -> tuple[StopCurve, StopCurve]:
+    first, later = frames
     try:
-        curve = QuantileCurve.fit(first[0], first[1], level)
-        return curve, QuantileCurve.fit(later[0], later[1], level) if frames > 1 else curve
+        return _curve(first), _curve(later or first)  # a clip of one frame has no later one
     except ValueError as error:
         raise PipelineError(f"the policy cannot be calibrated: {error}; was it trained to an end?") from error
 
 
-def stops_of(curves: tuple[QuantileCurve, QuantileCurve], error: float, frames: int) -> list[float]:
-    """The stop of each frame of a clip, at which the curves have this error."""
-    first, later = (float(np.float32(curve.at_most(error))) for curve in curves)
+def _curve(frames: list[FrameCurve]) -> StopCurve:
+    return StopCurve.fit([frame.predicted for frame in frames], [frame.losses for frame in frames])
+
+
+def stops_of(curves: tuple[StopCurve, StopCurve], aim: float, frames: int) -> list[float]:
+    """The stop of each frame of a clip, at which frames lose `aim` by the curves."""
+    first, later = (float(np.float32(curve.at_most(aim))) for curve in curves)
     return [first] + [later] * (frames - 1)
 
 
-def scales(count: int) -> list[float]:
-    """So many parts of the threshold, from the strictest to the loosest, each as much looser than the last."""
-    return [float(scale) for scale in np.geomspace(STRICTEST, LOOSEST, count)]
+def aims(risk: float, count: int) -> list[float]:
+    """So many risks to aim at on half A, from strict to loose, each as much looser than the last."""
+    return [float(aim) for aim in risk * np.geomspace(STRICTEST, LOOSEST, count)]
 
 
 def try_stops(
     meter: Meter,
     videos: Sequence[CalibrationVideo],
-    curves: tuple[QuantileCurve, QuantileCurve],
+    curves: tuple[StopCurve, StopCurve],
     frames: int,
-    tried: Sequence[float],
+    aimed: Sequence[float],
     risk: float,
     method: Literal["crc", "ltt"],
     delta: float,
@@ -222,8 +236,8 @@ def try_stops(
     losses: list[np.ndarray] = []
     found: list[Tried] = []
     measured: dict[tuple[float, ...], Measured] = {}
-    for scale in tried:
-        stops = tuple(stops_of(curves, scale * meter.threshold, frames))
+    for aim in aimed:
+        stops = tuple(stops_of(curves, aim, frames))
         if stops not in measured:
             measured = {stops: meter.measure(videos, stops)}
         one = measured[stops]
@@ -232,7 +246,7 @@ def try_stops(
         keeps = int(loosest_stop(so_far, risk, method, delta)) == len(losses) - 1
         found.append(
             Tried(
-                scale=scale,
+                aim=aim,
                 stops=(stops[0], stops[-1]),
                 risk=float(one.losses.mean()),
                 missed=one.missed,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from autogaze.calibration import QuantileCurve, binomial_cdf, conformal_bounds, fewest_videos, loosest_stop, p_values
+from autogaze.calibration import StopCurve, binomial_cdf, conformal_bounds, fewest_videos, loosest_stop, p_values
 
 SPLITS, VIDEOS, STOPS, FRAMES = 2000, 60, 12, 16
 LOOSENESS = np.linspace(0.05, 1.2, STOPS)
@@ -145,32 +145,38 @@ def test_losses_lie_between_0_and_1(bad: object) -> None:
 # -- the curve ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_curve_is_the_quantile_where_it_is_known() -> None:
-    """The error is uniform on 0..2 times the prediction, so its .9-quantile is 1.8 times it."""
-    random = np.random.default_rng(0)
-    predicted = random.uniform(0.1, 1, 20_000)
-    curve = QuantileCurve.fit(predicted, predicted * random.uniform(0, 2, 20_000), 0.9)
-    assert (np.diff(curve.errors) >= 0).all() and (np.diff(curve.predicted) > 0).all()
-    for error in (0.4, 0.9, 1.5):
-        assert curve.at_most(error) == pytest.approx(error / 1.8, rel=0.08)
+def test_a_frame_ends_at_its_first_prediction_at_or_under_the_stop() -> None:
+    """Two frames. The first is right when it predicts .2, the second dips to .1 before it is right at .05."""
+    curve = StopCurve.fit(
+        [np.array([0.6, 0.4, 0.5, 0.2]), np.array([0.3, 0.1, 0.2, 0.05])],
+        [np.array([1, 1, 1, 0]), np.array([1, 1, 1, 0])],
+    )
+    assert curve.stops.tolist() == [0.05, 0.1, 0.2, 0.3, 0.4, 0.6]
+    assert curve.losses.tolist() == [0, 0.5, 0.5, 0.5, 1, 1]
+    assert [curve.at_most(loss) for loss in (0, 0.49, 0.5, 0.99, 1)] == [0.05, 0.05, 0.3, 0.3, 0.6]
 
 
-def test_neighbours_that_fall_are_pooled() -> None:
-    predicted = np.repeat([1.0, 2.0, 3.0], 16)
-    measured = np.repeat([0.1, 0.4, 0.2], 16)
-    curve = QuantileCurve.fit(predicted, measured, 0.5)
-    assert curve.predicted.tolist() == [1, 2, 3] and curve.errors.tolist() == [0.1, 0.2, 0.2]
+def test_a_frame_that_no_stop_ends_has_its_last_loss_and_losses_rise() -> None:
+    curve = StopCurve.fit([np.array([0.5, 0.5]), np.array([0.2, 0.1])], [np.array([0.0, 0.25]), np.array([0.5, 1.0])])
+    # At .1 the first has .25 and the second 1; at .2 less, .25 and .5, which does not count; at .5 0 and .5.
+    assert curve.losses.tolist() == [0.625, 0.625, 0.625]
+    assert (curve.at_most(0.6), curve.at_most(0.7)) == (0.0, 0.5)
 
 
-def test_a_stop_never_falls_as_the_error_allowed_grows() -> None:
+def test_a_stop_is_no_less_than_0_as_a_policy_takes_it() -> None:
+    curve = StopCurve.fit([np.array([0.5, -0.5])], [np.array([1.0, 0.0])])
+    assert curve.stops.tolist() == [0.0, 0.5] and curve.at_most(0.0) == 0.0
+
+
+def test_a_stop_never_falls_as_the_loss_allowed_grows() -> None:
     random = np.random.default_rng(1)
-    curve = QuantileCurve.fit(random.random(300), random.random(300), 0.9)
-    stops = [curve.at_most(error) for error in np.linspace(0, 2, 200)]
-    assert (np.diff(stops) >= 0).all() and stops[0] == 0 and stops[-1] == curve.predicted[-1]
-    assert QuantileCurve(np.array([-0.5]), np.array([1.0])).at_most(0.5) == 0, "a loss is no less than 0"
+    frames = [random.random(50) for _ in range(60)]
+    curve = StopCurve.fit(frames, [(random.random(50) < 0.3).astype(float) for _ in frames])
+    stops = [curve.at_most(loss) for loss in np.linspace(0, 1, 200)]
+    assert (np.diff(stops) >= 0).all() and (np.diff(curve.stops) > 0).all() and len(curve.stops) <= 1024
 
 
-@pytest.mark.parametrize("bad", [([], []), ([math.nan], [0.1]), ([0.1], [math.inf])])
-def test_a_curve_needs_pairs_of_numbers(bad: tuple[list[float], list[float]]) -> None:
-    with pytest.raises(ValueError, match=r"pairs of numbers|not a finite number"):
-        QuantileCurve.fit(*map(np.array, bad), 0.9)  # type: ignore[arg-type]
+@pytest.mark.parametrize("bad", [([], []), ([[math.nan]], [[0.1]]), ([[0.1]], [[math.inf]])])
+def test_a_curve_needs_frames_of_numbers(bad: tuple[list[list[float]], list[list[float]]]) -> None:
+    with pytest.raises(ValueError, match=r"no frames to learn from|not a finite number"):
+        StopCurve.fit(*([np.array(each) for each in part] for part in bad))

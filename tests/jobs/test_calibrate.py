@@ -101,7 +101,7 @@ def test_a_videos_loss_is_that_of_truly_gazing_with_the_stop(data: str, policy: 
         meter = Meter(dataset, model, CANVAS, THRESHOLD, "share", RATIO, 32, "cpu")
         found = meter.measure(videos[:2], stops)
         excess = replace(meter, risk="excess").measure(videos[:2], stops)
-        assert np.array_equal(meter.measure(videos[:2], stops, pairs=True).losses, found.losses)
+        assert np.array_equal(meter.measure(videos[:2], stops, whole=True).losses, found.losses)
         for video, loss, over in zip(videos[:2], found.losses, excess.losses, strict=True):
             errors = []
             for row in video.clips:
