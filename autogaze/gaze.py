@@ -28,6 +28,8 @@ class Gaze:
     places, slots: int64 [N] and [B, T]: the slot of each token within its frame, rising, and how many slots the frame
         takes in all. A policy may leave slots unused (docs/method.md, section 'Generation'). None: token i of a frame
         is in slot i, and none is unused.
+    origins: int64 [B, T, 3], of a verified gaze (autogaze/verified.py): how many of a frame's tokens, in this order,
+        the policy chose before it would have stopped, and after that, and greedy search chose. None: not verified.
 
     Raises ValueError if shapes, dtypes or ids do not fit together.
     """
@@ -39,6 +41,7 @@ class Gaze:
     vocabulary: PatchVocabulary = VOCABULARY
     places: torch.Tensor | None = None
     slots: torch.Tensor | None = None
+    origins: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         _expect(self.tokens, "tokens", torch.int64, 1)
@@ -70,10 +73,16 @@ class Gaze:
             rising = (self.places.diff() > 0) | (frame.diff() > 0)
             if count and not (rising.all() and self.places.min() >= 0 and (self.places < room[frame]).all()):
                 raise ValueError("places must rise within each frame and lie in 0..slots-1")
+        if self.origins is not None:
+            _expect(self.origins, "origins", torch.int64, 3)
+            if self.origins.shape != (*self.lengths.shape, 3) or bool((self.origins < 0).any()):
+                raise ValueError(f"origins must be {[*self.lengths.shape, 3]} numbers from 0 up")
+            if not torch.equal(self.origins.sum(dim=2), self.lengths):
+                raise ValueError("origins of a frame must add up to its length")
 
     def __repr__(self) -> str:
         """A line: numbers of clips, frames and tokens, not the tensors."""
-        known = [name for name in ("losses", "initial", "places") if getattr(self, name) is not None]
+        known = [name for name in ("losses", "initial", "places", "origins") if getattr(self, name) is not None]
         held = f", with {', '.join(known)}" if known else ""
         return f"Gaze({self.clips} clips of {self.num_frames} frames, {len(self.tokens)} tokens{held})"
 
@@ -108,6 +117,7 @@ class Gaze:
             vocabulary=self.vocabulary,
             places=None if self.places is None else self.places[part],
             slots=None if self.slots is None else self.slots[b : b + 1],
+            origins=None if self.origins is None else self.origins[b : b + 1],
         )
 
     @classmethod
@@ -115,9 +125,13 @@ class Gaze:
         """The clips of several gazes, one after another. Raises ValueError if the gazes do not go together."""
         if not gazes:
             raise ValueError("nothing to concatenate: a gaze needs at least one part to know its frames and vocabulary")
-        kinds = {(gaze.num_frames, gaze.vocabulary, gaze.losses is None, gaze.initial is None) for gaze in gazes}
+        kinds = {
+            (gaze.num_frames, gaze.vocabulary, gaze.losses is None, gaze.initial is None, gaze.origins is None)
+            for gaze in gazes
+        }
         if len(kinds) > 1:
-            raise ValueError("gazes differ in frames, vocabulary, or in having losses or initial errors")
+            raise ValueError("gazes differ in frames, vocabulary, or in having losses, initial errors or origins")
+        origins = [gaze.origins for gaze in gazes if gaze.origins is not None]
         losses = [gaze.losses for gaze in gazes if gaze.losses is not None]
         initial = [gaze.initial for gaze in gazes if gaze.initial is not None]
         holes = any(gaze.places is not None for gaze in gazes)
@@ -129,6 +143,7 @@ class Gaze:
             vocabulary=gazes[0].vocabulary,
             places=torch.cat([gaze.token_places() for gaze in gazes]) if holes else None,
             slots=torch.cat([gaze.frame_slots() for gaze in gazes]) if holes else None,
+            origins=torch.cat(origins) if origins else None,
         )
 
     def token_places(self) -> torch.Tensor:
@@ -323,7 +338,7 @@ class Gaze:
 
     def to_npz(self) -> bytes:
         """One clip as an .npz file: tokens uint16 [N], lengths uint16 [T], losses float32 [N], initial float32 [T],
-        places uint16 [N], slots uint16 [T].
+        places uint16 [N], slots uint16 [T], origins uint16 [T, 3].
 
         What is None is left out. The same gaze gives the same bytes, which np.savez does not promise. Raises ValueError
         for more than one clip, or ids or lengths too large for uint16.
@@ -343,6 +358,8 @@ class Gaze:
         if self.places is not None and self.slots is not None:
             arrays["places"] = self.places.cpu().numpy().astype("<u2")
             arrays["slots"] = self.slots[0].cpu().numpy().astype("<u2")
+        if self.origins is not None:
+            arrays["origins"] = self.origins[0].cpu().numpy().astype("<u2")
         return npz.write(arrays)
 
     @classmethod
@@ -357,6 +374,7 @@ class Gaze:
             raise ValueError(f"not a gaze file: it holds no {missing[0]}")
         tokens, lengths = arrays["tokens"], arrays["lengths"]
         losses, initial, places, slots = (arrays.get(name) for name in ("losses", "initial", "places", "slots"))
+        origins = arrays.get("origins")
         return cls(
             tokens=torch.from_numpy(tokens.astype(np.int64)),
             lengths=torch.from_numpy(lengths.astype(np.int64))[None],
@@ -365,6 +383,7 @@ class Gaze:
             vocabulary=vocabulary,
             places=None if places is None else torch.from_numpy(places.astype(np.int64)),
             slots=None if slots is None else torch.from_numpy(slots.astype(np.int64))[None],
+            origins=None if origins is None else torch.from_numpy(origins.astype(np.int64))[None],
         )
 
 

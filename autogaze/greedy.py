@@ -115,7 +115,7 @@ class _Gazing:
             return token, self.search.errors(token[:, None])[:, 0]
         tokens = None
         if self.guide is not None and self.candidates is not None:
-            tokens = _smallest(self.guide.errors(), self.candidates)
+            tokens = smallest(self.guide.errors(), self.candidates)
         errors = self.search.errors(tokens)
         # Of equals the first, which is the lowest id, since candidates are in the order of ids.
         order = errors.argmin(dim=1, keepdim=True) if self.step == 1 else errors.argsort(dim=1, stable=True)
@@ -153,12 +153,17 @@ def _frame_ends(
     room = torch.full(shape, vocabulary.cap(max_ratio), device=frames.device)
     if threshold is None:
         return -float("inf"), room
+    return checked_limit(reconstructor, threshold), room
+
+
+def checked_limit(reconstructor: Reconstructor, threshold: float) -> float:
+    """The largest error of a search that meets the threshold. Raises ValueError for a threshold that is no error."""
     if not 0 <= threshold <= torch.finfo(torch.float32).max:
         raise ValueError(f"threshold is an error and cannot be {threshold}")
-    return reconstructor.limit(threshold), room
+    return reconstructor.limit(threshold)
 
 
-def _smallest(errors: torch.Tensor, count: int) -> torch.Tensor:
+def smallest(errors: torch.Tensor, count: int) -> torch.Tensor:
     """The tokens of the `count` smallest errors [n, V], in the order of ids: int64 [n, count]."""
     return errors.topk(min(count, errors.shape[1]), dim=1, largest=False).indices.sort(dim=1).values
 

@@ -4,8 +4,9 @@
     python benchmarks/refiner.py --data VAL_DATASET                # untrained: the canvas with the network's cost
 
 Errors: some frames of each clip (--frames), rebuilt by both from the same random patches, as many of every frame, in
-random order; mean absolute difference of RGB, as a share of 255. Every clip counts the same. Beside the mean over clips
-stands of how many of them the refiner has the smaller error.
+random order; mean absolute difference of RGB, as a share of 255. Every clip counts the same. `filled` is what needs no
+training: the canvas with a smooth surface where nothing was painted. Beside the means over clips stands on how many of
+them the refiner has a smaller error than the canvas.
 
 Labels: greedy gaze of some clips, with the same number of patches in every frame; tokens per CPU second of one thread,
 and the error that the refiner measures of each gaze: that of the canvas' labels, and of its own, where it tries the
@@ -28,6 +29,8 @@ from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from autogaze.reconstruction.canvas import Canvas
 from autogaze.reconstruction.refiner.config import RefinerConfig
+from autogaze.reconstruction.refiner.fill import surfaces
+from autogaze.reconstruction.refiner.memory import NEVER
 from autogaze.reconstruction.refiner.reconstructor import Refiner
 from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
@@ -77,23 +80,34 @@ def random_patches(frames: int, ratio: float, seed: int) -> Gaze:
 
 def compare(refiner: Refiner, clips: list[torch.Tensor], frames: int, results: Results) -> None:
     canvas = Canvas()
-    print(f"{'shown':>8}{'canvas':>10}{'refiner':>10}{'change':>9}{'better':>10}")
+    print(f"{'shown':>8}{'canvas':>10}{'filled':>10}{'refiner':>10}{'change':>9}{'better':>10}")
     for ratio in RATIOS:
         found = []
         for number, clip in enumerate(clips):
             length = clip.shape[1]
             at = sorted({round((part + 1) * length / frames) - 1 for part in range(frames)})
             gaze = random_patches(length, ratio, number)
-            errors = []
-            for model in (canvas, refiner):
-                pixels = model.reconstruct(clip, gaze, at).pixels.float()
-                errors.append(float((pixels - clip[:, at].float()).abs().mean()) / 255)
-            found.append(errors)
-        errors_by, better = np.mean(found, axis=0), sum(theirs > ours for theirs, ours in found)
-        change = errors_by[1] / errors_by[0] - 1
-        print(f"{ratio:>8.0%}{errors_by[0]:>10.4f}{errors_by[1]:>10.4f}{change:>9.1%}{better:>5} of {len(clips)}")
-        for who, error in zip(("canvas", "refiner"), errors_by, strict=True):
+            rebuilt = [model.reconstruct(clip, gaze, at).pixels[0] for model in (canvas, refiner)]
+            rebuilt.insert(1, filled(refiner, clip, gaze, at))
+            found.append([float((pixels.float() - clip[0, at].float()).abs().mean()) / 255 for pixels in rebuilt])
+        errors = np.mean(found, axis=0)
+        better = sum(theirs > ours for theirs, _, ours in found)
+        columns = "".join(f"{error:>10.4f}" for error in errors)
+        print(f"{ratio:>8.0%}{columns}{errors[2] / errors[0] - 1:>9.1%}{better:>5} of {len(clips)}", flush=True)
+        for who, error in zip(("canvas", "filled", "refiner"), errors, strict=True):
             results.add(f"error of {who}, {ratio:.0%} shown", "share of 255", float(error), clips=len(clips))
+
+
+def filled(refiner: Refiner, clip: torch.Tensor, gaze: Gaze, at: list[int]) -> torch.Tensor:
+    """The canvas with the finest surface where nothing was painted: uint8 [F, S, S, 3]."""
+    block, found = refiner.config.block, []
+    for memory in refiner.memories(clip, gaze, at)[0]:
+        canvas = memory.canvas().movedim(2, 0).float() / 255
+        painted = memory.newest != NEVER
+        surface = surfaces(canvas, painted, block)[0]
+        kept = painted.repeat_interleave(block, 0).repeat_interleave(block, 1)
+        found.append(torch.where(kept, canvas, surface).mul(255).round().to(torch.uint8).movedim(0, 2))
+    return torch.stack(found)
 
 
 def labels(refiner: Refiner, clips: list[torch.Tensor], arguments: argparse.Namespace, results: Results) -> None:

@@ -5,14 +5,15 @@ video) and gaze.json (the reference's label schema, with what produced it). Any 
 held at a time. With clip.tiles=native the picture is gazed in tiles at its own resolution, and drawn in its own shape.
 
 What gazes is canvas, a policy or the learned reconstructor. The reconstruction is the canvas' in all cases: it shows
-what the patches show. The errors are those of what gazed: of a policy the losses it predicts.
+what the patches show. The errors are those of what gazed: of a policy the losses it predicts, unless verify=true
+measures them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -65,6 +66,7 @@ class Tally:
     error: float = 0.0  # sum over frames
     met: float = 0.0  # sum over frames, each the share of its tiles
     failed: int = 0  # frames of clips that could not be decoded
+    origins: list[int] = field(default_factory=lambda: [0, 0, 0])  # patches of a verified gaze: Gaze.origins
 
     possible: int = 0  # patches of all frames
     unit: str = "frames"  # what has an error of its own
@@ -84,10 +86,9 @@ class Tally:
         """One line: limits, tokens, reduction, error."""
         of_vit = self.possible * vit_tokens(gazer.vocabulary) / gazer.vocabulary.size
         less = f"{times(of_vit / self.tokens)} fewer than a ViT's tokens" if self.tokens else "no patches"
-        return (
-            f"{gazer.limits} · {less} · {plural(self.frames, 'frame')}"
-            f" · {plural(self.tokens, 'patch', 'patches')} · mean error {self.error / max(self.frames, 1):.3f}"
-        )
+        error = f"mean {gazer.measure} {self.error / max(self.frames, 1):.3f}"
+        patches = plural(self.tokens, "patch", "patches")
+        return f"{gazer.limits} · {less} · {plural(self.frames, 'frame')} · {patches} · {error}"
 
 
 def check_gaze_config(config: GazeConfig) -> None:
@@ -202,6 +203,8 @@ def _gaze_video(
                 labels, seen = view.look(shown, stride, frames)
                 for tile, label in labels.items():
                     writer.add(shown[0], label, tile)
+                    for frame_origins in label.get("origins", ()):
+                        tally.origins = [a + b for a, b in zip(tally.origins, frame_origins, strict=True)]
                 for frame in seen:
                     overlay.add(frame.overlay)
                     tally.add(frame)
@@ -260,7 +263,8 @@ def _progress(console: Console, frames: int) -> Iterator[Any]:
 
 def _summarise(tally: Tally, failures: list[VideoError], gazer: Gazer, output: Path, console: Console) -> None:
     reduction = fewer(tally.tokens, tally.possible, gazer.vocabulary)
-    met = f"{tally.met / tally.frames:.1%} of {tally.unit} at or under the threshold of {gazer.bound:g}"
+    ends = "at or under" if gazer.settings.measured else "predicted to be at or under"
+    met = f"{tally.met / tally.frames:.1%} of {tally.unit} {ends} the threshold of {gazer.bound:g}"
     lines = [
         f"gaze     {gazer.about}; {gazer.limits}",
         f"frames   {tally.frames:,}",
@@ -268,6 +272,10 @@ def _summarise(tally: Tally, failures: list[VideoError], gazer: Gazer, output: P
         f"error    {tally.error / tally.frames:.4f} mean" + ("" if gazer.threshold is None else f"; {met}"),
         f"         ({gazer.units})",
     ]
+    if gazer.settings.verify:
+        prefix, continuation, by_search = tally.origins
+        chosen = f"{prefix:,} patches by the policy, {continuation:,} after it would have stopped"
+        lines.append(f"verified {chosen}, {by_search:,} by greedy search")
     if failures:
         reasons = ", ".join(sorted({failure.reason for failure in failures}))
         lines.append(f"failed   {tally.failed:,} frames in {plural(len(failures), 'clip')}: {reasons}")

@@ -85,10 +85,10 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
             f"{totals.tokens:,} of {possible:,} multi-scale patches ({totals.tokens / possible:.2%}): "
             + fewer(totals.tokens, possible),
         )
-        met = "" if job.gazer.threshold is None else f"; {totals.met / totals.ok:.1%} of frames met threshold "
-        table.add_row(
-            "predicted loss" if job.gazer.name == "policy" else "error",
-            f"{totals.loss / totals.ok:.4f} mean" + (met and f"{met}{job.gazer.threshold:g}"),
-        )
+        shown = f"{totals.loss / totals.ok:.4f} mean"
+        if job.gazer.threshold is not None:
+            met = "met" if job.gazer.settings.measured else "are predicted to meet"
+            shown += f"; {totals.met / totals.ok:.1%} of frames {met} threshold {job.gazer.threshold:g}"
+        table.add_row(job.gazer.measure, shown)
     table.add_row("gazed by", f"{record.gaze}, on {record.device}")
     making.show_summary(table, job, totals, record, console)

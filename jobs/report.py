@@ -120,7 +120,7 @@ def _sight(config: ReportConfig, dataset: Dataset) -> Sight | None:
 def build(dataset: Dataset, clips: int = 12, sight: Sight | None = None) -> str:
     """The report of a dataset as HTML text. Raises PipelineError for features that are no numbers."""
     settings, threshold, vocabulary = dataset.config, dataset.threshold, dataset.vocabulary
-    measure = "predicted loss" if settings.get("gaze") == "policy" else "reconstruction error"
+    measure = "reconstruction error" if dataset.measured else "predicted loss"
     survey = take_survey(dataset)
     sample = sample_gazes(dataset, survey)
     environment = jinja2.Environment(

@@ -1,6 +1,7 @@
 """`autogaze verify DATASET`: re-read every byte of a dataset; exit status 0 only if nothing is wrong.
 
-With deep=true it also decodes some clips of each video a second way, and compares their frames.
+With deep=true it also decodes some clips of each video a second way, and compares their frames. With errors=true it
+measures the errors of a verified gaze again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from typing import ClassVar, Literal
 
 from rich.console import Console
 
+from pipelines.dataset.features import open_any
+from pipelines.dataset.shards import Dataset
+from pipelines.errors import PipelineError
 from pipelines.inspection.deep import verify_deep
+from pipelines.inspection.measured import not_measurable
 from pipelines.inspection.verify import verify
 from pipelines.schema import check, setting
 from pipelines.storage.location import Location
@@ -25,6 +30,7 @@ class VerifyConfig:
     dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
     threads: int = setting(4, "shards read at once", at_least=1)
     deep: bool = setting(False, "also decode two clips of each video a second way, and compare their frames")
+    errors: bool = setting(False, "also measure the errors of verify=true again, on the stored frames (canvas)")
     second: Literal["sequential", "decord", "torchcodec"] = setting(
         "sequential", "how deep=true decodes: PyAV from the first frame on, or another decoder if it is installed"
     )
@@ -33,11 +39,20 @@ class VerifyConfig:
 def run(config: VerifyConfig, console: Console) -> int:
     """Print what is wrong, one line each; 0 if nothing is, else 1."""
     check(config)
+    if config.errors:
+        dataset = open_any(Location(config.dataset))
+        reason = not_measurable(dataset) if isinstance(dataset, Dataset) else "it holds features, not a gaze"
+        if reason:
+            raise PipelineError(
+                f"errors=true: {config.dataset} cannot be measured again: {reason}; leave errors= out, or measure it "
+                "with autogaze evaluate"
+            )
     with console.status("reading") as status:
         verdict = verify(
             Location(config.dataset),
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
+            config.errors,
         )
     deep = None
     if config.deep:
@@ -59,6 +74,8 @@ def run(config: VerifyConfig, console: Console) -> int:
         + (f"{len(verdict.problems)} problems" if verdict.problems else "all good"),
         highlight=False,
     )
+    if config.errors:
+        console.print(f"{verdict.measured} clips measured again by canvas", highlight=False)
     if deep is not None:
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(deep.skipped.items()))
         console.print(

@@ -14,7 +14,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,9 +32,12 @@ from autogaze.model.decoder import Decoder
 from autogaze.model.encoder import Connector, Encoder
 from autogaze.model.generation import FrameGaze, Generation
 from autogaze.model.limits import frame_caps, frame_thresholds
+from autogaze.model.proposals import Proposals
 from autogaze.model.sampling import Sampling, mixed
 from autogaze.model.scoring import Scores, score
 from autogaze.patches import PatchVocabulary
+
+G = TypeVar("G", bound=Generation)
 
 _ENCODED_AT_ONCE = 64  # frames, of 0.6 MB each as floats, so that a wide batch of clips need not fit in memory
 
@@ -261,6 +264,12 @@ class AutoGaze(nn.Module):
             raise ValueError(f"the gaze is of {gaze.vocabulary}, the policy of {self.vocabulary}")
         return score(self.gazing_model.gaze_decoder, encoded.tokens, gaze, sample, drawn)
 
+    def propose(self, rows: int, caps: Sequence[int]) -> Proposals:
+        """Begin to propose patches for `rows` clips, frame by frame. caps: most patches that are kept of each frame."""
+        room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
+        with torch.inference_mode():
+            return self._generation(rows, room, None, None, Proposals)
+
     def encode(self, frames: Tensor | np.ndarray | Encoded) -> Encoded:
         """Encode clips once, for any number of calls that take `frames`. With gradients if they are enabled."""
         return frames if isinstance(frames, Encoded) else Encoded(self._encode(check_frames(frames)))
@@ -291,7 +300,7 @@ class AutoGaze(nn.Module):
     ) -> list[FrameGaze]:
         vision = encoded.tokens
         room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
-        generation = self._generation(len(vision), room, sample, batches)
+        generation: Generation = self._generation(len(vision), room, sample, batches)
         gazed: list[FrameGaze] = []
         for t, cap in enumerate(caps):
             threshold = None if thresholds is None else thresholds[:, t]
@@ -341,12 +350,19 @@ class AutoGaze(nn.Module):
             parts.append(self.gazing_model.connector(self.gazing_model.vision_model(images)[0]))
         return torch.cat(parts)
 
-    def _generation(self, rows: int, room: int, sample: Sampling | None, batches: list[int] | None) -> Generation:
+    def _generation(
+        self,
+        rows: int,
+        room: int,
+        sample: Sampling | None,
+        batches: list[int] | None,
+        kind: type[G] = Generation,  # type: ignore[assignment]
+    ) -> G:
         decoder = self.gazing_model.gaze_decoder
         if not self.cuda_graphs:
-            return Generation(decoder, self._cache(rows, room), self.positions, sample, None, batches)
+            return kind(decoder, self._cache(rows, room), self.positions, sample, None, batches)
         graphs = self._graphed.steps(decoder, rows, room, sample)
-        return Generation(decoder, graphs.cache, self.positions, sample, graphs, batches)
+        return kind(decoder, graphs.cache, self.positions, sample, graphs, batches)
 
     def _own_precision(self) -> torch.autocast:
         """Switches off the caller's autocast: the cache is in the precision of the weights."""

@@ -43,6 +43,12 @@ class Search(Protocol):
     def take(self, tokens: torch.Tensor) -> None:
         """Each clip held takes its token: int64 [n]."""
 
+    def reopen(self, clips: torch.Tensor) -> torch.Tensor:
+        """Open the same frame again with some clips, int64 [n] of the batch, rising: they take all of its tokens back.
+
+        Returns their error [n] without a token of the frame. The tokens of the other clips stay as they are.
+        """
+
 
 class Reconstructor(Protocol):
     """Rebuilds frames from gazed patches, and measures the error."""

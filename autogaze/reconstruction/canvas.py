@@ -183,6 +183,14 @@ class CanvasSearch:
         self._taken += 1
         self._order[self._clips, tokens] = self._taken
 
+    def reopen(self, clips: torch.Tensor) -> torch.Tensor:
+        """Open the frame again with these clips, int64 [n], which take its tokens back. Returns their error [n]."""
+        self._order[clips] = 0
+        self._clips = clips
+        self._cells = self.canvas_errors(self._t)[clips]
+        self._painted = None
+        return self._cells.sum(dim=1)
+
     # -- pixels --------------------------------------------------------------------------------------------------
 
     def canvas_errors(self, t: int) -> torch.Tensor:

@@ -170,8 +170,11 @@ def _label(gazer: Gazer, gaze: Gaze, start: int, stride: int) -> dict[str, Any]:
         "threshold": gazer.threshold,
         "max_ratio": gazer.max_ratio,
         "units": gazer.units,
+        "measured": gazer.settings.measured,  # else the errors are predicted
         "scales": list(gazer.vocabulary.scales),
         "patch_size": gazer.vocabulary.patch_size,
         "vocabulary": gazer.vocabulary.size,
     }
+    if gaze.origins is not None:
+        made["origins"] = gaze.origins[0].tolist()
     return gaze.to_label(0) | made | gazer.record

@@ -295,10 +295,20 @@ class Dataset(ShardedDataset):
         return None if stated is None else float(stated)
 
     @property
+    def verified(self) -> bool:
+        """Whether its gaze is a policy's whose every error was measured (verify=true)."""
+        return bool(self.config.get("verify"))
+
+    @property
+    def measured(self) -> bool:
+        """Whether its errors were measured; else a policy predicted them."""
+        return self.config.get("gaze") != "policy" or self.verified
+
+    @property
     def stops(self) -> float | list[float]:
         """What `met` was held against: the threshold, of a calibrated policy a number for each frame, else infinity."""
         calibration = (self.about.get("models") or {}).get("calibration")
-        if calibration is not None and not self.config.get("verify"):  # a verified error is held against the threshold
+        if calibration is not None and not self.verified:  # a verified error is held against the threshold
             return list(calibration["stops"])
         return math.inf if self.threshold is None else self.threshold
 

@@ -23,6 +23,7 @@ _OF_INPUT = [
     "reconstructor",
     "teachers",
     "labels",
+    "verify",
     "threshold",
     "max_ratio",
     "calibration",

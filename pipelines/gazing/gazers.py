@@ -1,4 +1,4 @@
-"""What gazes: greedy search on canvas, a policy, or greedy search with the learned reconstructor.
+"""What gazes: greedy search on canvas or with the learned reconstructor, or a policy, verified or not.
 
 `resolve` fills in every default, so that a dataset can say what it is made with and an actor knows what to load; `load`
 makes a gaze ready on a device. A corpus and a single video are gazed by the same code.
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from autogaze import greedy, reconstruction
+from autogaze import greedy, reconstruction, verified
 from autogaze.gaze import Gaze
 from autogaze.lengths import paper_lengths
 from autogaze.model import AutoGaze
@@ -74,7 +74,12 @@ class ResolvedGaze:
     @property
     def stops(self) -> float | tuple[float, ...]:
         """What the errors of a gaze end at or under: the threshold (`bound`), or a number for each frame of a clip."""
-        return self.bound if self.calibration is None else self.calibration.stops
+        return self.bound if self.calibration is None or self.settings.verify else self.calibration.stops
+
+    @property
+    def measure(self) -> str:
+        """What the errors are, in words: of a policy, unless it is verified, losses that it predicts."""
+        return "error" if self.settings.measured else "predicted loss"
 
     @property
     def limits(self) -> str:
@@ -150,10 +155,10 @@ def start(resolved: ResolvedGaze, device: str) -> Gazer:
 def load(settings: GazeSettings, device: str, targets: int = 0) -> Gazer:
     """The gaze of checked settings (`check_gaze`), ready on a device: cpu, cuda or mps. Raises as `resolve` does."""
     learned = None
-    if settings.by_learned or targets:
+    if settings.by_learned or targets or (settings.verify and settings.reconstructor.checkpoint):
         learned = load_reconstructor(settings.reconstructor, settings.teachers, device)
     if settings.gaze == "policy":
-        gazer = _policy(settings, device)
+        gazer = _verified(settings, device, learned) if settings.verify else _policy(settings, device)
     elif settings.gaze == "canvas":
         gazer = _canvas(settings, device)
     else:
@@ -299,6 +304,82 @@ def _policy(settings: GazeSettings, device: str) -> Gazer:
             "device": device,
         }
         | ({} if calibration is None else {"calibration": calibration.facts()}),
+        calibration=calibration,
+    )
+
+
+def _verified(settings: GazeSettings, device: str, learned: Learned | None) -> Gazer:
+    """A policy whose gaze is measured: by the learned reconstructor where there is one, else by canvas."""
+    config, labels = settings.policy, settings.labels
+    model = load_policy(config, device)
+    measurer: Reconstructor = reconstruction.load("canvas") if learned is None else learned
+    calibration = _calibration(settings, model)
+    if calibration is not None:
+        if calibration.reconstructor["fingerprint"] != measurer.fingerprint:
+            raise PipelineError(
+                f"calibration={settings.calibration}: its threshold is measured in {calibration.units}, verify=true "
+                f"measures in {measurer.units}; verify by the reconstructor that calibrated, or leave one of them out"
+            )
+        settings = replace(settings, threshold=calibration.threshold, max_ratio=calibration.max_ratio)
+    elif learned is None:
+        settings = _with_defaults(settings, CANVAS_THRESHOLD, CANVAS_MAX_RATIO)
+    threshold, max_ratio = settings.threshold, 1.0 if settings.max_ratio is None else settings.max_ratio
+    assert threshold is not None
+    if model.vocabulary != measurer.vocabulary:
+        raise PipelineError(
+            f"verify=true: policy.checkpoint={config.checkpoint} chooses from {model.vocabulary}, and "
+            f"{measurer.name} measures {measurer.vocabulary}"
+        )
+    # On a CPU one by one, so that the bytes are the same for any policy.batch: matrices of other shapes are summed up
+    # in another order. The learned search takes clips one by one anyway.
+    at_once = 1 if device == "cpu" or learned is not None else config.batch
+
+    def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
+        frames = base.as_clips(clips, model.vocabulary).to(device)
+        return Gaze.cat(
+            [
+                verified.gaze(
+                    part,
+                    model,
+                    measurer,
+                    threshold=threshold,
+                    max_ratio=max_ratio,
+                    stops=None if calibration is None else calibration.stops[: frames.shape[1]],
+                    go_on=0 if learned is None else 1,  # docs/decisions.md says why
+                    candidates=labels.candidates or None,
+                )
+                for part in frames.split(at_once)
+            ]
+        )
+
+    name = Path(config.checkpoint).name or config.checkpoint
+    by = "canvas" if learned is None else f"{learned.name} {Path(settings.reconstructor.checkpoint).name}"
+    facts: dict[str, Any] = {"fingerprint": measurer.fingerprint}
+    if learned is not None:
+        facts["dtype"] = settings.reconstructor.dtype
+    models = {"policy": _facts(model, config), measurer.name: measurer.fingerprint if learned is None else facts}
+    calibrated = {} if calibration is None else {"calibration": calibration.facts()}
+    return Gazer(
+        settings=settings,
+        units=measurer.units,
+        models=models | calibrated,
+        vocabulary=model.vocabulary,
+        max_frames=None if learned is None else learned.max_frames,
+        gaze=gaze,
+        reconstructor=learned,
+        about=f"policy {name} ({model.fingerprint[:12]}) verified by {by}, {config.dtype} on {device}",
+        note=f"policy {name}, verified: error = as {by} measures it, reconstruction = its patches on canvas",
+        record={
+            "gaze": "policy",
+            "verify": True,
+            "checkpoint": config.checkpoint,
+            "fingerprint": model.fingerprint,
+            "positions": model.positions,
+            "dtype": config.dtype,
+            "device": device,
+            "reconstructor": {"name": measurer.name} | facts,
+        }
+        | calibrated,
         calibration=calibration,
     )
 

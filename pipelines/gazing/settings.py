@@ -38,12 +38,21 @@ class GazeSettings:
     reconstructor: ReconstructorConfig = section(ReconstructorConfig, on_resume="same content")
     teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
     labels: LabelsConfig = section(LabelsConfig)
+    verify: bool = setting(
+        False,
+        "measure a policy's gaze patch by patch, and let greedy search go on where it misses the threshold: by canvas, "
+        "or by reconstructor.checkpoint",
+    )
     threshold: float | None = setting(
-        None, "stop a frame at this error (null = canvas: 0.02; policy: its checkpoint's; learned: never)", at_least=0
+        None,
+        "stop a frame at this error (null = canvas, and verify=true by it: 0.02; policy: its checkpoint's; learned: "
+        "never). Of a policy it is the error that it predicts, unless verify=true measures it",
+        at_least=0,
     )
     max_ratio: float | None = setting(
         None,
-        "at most this share of a frame's patches (null = canvas: 0.75; policy: its checkpoint's; learned: 1)",
+        "at most this share of a frame's patches (null = canvas, and verify=true by it: 0.75; policy: its checkpoint's;"
+        " learned: 1)",
         more_than=0,
         at_most=1,
     )
@@ -64,6 +73,11 @@ class GazeSettings:
         return self.gaze in ("videomae", "learned")
 
     @property
+    def measured(self) -> bool:
+        """Whether errors are measured by a reconstructor; else a policy predicts them."""
+        return self.gaze != "policy" or self.verify
+
+    @property
     def draws_lengths(self) -> bool:
         """Whether the lengths of frames are drawn beforehand, so that no limit decides them."""
         return self.labels.lengths == "paper"
@@ -82,8 +96,13 @@ def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
     gaze, labels = settings.gaze, settings.labels
     if gaze == "policy":
         require_policy(settings.policy)
-        _require_unset("labels", labels, LabelsConfig(), "gaze=canvas and gaze=learned", gaze)
+        allowed = LabelsConfig()
+        if settings.verify and settings.reconstructor.checkpoint:
+            allowed.candidates = labels.candidates
+        _require_unset("labels", labels, allowed, "gaze=canvas and gaze=learned", gaze)
     else:
+        if settings.verify:
+            raise PipelineError(f"verify=true: is for gaze=policy, and gaze={gaze} measures already; leave it out")
         _require_unset("policy", settings.policy, PolicyConfig(), "gaze=policy", gaze)
         if settings.calibration:
             raise PipelineError(
@@ -91,7 +110,7 @@ def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
             )
     if settings.by_learned or targets:
         require_reconstructor(settings.reconstructor)
-    else:
+    elif not (settings.verify and settings.reconstructor.checkpoint):
         for_what = "gaze=learned and targets.frames"
         _require_unset("reconstructor", settings.reconstructor, ReconstructorConfig(), for_what, gaze)
         _require_unset("teachers", settings.teachers, TeachersConfig(), for_what, gaze)
@@ -99,9 +118,10 @@ def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
         lengths = LabelsConfig(lengths=labels.lengths, seed=labels.seed)
         _require_unset("labels", labels, lengths, "gaze=learned", gaze)
     check_labels(labels)
-    if settings.device == "mps" and (gaze == "canvas" or labels.candidates):
+    by_canvas = gaze == "canvas" or (settings.verify and not settings.reconstructor.checkpoint)
+    if settings.device == "mps" and (by_canvas or labels.candidates):
         raise PipelineError("device=mps: canvas computes in float64, which mps does not have; use device=cpu")
-    _check_limits(settings)
+    _check_limits(settings, by_canvas)
 
 
 def _require_unset(group: str, given: object, default: object, for_what: str, gaze: str) -> None:
@@ -112,7 +132,7 @@ def _require_unset(group: str, given: object, default: object, for_what: str, ga
             )
 
 
-def _check_limits(settings: GazeSettings) -> None:
+def _check_limits(settings: GazeSettings, by_canvas: bool) -> None:
     limits = {"threshold": settings.threshold, "max_ratio": settings.max_ratio}
     if settings.draws_lengths:
         for name, value in limits.items():
@@ -125,8 +145,13 @@ def _check_limits(settings: GazeSettings) -> None:
             f"gaze={settings.gaze} needs an end: give threshold= (in the units of its checkpoint), max_ratio= or "
             "labels.lengths=paper"
         )
+    elif settings.verify and not by_canvas and settings.threshold is None and not settings.calibration:
+        raise PipelineError(
+            f"verify=true with reconstructor.checkpoint={settings.reconstructor.checkpoint}: needs threshold=, in the "
+            "units of that reconstructor"
+        )
     # The canvas' error lies in [0, 1]; other losses are at least 0, in units only their checkpoints know.
-    most = 1.0 if settings.gaze == "canvas" else np.finfo(np.float32).max
+    most = 1.0 if by_canvas else np.finfo(np.float32).max
     if settings.threshold is not None and not 0.0 <= settings.threshold <= most:
-        wanted = "between 0.0 and 1.0" if settings.gaze == "canvas" else "a number that float32 holds"
+        wanted = "between 0.0 and 1.0" if by_canvas else "a number that float32 holds"
         raise PipelineError(f"threshold={settings.threshold}: must be {wanted}")

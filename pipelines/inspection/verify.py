@@ -18,6 +18,7 @@ from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import split_members
 from pipelines.dataset.shards import CARRIED, OUTCOMES, TARGETS, Dataset
 from pipelines.errors import PipelineError
+from pipelines.inspection.measured import check_errors, not_measurable
 from pipelines.inspection.verify_features import check_features
 from pipelines.storage import store
 
@@ -32,15 +33,19 @@ class Verdict:
     filtered: int = 0
     failed: int = 0
     bytes: int = 0
+    measured: int = 0  # clips whose errors were measured again
     problems: list[str] = field(default_factory=list)
 
 
-def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | None = None) -> Verdict:
+def verify(
+    url: str, threads: int = 4, on_shard: Callable[[int, int], None] | None = None, errors: bool = False
+) -> Verdict:
     """Check that every planned clip has one row, and that every row's bytes are there, unchanged and what it says.
 
     Args:
         threads: shards checked at once.
         on_shard: called with the number of shards checked, and of all.
+        errors: also measure the errors of a verified gaze again, where `not_measurable` has nothing against it.
     Raises PipelineError when there is no dataset to check, or `threads` is less than 1.
     """
     if threads < 1:
@@ -60,17 +65,19 @@ def verify(url: str, threads: int = 4, on_shard: Callable[[int, int], None] | No
         name = entry.url.name.removesuffix(".tar")
         if not name.isdigit() or int(name) not in planned:
             verdict.problems.append(f"shards/{name}: not part of this dataset")
+    errors = errors and isinstance(dataset, Dataset) and not not_measurable(dataset)
     with ThreadPoolExecutor(threads) as pool:
         checked = sorted(committed & planned.keys())
-        for number, part in enumerate(pool.map(lambda shard: _check_shard(dataset, shard, planned[shard]), checked)):
-            for name in ("shards", "clips", "ok", "filtered", "failed", "bytes", "problems"):
+        parts = pool.map(lambda shard: _check_shard(dataset, shard, planned[shard], errors), checked)
+        for number, part in enumerate(parts):
+            for name in ("shards", "clips", "ok", "filtered", "failed", "bytes", "measured", "problems"):
                 setattr(verdict, name, getattr(verdict, name) + getattr(part, name))
             if on_shard is not None:
                 on_shard(number + 1, len(checked))
     return verdict
 
 
-def _check_shard(dataset: Dataset | FeatureDataset, shard: int, planned: pd.DataFrame) -> Verdict:
+def _check_shard(dataset: Dataset | FeatureDataset, shard: int, planned: pd.DataFrame, errors: bool) -> Verdict:
     verdict = Verdict(shards=1)
 
     def wrong(what: str) -> None:
@@ -108,7 +115,8 @@ def _check_shard(dataset: Dataset | FeatureDataset, shard: int, planned: pd.Data
         if begin != end:
             wrong(f"{row['clip']}: starts at byte {begin}, the clip before it ends at {end}")
         end = begin + size
-        for problem in _check_clip(dataset, row, tar[begin:end]):
+        verdict.measured += errors
+        for problem in _check_clip(dataset, row, tar[begin:end], errors):
             wrong(f"{row['clip']}: {problem}")
     # What follows the last clip is the end of the archive: zeros up to a full record.
     if len(tar) < end + 2 * tarfile.BLOCKSIZE or tar[end:].strip(b"\0"):
@@ -116,7 +124,7 @@ def _check_shard(dataset: Dataset | FeatureDataset, shard: int, planned: pd.Data
     return verdict
 
 
-def _check_clip(dataset: Dataset | FeatureDataset, row: dict[str, Any], data: bytes) -> list[str]:
+def _check_clip(dataset: Dataset | FeatureDataset, row: dict[str, Any], data: bytes, errors: bool) -> list[str]:
     """What is wrong with one ok clip, given the bytes that its index row names."""
     if len(data) != int(row["size"]):
         return [f"{len(data)} of {int(row['size'])} bytes are there"]
@@ -124,10 +132,10 @@ def _check_clip(dataset: Dataset | FeatureDataset, row: dict[str, Any], data: by
         return ["bytes differ from the hash in the index"]
     if isinstance(dataset, FeatureDataset):
         return check_features(dataset, row, data)
-    return _check_gaze(dataset, row, data)
+    return _check_gaze(dataset, row, data, errors)
 
 
-def _check_gaze(dataset: Dataset, row: dict[str, Any], data: bytes) -> list[str]:
+def _check_gaze(dataset: Dataset, row: dict[str, Any], data: bytes, errors: bool) -> list[str]:
     from autogaze.gaze import Gaze  # here, not above: a place that is no dataset is refused without torch
 
     try:
@@ -145,6 +153,10 @@ def _check_gaze(dataset: Dataset, row: dict[str, Any], data: bytes) -> list[str]
         problems.append(f"mean final error {float(gaze.final().mean())}, {row['loss']} in the index")
     if dataset.frames_stored and (frames is None or len(frames) != row["frames"]):
         problems.append(f"{0 if frames is None else len(frames)} frames stored, {row['frames']} planned")
+    if dataset.verified and gaze.origins is None:
+        problems.append("its gaze does not say where its patches come from, which verify=true stores")
+    if errors and not problems and frames is not None:
+        problems += check_errors(dataset, gaze, frames)
     return problems + _check_targets(dataset, row, members.get(TARGETS))
 
 

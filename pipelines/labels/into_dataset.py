@@ -37,7 +37,8 @@ def describe_import(
     """
     measured = {} if measurer is None else {"measured_by": measurer.fingerprint}
     models = {name: facts for name, facts in (dataset.about.get("models") or {}).items() if name == "targets"}
-    config = dataset.config | {"gaze": "labels", "threshold": threshold, "max_ratio": None}
+    own = {name: value for name, value in dataset.config.items() if name != "verify"}  # of the old gaze
+    config = own | {"gaze": "labels", "threshold": threshold, "max_ratio": None}
     return dataset.about | {
         "config": config,
         "models": models | {"labels": labels.files} | measured,

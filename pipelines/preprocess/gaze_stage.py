@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from autogaze.gaze import Gaze
 from pipelines.corpus.plan import PlanReader
 from pipelines.dataset import shards
-from pipelines.dataset.frames import encode_frames, jpeg_members
+from pipelines.dataset.frames import decode_frames_into, encode_frames, jpeg_members
 from pipelines.dataset.shards import Outcome
 from pipelines.dataset.targets import make_targets
 from pipelines.gazing import gazers
@@ -77,7 +78,10 @@ class GazeStage:
         """What became of each clip of a shard, in order of position."""
         ok, frames = decoded.ok, decoded.frames
         good_clips = [clip for clip, good in zip(clips, ok, strict=True) if good]
-        gazes = iter(gaze_each(self.gazer, frames if ok.all() else frames[ok], good_clips))
+        gazed = frames if ok.all() else frames[ok]
+        if self.gazer.settings.verify and self.storage == "jpeg":
+            gazed = _as_stored(decoded.jpegs, gazed.shape)
+        gazes = iter(gaze_each(self.gazer, gazed, good_clips))
         jpegs = iter(decoded.jpegs)
         outcomes: list[Outcome] = []
         for position, clip in enumerate(clips):
@@ -94,6 +98,17 @@ class GazeStage:
                 members.append(make_targets(clip, frames[position], members, count, reconstructor))
             outcomes.append(Outcome(gaze=next(gazes), members=members))
         return outcomes
+
+
+def _as_stored(jpegs: Sequence[bytes], shape: tuple[int, ...]) -> np.ndarray:
+    """The frames uint8 [K, T, S, S, 3] that a reader of the shard sees: what a verified gaze is measured on.
+
+    jpegs: of all frames, clip after clip.
+    """
+    frames = np.empty(shape, np.uint8)
+    for clip, out in enumerate(frames):
+        decode_frames_into(dict(jpeg_members(jpegs[clip * shape[1] : (clip + 1) * shape[1]])), out)
+    return frames
 
 
 def gaze_each(gazer: Gazer, frames: np.ndarray, clips: list[str]) -> list[Gaze]:

@@ -44,11 +44,19 @@ SMALLEST = {
     ),
     "rl": ("--data DATASET --steps 2 --rounds 1 --ratio 0.01 --group 2", "trajectories/s"),
     "rl_learning": ("--data DATASET --clips 1 small=tests/golden/autogaze_small_k4", ""),
+    "rl_learning --temperatures": (
+        "--data DATASET --clips 1 --temperatures 1 --group 2 small=tests/golden/autogaze_small_k4",
+        "better than greedy",
+    ),
     "s3": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", "s3 / disk"),
     "sizing": ("--repeats 1", ""),
     "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),
     "tiling": ("--frames 2 --height 224 --width 224", ""),
     "train": ("--data DATASET --small --batch 1 --steps 2 --every 1", ""),
+    "verified": (
+        "--data DATASET --policy tests/golden/autogaze_small_k4 --threshold 0.1 --max-ratio 0.05 --go-on 1 --clips 1",
+        "greedy alone",
+    ),
     "vision": ("speed --rounds 1 --ratios 0.1", ""),
     "vision fidelity": ("fidelity --encoder ENCODER --corpus VIDEOS --scales 224 --stride 2 --shares 0.25", "stalest"),
 }
@@ -71,6 +79,7 @@ def test_make_bench_runs_those_that_need_nothing_but_videos() -> None:
         "reconstructor_learning",
         "refiner",
         "rl_learning",
+        "verified",
         "vision",
     }
     assert {name.split()[0] for name in SMALLEST} - ran - needs_more == set()

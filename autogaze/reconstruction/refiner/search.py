@@ -27,6 +27,11 @@ class RefinerSearch:
         self._held = list(self._all)
         return torch.stack([clip.open(t) for clip in self._held])
 
+    def reopen(self, clips: Tensor) -> Tensor:
+        """See Search."""
+        self._held = [self._all[number] for number in clips.tolist()]
+        return torch.stack([clip.reopen() for clip in self._held])
+
     def keep(self, places: Tensor) -> None:
         """See Search."""
         self._held = [self._held[place] for place in places.tolist()]
@@ -47,7 +52,7 @@ class _ClipSearch:
 
     def __init__(self, model: RefinerSteps, frames: Tensor) -> None:
         self.model, self.frames = model, frames
-        self.memory = model.painter.nothing(-1, frames.device)
+        self.memory = self.opened = model.painter.nothing(-1, frames.device)
         self.taken: set[int] = set()
         self.views: Tensor | None = None  # of the open frame, once a patch of it is tried
         self.targets: list[Tensor] = []
@@ -56,9 +61,13 @@ class _ClipSearch:
     def open(self, t: int) -> Tensor:
         if t != self.memory.t + 1:
             raise ValueError(f"frames are opened one after another: {self.memory.t + 1} comes next, not {t}")
-        self.memory = self.memory.at_frame(t)
-        self.taken, self.views = set(), None
+        self.opened, self.views = self.memory.at_frame(t), None
         self.targets = self.model.targets(self.frames[t : t + 1])
+        return self.reopen()
+
+    @torch.no_grad()
+    def reopen(self) -> Tensor:
+        self.memory, self.taken = self.opened, set()
         return self._errors_of([self.memory])[0]
 
     def take(self, token: int) -> None:

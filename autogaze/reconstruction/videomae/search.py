@@ -57,6 +57,13 @@ class VideoMAESearch:
         for clip, token in zip(self._held, tokens.tolist(), strict=True):
             clip.take(token)
 
+    @torch.no_grad()
+    def reopen(self, clips: Tensor) -> Tensor:
+        """See Search."""
+        self._held = [self._all[number] for number in clips.tolist()]
+        with self._model.own_precision():
+            return torch.stack([clip.reopen() for clip in self._held])
+
 
 @dataclass
 class _Past:
@@ -106,6 +113,10 @@ class _ClipSearch:
         self.original = image.float()
         self.original_patches = pixels[-model.vocabulary.counts[-1] :].float()
         self.targets = model.frame_loss.targets(self.original)
+        return self.reopen()
+
+    def reopen(self) -> Tensor:
+        self.chosen = []
         return self._errors_of(torch.zeros(1, 0, dtype=torch.int64, device=self.device))[0]
 
     def take(self, token: int) -> None:

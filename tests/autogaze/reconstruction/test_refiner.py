@@ -99,6 +99,16 @@ def test_errors_of_a_greedy_search_are_those_of_the_frames_rebuilt_from_its_gaze
             assert refiner.reconstruct(frames[b : b + 1], prefix, [2]).error == error
 
 
+def test_a_frame_that_is_opened_again_takes_its_tokens_back(footage):
+    search = a_refiner().search(footage("moving", 2, 2, 32))
+    search.open(0)
+    search.take(torch.tensor([3, 4]))
+    before, errors = search.open(1), search.errors()
+    search.take(torch.tensor([5, 6]))
+    assert torch.equal(search.reopen(torch.tensor([1])), before[1:])
+    assert torch.equal(search.errors(), errors[1:])
+
+
 def test_exact_search_takes_the_patch_that_leaves_least(footage):
     frames, refiner = footage("moving", 1, 2, 32), a_refiner()
     gaze = greedy.label(frames, refiner, lengths=torch.tensor([[2, 1]]))
