@@ -4,10 +4,10 @@
     python benchmarks/rl.py --data DATASET --reference CHECKOUT --reference-python PYTHON      # and its own code
     python benchmarks/rl.py --scaling                       # 1 to 8 actors that sleep, nothing else
 
-Speed: groups of trajectories, canvas rewards for 2 of a clip's frames, the released sizes with random weights, the same clips for
-each way, taken in turns, in trajectories per second of wall time:
-  its code    one process runs the reference's own code (NVlabs/AutoGaze): one clip a step, repeated for its group; encodes,
-              gazes at and scores all copies at all frames. Its rewards are made up and cost it nothing
+Speed: groups of trajectories, canvas rewards for 2 of a clip's frames, the released sizes with random weights, the same
+clips for each way, taken in turns, in trajectories per second of wall time:
+  its code    one process runs the reference's own code (NVlabs/AutoGaze): one clip a step, repeated for its group;
+              encodes, gazes at and scores all copies at all frames. Its rewards are made up and cost it nothing
   its way     one process does the same with our network, and rebuilds the frames that earn rewards
   ours        rollouts.actors=0: one process; a clip is encoded once, and only frames up to the last reward are gazed at
   actor       rollouts.actors=1 rollouts.lag=1: one more process samples the next step's group meanwhile
@@ -164,7 +164,8 @@ def speed(arguments: argparse.Namespace) -> None:
             found["ranks"].append(our_steps(config_of(arguments, str(runs / "ranks"), clips=2))[0])
     frames = clips_of(one, 1)[0].shape[1]
     print(
-        f"{arguments.steps} clips of {frames} frames, {arguments.group} trajectories each, ratio {arguments.ratio}, {cores} cores"
+        f"{arguments.steps} clips of {frames} frames, {arguments.group} trajectories each, ratio {arguments.ratio},"
+        f" {cores} cores"
     )
     bases = [name for name in found if name.startswith("its")]
     for name, seconds in found.items():

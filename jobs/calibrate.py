@@ -165,7 +165,9 @@ def _calibrate(config: CalibrateConfig, dataset: Dataset, console: Console) -> N
             lambda count: progress.advance(task, count),
         )
         curves = fit_curves(meter, fitted, frames, risk)
-        tried = try_stops(meter, held, curves, frames, aims(risk, config.stops), risk, config.method, delta)
+        tried = try_stops(
+            meter, held, curves, frames, aims(curves, frames, risk, config.stops), risk, config.method, delta
+        )
         kept = [one for one in tried if one.keeps]
         if not kept:
             raise PipelineError(_hopeless(config, tried[0], threshold, reconstructor))

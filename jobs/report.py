@@ -11,7 +11,7 @@ import base64
 import io
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -229,6 +229,7 @@ class Card:
     frames: list[Frame]
     agreement: float | None = None  # cosine of the features' maps, mean over all frames; None: none are shown
     encoded: int = 0  # patches that the encoder saw
+    origins: list[int] | None = None  # patches of a verified gaze by prefix, continuation and greedy search
 
     @property
     def place(self) -> str:
@@ -275,7 +276,9 @@ def card(dataset: Dataset, survey: Survey, place: int, quantile: float, sight: S
                 agreement=None if maps is None else maps.cosine[t],
             )
         )
-    return Card(quantile, row, columns, *(() if maps is None else (maps.mean, maps.tokens)))
+    origins = None if gaze.origins is None else gaze.origins[0].sum(dim=0).tolist()
+    made = Card(quantile, row, columns, origins=origins)
+    return made if maps is None else replace(made, agreement=maps.mean, encoded=maps.tokens)
 
 
 def _maps(sight: Sight, frames: np.ndarray, gaze: Gaze, clip: str) -> FeatureMaps:

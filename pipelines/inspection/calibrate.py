@@ -26,8 +26,8 @@ from pipelines.inspection.reading import read_clip
 
 FITTED_AT = 0.1
 """Part of the threshold that half A is first gazed at with: deeply, so that stricter stops are seen too."""
-STRICTEST, LOOSEST = 1 / 16, 4.0
-"""Ends of what is aimed at on half A, as parts of the risk that is allowed."""
+LOOSEST = 2.0
+"""The most that is aimed at on half A, as a part of the risk that is allowed."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +214,13 @@ def stops_of(curves: tuple[StopCurve, StopCurve], aim: float, frames: int) -> li
     return [first] + [later] * (frames - 1)
 
 
-def aims(risk: float, count: int) -> list[float]:
-    """So many risks to aim at on half A, from strict to loose, each as much looser than the last."""
-    return [float(aim) for aim in risk * np.geomspace(STRICTEST, LOOSEST, count)]
+def aims(curves: tuple[StopCurve, StopCurve], frames: int, risk: float, count: int) -> list[float]:
+    """So many risks to aim at on half A: evenly from the least that a clip's frames can have there to twice the risk
+    that is allowed, or the most that they have.
+    """
+    first, later = curves
+    least, most = ((first.losses[end] + (frames - 1) * later.losses[end]) / frames for end in (0, -1))
+    return [float(aim) for aim in np.linspace(least, max(least, min(most, LOOSEST * risk)), count)]
 
 
 def try_stops(

@@ -166,7 +166,7 @@ class RolloutMaker:
         frames = clip.expand(gaze.clips, *clip.shape[1:])
         if not isinstance(self.reconstructor, Learned):
             return self.reconstructor.reconstruct(frames, gaze, at).error.cpu()
-        return self.reconstructor.reconstruct(frames, gaze, at, targets).error.cpu()
+        return self.reconstructor.errors(frames, gaze, at, targets)
 
     def _targets(
         self, clip: str, originals: torch.Tensor, at: list[int], data: bytes | None

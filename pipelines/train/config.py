@@ -191,6 +191,11 @@ class PolicyTrainConfig(TrainConfig):
         None, "predicted loss at which validation gaze stops (null = the dataset's)", at_least=0
     )
     max_ratio: float = setting(0.75, "most patches of a frame in validation gaze", more_than=0, at_most=1)
+    verify: bool = setting(
+        False,
+        "validation gazes verified by the reconstructor too: verified_ratio is what it takes to keep the threshold",
+        on_resume="any value",
+    )
 
 
 @dataclass

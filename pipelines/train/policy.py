@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autogaze import verified
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
@@ -49,6 +50,11 @@ class PolicyTask(Task):
             config.reconstructor, "reconstructor", teachers=config.teachers.given(), device=device
         )
         self.comparable = units_fit(self.units, self.reconstructor.units)
+        if config.verify and (self.threshold is None or not self.comparable):
+            raise PipelineError(
+                f"verify=true: validation needs a threshold in {self.reconstructor.units}, and the labels have "
+                f"{self.threshold} in {self.units}; give the reconstructor= that made them, or leave it out"
+            )
 
     def notes(self) -> list[str]:
         """What its labels do not teach, and what validation cannot say of them."""
@@ -102,7 +108,20 @@ class PolicyTask(Task):
         sums |= {"error": float(error.mean(dim=1).sum()), "predicted_error": float(greedy.final().mean(dim=1).sum())}
         if self.threshold is not None and self.comparable:
             sums["met"] = float((error <= self.threshold).float().mean(dim=1).sum())
-        return sums
+        return sums | (self._verified_sums(frames) if self.config.verify else {})
+
+    def _verified_sums(self, frames: Tensor) -> dict[str, float]:
+        """Sums over clips of what it takes to keep the threshold: the ratio of a verified gaze, the share of its tokens
+        that greedy search had to choose, and how often it was met.
+        """
+        assert self.threshold is not None
+        gaze = verified.gaze(
+            frames, self.policy, self.reconstructor, threshold=self.threshold, max_ratio=self.config.max_ratio
+        )
+        assert gaze.origins is not None
+        searched = gaze.origins[..., verified.GREEDY].sum(dim=1) / gaze.counts().clamp(min=1)
+        sums = {"ratio": gaze.ratio(), "searched": searched, "met": gaze.met(self.threshold).float().mean(dim=1)}
+        return {f"verified_{name}": float(value.sum()) for name, value in sums.items()}
 
     @staticmethod
     def summary(sums: dict[str, float]) -> dict[str, float]:

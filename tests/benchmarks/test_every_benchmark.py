@@ -18,7 +18,7 @@ from tests.support.videos import write_video
 
 FOLDER = places.ROOT / "benchmarks"
 # Modules of the others; and what needs a clone of the reference, or a download.
-MODULES = {"arithmetic", "results", "reference", "dinov2_small"}
+MODULES = {"arithmetic", "counting", "results", "reference", "dinov2_small"}
 # VIDEOS, DATASET and ENCODER stand for folders that the test makes, OUT for a new one; then what each must print.
 SMALLEST = {
     "canvas_greedy": ("--corpus VIDEOS --clips 2 --batch 2 --threshold 0.05 --repeats 1 --plain 1", "frames/s"),
@@ -33,6 +33,7 @@ SMALLEST = {
     "gpu": ("--device cpu --seconds 5 --only profile --output OUT", ""),
     "gpu_profile": ("--device cpu --batch 1 --units gaze --top 1", ""),
     "labels": ("--corpus VIDEOS --clips 1 --tokens 1 --frames 2 --rounds 1", ""),
+    "launches": ("--narrow --frames 2 --units gaze-1 vision --calls 3", "launches"),
     "loader": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1 --samples 1000", ""),
     "loader --million": ("--corpus VIDEOS --million --samples 1000", ""),
     "memory": ("--corpus VIDEOS --sizes 1 2", ""),

@@ -362,6 +362,7 @@ def test_what_a_policy_predicts_is_not_called_a_reconstruction_error(tmp_path: P
     text = " ".join(page(dataset).text.split())
     assert "gazed by policy until a frame's predicted loss is at or under 0.7" in text
     assert "mean predicted loss" in text and "predicted loss of a clip" in text and "canvas reconstruction" in text
+    assert "predicted to meet the threshold" in text and "met the threshold" not in text
     assert "reconstruction error" not in text and "f00d" in text and "as predicted" in text
 
 

@@ -144,12 +144,22 @@ class MAEDecoder(nn.Module):
 
 
 @of_new_shapes()
-def transformer_layers(layers: nn.ModuleList, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
+def transformer_layers(
+    layers: nn.ModuleList, x: Tensor, counts: Sequence[int], seen: Tensor | None, wide: bool = False
+) -> Tensor:
     """Tokens [B, 1 + N, hidden] after the layers: the class token, then `counts` tokens of each frame.
 
     A frame's tokens see the class token and all tokens up to the frame's end that are `seen`, bool [B, N] (None: all).
     The class token sees only itself.
+
+    wide: attend once a layer under a mask [N, N], in place of once a frame. More arithmetic and fewer kernels.
     """
+    if wide:
+        visible = frame_causal_mask(counts, seen, x.device)
+        for layer in layers:
+            assert isinstance(layer, MAELayer)
+            x = layer.finish(x, F.scaled_dot_product_attention(*layer.project(x), attn_mask=visible))
+        return x
     ends = np.cumsum([1, *counts]).tolist()
     keys_seen = None
     if seen is not None:
@@ -169,6 +179,15 @@ def transformer_layers(layers: nn.ModuleList, x: Tensor, counts: Sequence[int], 
             )
         x = layer.finish(x, torch.cat(attended, dim=2))
     return x
+
+
+def frame_causal_mask(counts: Sequence[int], seen: Tensor | None, device: torch.device) -> Tensor:
+    """Which of 1 + N tokens each sees, as `transformer_layers` has it: bool [B or 1, 1, 1 + N, 1 + N]."""
+    frame = torch.from_numpy(np.repeat(np.arange(-1, len(counts)), [1, *counts])).to(device)
+    mask = (frame[:, None] >= frame)[None, None]
+    if seen is None:
+        return mask
+    return mask & torch.cat((seen.new_ones(len(seen), 1), seen), dim=1)[:, None, None]
 
 
 def to_pixels(frames: Tensor) -> Tensor:
@@ -210,6 +229,11 @@ class VideoMAENetwork(nn.Module):
         """The error of a rebuilt frame."""
         return self._loss[0]
 
+    @property
+    def wide(self) -> bool:
+        """Whether whole batches are computed in few large steps, as GPUs need it, or in many small exact ones."""
+        return self.vit.layernorm.weight.device.type != "cpu"
+
     def own_precision(self) -> torch.autocast:
         """Switches off the caller's autocast, so that errors do not depend on it."""
         return torch.autocast(self.vit.layernorm.weight.device.type, enabled=False)
@@ -225,12 +249,14 @@ class VideoMAENetwork(nn.Module):
         """
         clips, frames = video.shape[:2]
         self.check_gaze(gaze, clips, frames, at)
-        ids, real, lengths = self._slots(gaze, video.device)
+        ids, real, lengths = self._slots(gaze)
+        every = bool(real.all())  # asked of the gaze, which is the host's
+        ids, real = ids.to(video.device), real.to(video.device)
         frame = torch.repeat_interleave(torch.arange(frames), lengths).to(video.device)
         patches = self.patches(video)  # [B, T, V, pixels]; of these, only the gazed ones are embedded
         row = torch.arange(clips, device=video.device)[:, None]
         x = self.embed(patches[row, frame, ids], ids, frame)
-        seen = None if bool(real.all()) else real
+        seen = None if every else real
         x = self._encode(x, lengths.tolist(), seen)
 
         wanted = set(at)
@@ -256,7 +282,7 @@ class VideoMAENetwork(nn.Module):
         cls = x[:, :1] + self.decoder.decoder_pos_embed[:, :1]
         x = torch.cat((cls, *parts), dim=1)
         x = transformer_layers(
-            self.decoder.decoder_layers, x, counts, None if seen is None else torch.cat(part_seen, dim=1)
+            self.decoder.decoder_layers, x, counts, None if seen is None else torch.cat(part_seen, dim=1), self.wide
         )
         x = self.predict(x[:, places.to(x.device)])
         return self.unpatchify(x.unflatten(1, (len(at), finest)))
@@ -313,7 +339,7 @@ class VideoMAENetwork(nn.Module):
 
     def _encode(self, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
         """Decoder inputs [B, 1 + N, decoder hidden] of embedded tokens [B, N, hidden], the class token first."""
-        x = transformer_layers(self.vit.encoder.layer, torch.cat((self.cls(len(x)), x), dim=1), counts, seen)
+        x = transformer_layers(self.vit.encoder.layer, torch.cat((self.cls(len(x)), x), dim=1), counts, seen, self.wide)
         embedded: Tensor = self.decoder.decoder_embed(self.vit.layernorm(x))
         return embedded
 
@@ -327,13 +353,13 @@ class VideoMAENetwork(nn.Module):
         ]
         return torch.cat(parts)
 
-    def _slots(self, gaze: Gaze, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """ids [B, N] (0 where unused) and which are real [B, N], on the device; slots of each frame [T]."""
+    def _slots(self, gaze: Gaze) -> tuple[Tensor, Tensor, Tensor]:
+        """ids [B, N] (0 where unused), which are real [B, N], and slots of each frame [T]; where the gaze is."""
         packed = Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary).padded()
         slots, unused = packed["num_gazing_each_frame"], packed["if_padded_gazing"]
         frame = torch.repeat_interleave(torch.arange(len(slots)), slots)
         ids = (packed["gazing_pos"] - frame * self.vocabulary.size).masked_fill(unused, 0)
-        return ids.to(device), (~unused).to(device), slots
+        return ids, ~unused, slots
 
     def check_gaze(self, gaze: Gaze, clips: int, frames: int, at: Sequence[int]) -> None:
         """Raise ValueError unless the gaze is of such clips and this vocabulary, and `at` names frames of them."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,9 @@ from autogaze.reconstruction.videomae.config import VideoMAEConfig, read_checkpo
 from autogaze.reconstruction.videomae.network import VideoMAENetwork, to_pixels
 from autogaze.reconstruction.videomae.search import VideoMAESearch
 from autogaze.reconstruction.videomae.vit_mae import read_vit_mae
+
+CLIPS_AT_ONCE = 16
+"""Rebuilt together where wide steps are fast; 12 of the released size with teachers take some GB."""
 
 
 class VideoMAE(VideoMAENetwork):
@@ -140,17 +143,39 @@ class VideoMAE(VideoMAENetwork):
         As in the reference, frames also see earlier frames that are rebuilt with them. Errors of several frames at once
         therefore differ a little from those of each frame alone, which greedy labels hold.
         """
+        parts = list(self._rebuilt(frames, gaze, at, targets))
+        pixels = torch.cat([to_pixels(rebuilt) for rebuilt, _ in parts])
+        return Reconstruction(pixels, torch.cat([error for _, error in parts]).cpu())
+
+    @torch.no_grad()
+    def errors(
+        self,
+        frames: Tensor | np.ndarray,
+        gaze: Gaze,
+        at: Sequence[int] | None = None,
+        targets: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The errors of `reconstruct`, float32 [B, F] on the CPU; no pixels leave the device."""
+        return torch.cat([error for _, error in self._rebuilt(frames, gaze, at, targets)]).cpu()
+
+    def _rebuilt(
+        self, frames: Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None, targets: Sequence[Tensor] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised frames [n, F, 3, S, S] and errors [n, F] of some clips at a time."""
         clips = as_clips(frames, self.vocabulary)
         at = list(range(clips.shape[1])) if at is None else list(at)
         self.check_gaze(gaze, clips.shape[0], clips.shape[1], at)
-        pixels, errors = [], []
-        with self.own_precision():
-            for b in range(len(clips)):  # one by one, so that results do not depend on the batch
-                video = self.normalised(clips[b : b + 1])
-                rebuilt = self(video, gaze[b], at)
-                errors.append(self.frame_loss(rebuilt[0].float(), video[0, at].float(), targets))
-                pixels.append(to_pixels(rebuilt[0]))
-        return Reconstruction(torch.stack(pixels), torch.stack(errors).cpu())
+        # One by one on a CPU, so that results do not depend on the batch.
+        at_once = CLIPS_AT_ONCE if self.wide else 1
+        for first in range(0, len(clips), at_once):
+            part = clips[first : first + at_once]
+            one = part.stride(0) == 0  # a group: the same clip again and again
+            with self.own_precision():
+                video = self.normalised(part[:1] if one else part).expand(len(part), -1, -1, -1, -1)
+                rebuilt = self(video, Gaze.cat([gaze[first + b] for b in range(len(part))]), at)
+                of_each = None if targets is None else [features.repeat(len(part), 1, 1) for features in targets]
+                error = self.frame_loss(rebuilt.float().flatten(0, 1), video[:, at].float().flatten(0, 1), of_each)
+            yield rebuilt, error.unflatten(0, (len(part), len(at)))
 
     def search(self, frames: Tensor | np.ndarray) -> VideoMAESearch:
         """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""

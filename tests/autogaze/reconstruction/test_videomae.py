@@ -387,3 +387,31 @@ def test_the_released_size_has_the_released_shapes():
         model = VideoMAE(VideoMAEConfig())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert 325e6 < parameters < 335e6
+
+
+class Wide(VideoMAE):
+    """Computes on a CPU as on a GPU."""
+
+    wide = True
+
+
+def test_whole_batches_in_few_steps_give_what_clips_one_by_one_give(model, clips):
+    wide = Wide(model.config, model.frame_loss)
+    wide.load_state_dict(model.state_dict())
+    gaze = Gaze.from_lists([[[5, 200, 3], [], [9]], [[], [70, 1], [264, 2, 0, 40]]])
+    frames = clips[:, :3]
+    for at in ([1, 2], [2, 0]):
+        plain, found = model.reconstruct(frames, gaze, at), wide.reconstruct(frames, gaze, at)
+        assert torch.allclose(found.error, plain.error, atol=1e-5)
+        assert (found.pixels.int() - plain.pixels.int()).abs().max() <= 1
+        assert wide.errors(frames, gaze, at).equal(found.error) and model.errors(frames, gaze, at).equal(plain.error)
+
+
+def test_a_group_at_one_clip_needs_its_pixels_once(model, clips):
+    wide = Wide(model.config, model.frame_loss)
+    wide.load_state_dict(model.state_dict())
+    gaze = Gaze.from_lists([[[5], [7]], [[6, 1], []], [[], [0]]])
+    group = clips[:1, :2].expand(3, -1, -1, -1, -1)
+    targets = model.frame_loss.targets(model.normalised(clips[0, :1]).float())
+    found = wide.errors(group, gaze, [0], targets)
+    assert torch.allclose(found, model.errors(group.contiguous(), gaze, [0]), atol=1e-5)

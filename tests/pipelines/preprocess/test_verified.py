@@ -15,11 +15,13 @@ from rich.console import Console
 
 from autogaze import reconstruction
 from autogaze.gaze import Gaze
+from autogaze.model import AutoGaze
 from autogaze.reconstruction.canvas import Canvas
 from jobs import verify as verify_job
 from pipelines.dataset.shards import Dataset, open_dataset
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
+from pipelines.gazing.calibration import Calibration, Promise, to_json
 from pipelines.gazing.policy import PolicyConfig
 from pipelines.gazing.reconstructor import LabelsConfig, ReconstructorConfig, TeachersConfig
 from pipelines.gazing.settings import GazeSettings, check_gaze
@@ -162,6 +164,34 @@ def test_the_learned_reconstructor_verifies_too() -> None:
     assert gaze.met(before * 1.5).all()
     assert gaze.initial is not None
     assert gaze.initial[0, 0].item() == before
+
+
+def test_a_calibration_says_where_search_takes_over_and_must_be_of_the_same_reconstructor(tmp_path: Path) -> None:
+    promise = Promise("share", 0.8, "crc", None, 0.1, None, 20, 20, 10)
+    found = Calibration(
+        stops=(0.0, 10.0),
+        threshold=0.05,
+        units=Canvas.units,
+        max_ratio=0.5,
+        promise=promise,
+        policy={"fingerprint": AutoGaze.from_pretrained(CHECKPOINT).fingerprint, "dtype": "float32"},
+        reconstructor={"name": "canvas", "fingerprint": Canvas().fingerprint},
+        clip={"frames": 2, "stride": 1, "fps": 0.0, "tiles": "whole"},
+    )
+    place = tmp_path / "calibration.json"
+    place.write_bytes(to_json(found, {}))
+    gazer = gazers.load(settings(calibration=str(place)), "cpu")
+    assert (gazer.threshold, gazer.max_ratio, gazer.stops) == (0.05, 0.5, 0.05)
+    assert gazer.models["calibration"]["stops"] == [0.0, 10.0]
+    clips = np.random.default_rng(1).integers(0, 255, (1, 2, 14, 14, 3), np.uint8).repeat(16, 2).repeat(16, 3)
+    gaze = gazer.gaze(clips)
+    assert gaze.met(0.05).all()
+    assert gaze.origins is not None
+    assert gaze.origins[0, 0, 1] == 0  # never stops by itself, so nothing is beyond its stop
+    assert gaze.origins[0, 1, 0] <= 1  # would stop after one patch
+    place.write_bytes(to_json(replace(found, reconstructor={"name": "videomae", "fingerprint": "f00d"}), {}))
+    with pytest.raises(PipelineError, match="verify by the reconstructor that calibrated"):
+        gazers.load(settings(calibration=str(place)), "cpu")
 
 
 @pytest.mark.parametrize(

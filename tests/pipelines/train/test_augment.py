@@ -75,10 +75,8 @@ def test_a_policy_is_trained_on_what_it_sees_in_the_mirror(tmp_path: Path) -> No
     words = ("steps=2", "loader.val_fraction=0")
     config = policy_config(data, tmp_path / "run", *words, "augment.flip=true")
     train(config)
-    train(policy_config(data, tmp_path / "again", *words, "augment.flip=true", "micro_batch=1"))
     train(policy_config(data, tmp_path / "plain", *words))
-    one, again, plain = (end_of(tmp_path / name) for name in ("run", "again", "plain"))
-    assert one != plain
+    assert end_of(tmp_path / "run") != end_of(tmp_path / "plain")
     assert not audit(str(tmp_path / "run")).count
 
     task = task_of(config)(config, torch.device("cpu"))
@@ -87,7 +85,6 @@ def test_a_policy_is_trained_on_what_it_sees_in_the_mirror(tmp_path: Path) -> No
     key, slots = RandomKey(0, 0, (0, 1, 2, 3)), float(gaze.counts().sum()) / 4
     by_hand = task.module(*flip_clips(frames, gaze, key, CANVAS), slots)["loss"]
     assert torch.equal(task.losses(task.module, frames, gaze, key, [slots])["loss"], by_hand)
-    assert one.keys() == again.keys()
 
 
 def test_labels_of_another_reconstructor_are_refused(tmp_path: Path) -> None:

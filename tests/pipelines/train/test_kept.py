@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from autogaze import verified
 from autogaze.model import AutoGaze
+from autogaze.reconstruction.canvas import Canvas
 from pipelines.errors import PipelineError
 from pipelines.networks.find import find_network
 from pipelines.runs.best import BestCheckpoint, read_best, write_best
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.train.config import PolicyTrainConfig, check_train_config
+from pipelines.train.policy import PolicyTask
 from pipelines.train.run import TrainingRun
-from tests.support.training import end_of, newest, policy_config, train, write_dataset
+from tests.support.training import clip_of, end_of, newest, policy_config, train, write_dataset
 
 DECAY = 0.75
 
@@ -26,9 +31,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_dataset(tmp_path_factory.mktemp("kept") / "data", clips=12)
 
 
+def dataset_of_units(folder: Path, units: str) -> str:
+    url = write_dataset(folder, clips=4)
+    place = Path(url, "dataset.json")
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"units": units}))
+    return url
+
+
 def small(data: str, run: Path, *more: str) -> PolicyTrainConfig:
     """A run of four steps with a checkpoint and a validation after each."""
-    words = ("steps=4", "every.checkpoint=1", "every.validate=1", "val_clips=2", "every.keep=9")
+    words = ("steps=4", "every.checkpoint=1", "every.validate=1", "val_clips=2", "every.keep=9", "global_batch=2")
     return policy_config(data, run, *words, *more)
 
 
@@ -129,6 +141,21 @@ def test_a_validation_that_a_kill_left_out_is_made_up_for(
     assert train(config) == "done"
     assert read_best(str(tmp_path)) == BestCheckpoint(last, "error", 0.5, 4)
     assert train(config) == "finished"
+
+
+def test_validation_by_verified_gaze_says_what_it_takes_to_keep_the_threshold(data: str, tmp_path: Path) -> None:
+    config = small(data, tmp_path, "verify=true", "threshold=0.4")
+    task = PolicyTask(config, torch.device("cpu"))
+    frames = torch.from_numpy(np.stack([clip_of(1), clip_of(2)]))
+    sums = task.greedy_sums(frames)
+    gaze = verified.gaze(frames, task.policy, Canvas(), threshold=0.4, max_ratio=config.max_ratio)
+    assert sums["verified_ratio"] == pytest.approx(float(gaze.ratio().sum()))
+    assert sums["verified_met"] == pytest.approx(float(gaze.met(0.4).float().mean(dim=1).sum()))
+    assert 0 < sums["verified_searched"] <= 2
+    assert "verified_ratio" not in PolicyTask(small(data, tmp_path), torch.device("cpu")).greedy_sums(frames)
+    other = dataset_of_units(tmp_path / "other", "another loss")
+    with pytest.raises(PipelineError, match=r"verify=true: validation needs a threshold in mean .* in another"):
+        PolicyTask(small(other, tmp_path, "verify=true"), torch.device("cpu"))
 
 
 def test_a_number_that_no_validation_has_is_told(data: str, tmp_path: Path) -> None:

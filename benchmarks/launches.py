@@ -1,0 +1,257 @@
+"""What one unit of each job asks of a GPU, counted on a CPU: kernels, waits of the host, bytes, operations.
+
+    python benchmarks/launches.py                        # released sizes, one thread
+    python benchmarks/launches.py --units gaze-64 --calls 12
+    python benchmarks/launches.py --narrow               # as many layers of a few channels: the same kernels, sooner
+
+A GPU takes at least as long as the launches need (LAUNCH_S each, as one stream of small kernels does), as its memory
+needs for the bytes, and as its arithmetic needs for the operations, at an H100's data-sheet rates. Where the launches
+are the longest of the three, the GPU waits for Python. Kernels are PyTorch's operations, unfused and without CUDA
+graphs.
+
+units (random weights, drawn clips of 16 frames, a tenth of the patches):
+  gaze-1 -12 -64   gazing at so many clips, by the cache that GPUs use
+  ntp-step         next-token prediction of 8 clips: forward, backward, clipping, Adam
+  rl-rollout       a group of 12 sampled gazes at one clip
+  rl-reward        its two rewarded frames, rebuilt by the VideoMAE
+  rl-learner       its loss, forward and backward
+  reconstructor    the VideoMAE's loss of one clip, forward and backward
+  search-round     one round of greedy search: 16 patches tried in one frame, by the VideoMAE
+  vision           a SigLIP of base size on the gazed patches of a clip
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from clips import FRAMES, clips
+from counting import Counting
+from results import Results
+from torch import Tensor, nn
+
+from autogaze.baselines import random_patches
+from autogaze.gaze import Gaze
+from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Sampling
+from autogaze.model.cache import PaddedCache
+from autogaze.objectives import next_token_loss
+from autogaze.patches import VOCABULARY
+from autogaze.reconstruction.videomae.config import VideoMAEConfig
+from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+from pipelines.rl.config import RLConfig
+from pipelines.rl.groups import Group, RolloutRequest
+from pipelines.rl.losses import GroupLosses
+
+RATIO, MEMBERS = 0.1, 12
+LAUNCH_S = 5e-6
+BYTES_PER_S, FLOPS_PER_S = 3.35e12, 989e12  # H100 SXM: memory; dense bfloat16
+NARROW = {"hidden_size": 24, "num_heads": 6, "head_dim": 4, "intermediate_size": 48}
+
+
+class Size(NamedTuple):
+    """narrow: as many layers as released, of a few channels. frames: of each clip."""
+
+    narrow: bool = False
+    frames: int = FRAMES
+
+    @property
+    def rewarded(self) -> list[int]:
+        return [self.frames // 2 - 1, self.frames - 1]
+
+
+Unit = tuple[Callable[[], Any], Sequence[Tensor]]
+"""What is done, and what is on the device before."""
+
+
+class GpuPolicy(AutoGaze):
+    """A policy that gazes on a CPU as it does on a GPU."""
+
+    def _cache(self, rows: int, room: int) -> PaddedCache:
+        return PaddedCache(self.config, rows, room, self.device, self.dtype)
+
+
+class GpuVideoMAE(VideoMAE):
+    """A reconstructor that computes on a CPU as it does on a GPU."""
+
+    wide = True
+
+
+def policy_of(narrow: bool) -> GpuPolicy:
+    return GpuPolicy(AutoGazeConfig(**(NARROW if narrow else {}))).eval()
+
+
+def videomae_of(narrow: bool) -> GpuVideoMAE:
+    widths = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 64}
+    widths |= {f"decoder_{name}": value for name, value in widths.items()}
+    return GpuVideoMAE(VideoMAEConfig(**(widths if narrow else {}))).eval()
+
+
+def frames_of(size: Size, count: int = 1) -> Tensor:
+    return torch.from_numpy(clips(count)[0])[:, : size.frames]
+
+
+def gazes_of(size: Size, count: int = 1) -> Gaze:
+    lengths = np.full((count, size.frames), VOCABULARY.cap(RATIO))
+    return random_patches(frames_of(size, count), lengths, [str(number) for number in range(count)])
+
+
+def gaze(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        policy, frames = policy_of(size.narrow), frames_of(size, count)
+        return lambda: policy.gaze(frames, max_ratio=RATIO), [*policy.parameters(), frames]
+
+    return unit
+
+
+def ntp_step(size: Size) -> Unit:
+    policy, frames, labels = policy_of(size.narrow).train(), frames_of(size, 8), gazes_of(size, 8)
+    optimizer, valid = torch.optim.AdamW(policy.parameters(), foreach=True), ~labels.padded()["if_padded_gazing"]
+
+    def step() -> None:
+        scores = policy.score(frames, labels)
+        loss = next_token_loss(scores.log_probs, valid).mean() + scores.loss_predictions.square().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, [*policy.parameters(), frames]
+
+
+def rollout(policy: AutoGaze, frames: Tensor) -> Any:
+    with torch.inference_mode():
+        encoded = policy.encode(frames)
+    return policy.rollout(Encoded(encoded.tokens).repeat(MEMBERS), Sampling(1.0, 50, range(MEMBERS)), max_ratio=RATIO)
+
+
+def rl_rollout(size: Size) -> Unit:
+    policy, frames = policy_of(size.narrow), frames_of(size)
+    return lambda: rollout(policy, frames), [*policy.parameters(), frames]
+
+
+def rl_reward(size: Size) -> Unit:
+    model, frames, gazes = videomae_of(size.narrow), frames_of(size), gazes_of(size, MEMBERS)
+    group = frames.expand(MEMBERS, *frames.shape[1:])
+    return lambda: model.errors(group, gazes, size.rewarded), [*model.parameters(), frames, group]
+
+
+def rl_learner(size: Size) -> Unit:
+    policy, frames = policy_of(size.narrow), frames_of(size)
+    sampled = rollout(policy, frames)
+    padded = sampled.gaze.padded()
+    group = Group(
+        RolloutRequest(0, 0, 0, 0),
+        clip="",
+        temperature=1.0,
+        threshold=float("nan"),
+        at=np.array(size.rewarded),
+        seeds=np.arange(MEMBERS),
+        slots=padded["num_gazing_each_frame"].numpy(),
+        drawn=sampled.drawn.numpy().astype(np.int16),
+        used=~padded["if_padded_gazing"].numpy(),
+        log_probs=sampled.log_probs.numpy(),
+        errors=np.random.default_rng(0).random((MEMBERS, len(size.rewarded)), np.float32),
+        seconds=np.zeros(3),
+    )
+    losses = GroupLosses(policy, None, RLConfig(data="", run=""))
+    return lambda: losses(frames, [group])["loss"].sum().backward(), [*policy.parameters(), frames]
+
+
+def reconstructor(size: Size) -> Unit:
+    model, frames, shown = videomae_of(size.narrow).train(), frames_of(size), gazes_of(size)
+
+    def step() -> None:
+        video = model.normalised(frames)
+        rebuilt = model(video, shown, size.rewarded)[0]
+        model.frame_loss(rebuilt, video[0, size.rewarded]).mean().backward()
+
+    return step, [*model.parameters(), frames]
+
+
+def search_round(size: Size) -> Unit:
+    model, frames = videomae_of(size.narrow), frames_of(size)
+    tried = torch.arange(16)[None]
+
+    def step() -> None:
+        with torch.no_grad():
+            search = model.search(frames)
+            search.open(0)
+            search.errors(tried)
+
+    return step, [*model.parameters(), frames]
+
+
+def vision(size: Size) -> Unit:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    from autogaze.vision import GazedEncoder
+    from autogaze.vision.families import FAMILIES
+
+    widths = {"hidden_size": 48, "intermediate_size": 96} if size.narrow else {}
+    config = SiglipVisionConfig(image_size=224, patch_size=16, vision_use_head=False, **widths)
+    model = SiglipVisionModel(config).eval().requires_grad_(False)
+    encoder = GazedEncoder(FAMILIES[0], model, ((0.5,) * 3, (0.5,) * 3), VOCABULARY.scales, "block_causal")
+    frames, shown = frames_of(size), gazes_of(size)
+    return lambda: encoder.encode(frames, shown), [*model.parameters(), frames]
+
+
+UNITS: dict[str, Callable[[Size], Unit]] = {
+    **{f"gaze-{count}": gaze(count) for count in (1, 12, 64)},
+    "ntp-step": ntp_step,
+    "rl-rollout": rl_rollout,
+    "rl-reward": rl_reward,
+    "rl-learner": rl_learner,
+    "reconstructor": reconstructor,
+    "search-round": search_round,
+    "vision": vision,
+}
+
+
+def count(name: str, size: Size) -> Counting:
+    """What one unit asks of a GPU."""
+    torch.manual_seed(0)
+    unit, on_device = UNITS[name](size)
+    with Counting(on_device) as counted:
+        unit()
+    return counted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--units", nargs="+", default=list(UNITS), choices=list(UNITS))
+    parser.add_argument("--narrow", action="store_true")
+    parser.add_argument("--frames", type=int, default=FRAMES)
+    parser.add_argument(
+        "--calls", type=int, default=0, metavar="N", help="the N most frequent operations, and all waits"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    Results.add_option(parser)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = Results(options.json)
+    rates = f"{LAUNCH_S * 1e6:.0f} us a launch, {BYTES_PER_S / 1e12:.2f} TB/s, {FLOPS_PER_S / 1e12:.0f} TFLOP/s"
+    print(f"{rates}{'; narrow: bytes and operations are not those of the released sizes' if options.narrow else ''}")
+    print(f"{'unit':15}{'launches':>9}{'waits':>7}{'GB':>8}{'TFLOP':>8}{'launch ms':>11}{'bytes ms':>10}{'FLOP ms':>9}")
+    for name in options.units:
+        began = time.perf_counter()
+        counted = count(name, Size(options.narrow, options.frames))
+        times = counted.launches * LAUNCH_S, counted.bytes / BYTES_PER_S, counted.flops / FLOPS_PER_S
+        launch, memory, arithmetic = (f"{1000 * seconds:.2f}" for seconds in times)
+        print(
+            f"{name:15}{counted.launches:9,}{counted.waits:7}{counted.bytes / 1e9:8.2f}{counted.flops / 1e12:8.3f}"
+            f"{launch:>11}{memory:>10}{arithmetic:>9}   ({time.perf_counter() - began:.1f} s here)",
+            flush=True,
+        )
+        if options.calls:
+            for call, number in counted.calls.most_common(options.calls):
+                print(f"    {number:7,} {call}")
+            print(f"    waits: {', '.join(f'{number} {call}' for call, number in counted.waited.most_common())}")
+        results.add(name, "launches", counted.launches, waits=counted.waits, bytes=counted.bytes, flops=counted.flops)
+
+
+if __name__ == "__main__":
+    main()
