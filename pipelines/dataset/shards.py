@@ -70,7 +70,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("tokens", pa.int32()),  # gazed patches of the clip
         pa.field("ratio", pa.float32()),  # tokens / (frames * vocabulary)
         pa.field("loss", pa.float32()),  # final error, mean over frames, in the units that dataset.json names
-        pa.field("met", pa.float32()),  # share of frames whose final error is at or under the threshold
+        pa.field("met", pa.float32()),  # share of frames that end at or under the threshold; predicted where `loss` is
         *BYTES_SCHEMA,
     ]
 )
