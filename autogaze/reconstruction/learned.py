@@ -11,7 +11,7 @@ from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 
 Learned: TypeAlias = VideoMAE | Refiner
 """Beside the interface of all reconstructors they have a `frame_loss`, whose targets can be computed beforehand and
-given to `reconstruct`; `normalised`, which makes the frames that the teachers are given; a `config`, and `max_frames`,
+given to `reconstruct`; `errors`, those of `reconstruct` without its pixels; `normalised`, which makes the frames that the teachers are given; a `config`, and `max_frames`,
 the longest clip (None: any)."""
 
 

@@ -123,6 +123,12 @@ class Refiner(RefinerSteps):
             pixels.append(rebuilt)
         return Reconstruction(torch.stack(pixels).cpu(), self.loss(torch.stack(errors)))
 
+    def errors(
+        self, frames: Tensor | np.ndarray, gaze: Gaze, at: Sequence[int], targets: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The errors of `reconstruct` alone: float32 [B, F], on the CPU."""
+        return self.reconstruct(frames, gaze, at, targets).error
+
     def search(self, frames: Tensor | np.ndarray) -> RefinerSearch:
         """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""
         return RefinerSearch(self, self.as_own_clips(frames))

@@ -241,6 +241,7 @@ def test_a_plain_dinov2_is_a_teacher_and_search_measures_by_it(tmp_path, footage
     torch.testing.assert_close(alone.error, gaze.final(), rtol=1e-5, atol=0)
     given = refiner.reconstruct(frames, gaze, [1], refiner.targets(torch.from_numpy(frames[0, 1:])))
     assert torch.equal(given.error[0], alone.error[0, 1:])
+    assert torch.equal(refiner.errors(frames, gaze, [0, 1]), alone.error)
     assert float(alone.error[0, 0]) > float(a_refiner().reconstruct(frames, gaze).error[0, 0])
 
 
