@@ -76,9 +76,7 @@ class TrainingRun:
         """The newest checkpoint's step, the number of this attempt, and the best checkpoint so far."""
         done = self.checkpoints.latest() or 0
         claim_run(self.config, self.task, self.loader.fingerprint, done, self.steps)
-        best = read_best(self.config.run) if self.config.best else None
-        fits = best is not None and best.measure == self.config.best and best.step <= done
-        return done, _next_attempt(self.config.run), best if fits else None
+        return done, _next_attempt(self.config.run), best_so_far(self.config, done)
 
     @property
     def owes_validation(self) -> bool:
@@ -257,6 +255,12 @@ class TrainingRun:
         self.events.close()
         self.checkpoints.close()
         self.ledger.flush()
+
+
+def best_so_far(config: TrainConfig, done: int) -> BestCheckpoint | None:
+    """The best checkpoint of a run up to the step that its newest has; None: none is kept, or by another number."""
+    best = read_best(config.run) if config.best else None
+    return best if best is not None and best.measure == config.best and best.step <= done else None
 
 
 def _next_attempt(run: str) -> int:
