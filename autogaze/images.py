@@ -89,6 +89,13 @@ def preprocess(
     return images.div_(half).sub_(1).sub_(mean).div_(std).to(dtype)
 
 
+def of_shares(images: torch.Tensor) -> torch.Tensor:
+    """Floats [..., 3, H, W] in [0, 1] as `preprocess` gives the same pixels, up to rounding. Differentiable."""
+    mean, std = torch.tensor((MEAN, STD), device=images.device).view(2, 3, 1, 1)
+    normalised: torch.Tensor = (images * 2 - 1 - mean) / std
+    return normalised
+
+
 def to_model_size(frames: torch.Tensor, size: int = 224) -> torch.Tensor:
     """Floats [..., 3, H, W] to [..., 3, size, size]: the network's own bicubic resize, which keeps no aspect ratio.
 

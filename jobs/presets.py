@@ -37,6 +37,7 @@ _RECONSTRUCTOR_SIZES: dict[str, Any] = {
 }
 SMALL_POLICY = _ANY | _POLICY_SIZES | {"steps": 100, "global_batch": 8}
 SMALL_RECONSTRUCTOR = _ANY | _RECONSTRUCTOR_SIZES | {"steps": 200, "global_batch": 8, "max_ratio": 0.15}
+SMALL_REFINER = _ANY | {"steps": 200, "global_batch": 8}
 SMALL_ENCODER = _ANY | {
     "steps": 40,
     "global_batch": 4,
@@ -80,8 +81,9 @@ def filled(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
     if not presets or not name:
         return dict(values)
     if name not in presets:
-        raise PipelineError(f"preset={name}: must be one of {', '.join(presets)}")
-    given = presets[name].items()
+        raise PipelineError(f"preset={name}: must be one of {', '.join(each for each in presets if ' ' not in each)}")
+    # A job that trains networks of several kinds has a preset for each: "small refiner" beside "small".
+    given = presets.get(f"{name} {values.get('kind')}", presets[name]).items()
     if values.get("init"):
-        given = {key: value for key, value in given if not key.startswith(("policy.", "model."))}.items()
+        given = {key: value for key, value in given if not key.startswith(("policy.", "model.", "refiner."))}.items()
     return dict(given) | dict(values)

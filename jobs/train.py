@@ -9,7 +9,7 @@ from rich.console import Console
 
 from cluster.local import RayConfig, running
 from jobs.config import with_absolute_places
-from jobs.presets import SMALL_ENCODER, SMALL_POLICY, SMALL_RECONSTRUCTOR
+from jobs.presets import SMALL_ENCODER, SMALL_POLICY, SMALL_RECONSTRUCTOR, SMALL_REFINER
 from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
 from pipelines.networks.find import Kind, find_network
@@ -40,9 +40,9 @@ class TrainPolicy(PolicyTrainConfig):
 
 @dataclass
 class TrainReconstructor(ReconstructorTrainConfig):
-    """Pre-train the reconstructor."""
+    """Train a reconstructor: the paper's VideoMAE, or a refiner of the canvas."""
 
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL_RECONSTRUCTOR}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"small": SMALL_RECONSTRUCTOR, "small refiner": SMALL_REFINER}
     preset: Literal["", "small"] = setting("", PRESET_HELP, on_resume="any value")
     ray: RayConfig = section(RayConfig, on_resume="any value")
 
@@ -66,6 +66,10 @@ def run(config: TrainPolicy | TrainReconstructor, console: Console) -> int:
         from pipelines.train.policy import PolicyTask as make_task  # after the checks, since it imports torch
 
         settings = without_ray(config, PolicyTrainConfig)
+    elif config.kind == "refiner":
+        from pipelines.train.refiner import RefinerTask as make_task
+
+        settings = without_ray(config, ReconstructorTrainConfig)
     else:
         from pipelines.train.reconstructor import ReconstructorTask as make_task
 

@@ -36,13 +36,18 @@ def load(
     vocabulary: PatchVocabulary = VOCABULARY,
     *,
     teachers: Mapping[str, str] | None = None,
+    weights: Mapping[str, float] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    to_train: bool = False,
 ) -> Reconstructor:
     """The reconstructor "canvas", or the learned one of a checkpoint: a folder, or a .safetensors or .pt file.
 
     teachers: the models of the feature losses, as {"dinov2_reg": path or hub id}, for a checkpoint that was trained
-        with them. device, dtype: of the learned one's computations; the canvas works on the device of the frames.
+        with them. weights: to go on with another loss than it was trained with, see
+        autogaze.reconstruction.losses.reweighted. device, dtype: of the learned one's computations (the refiner's are
+        float32, its teachers' dtype); the canvas works on the device of the frames. to_train:
+        the folder may also be transformers' ViT-MAE of images, which a VideoMAE can begin from.
 
     Raises ValueError, in one line, if there is no such checkpoint or it has another vocabulary.
     """
@@ -53,9 +58,15 @@ def load(
         return Canvas(vocabulary)
     if not Path(name).exists():
         raise ValueError(f"reconstructor {str(name)!r}: neither canvas nor an existing checkpoint")
+    from autogaze.reconstruction.learned import Learned, learned_class
     from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+    from autogaze.reconstruction.videomae.vit_mae import is_vit_mae
 
-    learned = VideoMAE.from_pretrained(name, teachers, device, dtype)
+    learned: Learned
+    if to_train and is_vit_mae(name):
+        learned = VideoMAE.from_vit_mae(name, teachers, device, weights)
+    else:
+        learned = learned_class(name).from_pretrained(name, teachers, device, dtype, weights)
     if learned.vocabulary != vocabulary:
         raise ValueError(f"{name}: rebuilds from {learned.vocabulary}, not from {vocabulary}")
     return learned

@@ -82,6 +82,20 @@ class Reconstructor(Protocol):
         """The largest error of a search whose `loss` is at or under `threshold`."""
 
 
+class ReconstructorError(ValueError):
+    """A reconstructor's checkpoint that cannot be used, in one line."""
+
+
+def require_gaze(gaze: Gaze, vocabulary: PatchVocabulary, clips: int, frames: int, at: Sequence[int]) -> None:
+    """Raise ValueError unless the gaze is of such clips and patches, and `at` names frames of them, once each."""
+    if gaze.vocabulary != vocabulary:
+        raise ValueError(f"the gaze is of {gaze.vocabulary}, the reconstructor of {vocabulary}")
+    if (gaze.clips, gaze.num_frames) != (clips, frames):
+        raise ValueError(f"{clips} clips of {frames} frames, but a gaze of {gaze.clips} of {gaze.num_frames}")
+    if not at or len(set(at)) != len(at) or not all(0 <= t < frames for t in at):
+        raise ValueError(f"at={list(at)}: wanted different frame numbers in 0..{frames - 1}")
+
+
 def as_clips(frames: torch.Tensor | np.ndarray, vocabulary: PatchVocabulary) -> torch.Tensor:
     """Frames as a uint8 tensor [B, T, S, S, 3] on their device, without a copy.
 

@@ -52,9 +52,7 @@ class Canvas:
         Raises ValueError if frames have another shape or dtype.
         """
         frames = as_clips(frames, self.vocabulary)
-        if frames.device not in self._tables:
-            self._tables[frames.device] = _Tables.of(self.vocabulary, frames.device)
-        return CanvasSearch(frames, self._tables[frames.device])
+        return CanvasSearch(frames, self._tables_on(frames.device))
 
     def reconstruct(
         self, frames: torch.Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None = None
@@ -74,7 +72,7 @@ class Canvas:
         if any(not 0 <= t < length for t in wanted):
             raise ValueError(f"at {wanted}: frame numbers lie in 0..{length - 1}")
 
-        order = _painting_order(gaze).to(search.frames.device)
+        order = painting_order(gaze).to(search.frames.device)
         pixels = search.frames.new_empty(clips, len(wanted), *search.frames.shape[2:])
         errors = torch.zeros(clips, len(wanted), dtype=torch.float64, device=pixels.device)
         for t in range(max(wanted, default=-1) + 1):
@@ -85,6 +83,16 @@ class Canvas:
                     pixels[:, f] = search.canvas.view_as(pixels[:, f])
                     errors[:, f] = error
         return Reconstruction(pixels, self.loss(errors).to(pixels.device))
+
+    def views(self, frames: torch.Tensor) -> torch.Tensor:
+        """Frames uint8 [n, S, S, 3] as each scale paints them: uint8 [n, scales, S, S, 3]. The finest is the frame."""
+        tables = self._tables_on(frames.device)
+        flat = frames.reshape(*frames.shape[:2], -1)
+        with exact_products(frames.device):
+            values = flat.to(torch.float32)
+            coarse = [scale.up(scale.down(values)) for scale in tables.scales]
+        rows = torch.stack([*coarse, flat], dim=1)
+        return rows.view(*rows.shape[:3], -1, 3)
 
     def loss(self, errors: torch.Tensor) -> torch.Tensor:
         """Sums of absolute differences as shares of the largest possible: float32, on the CPU."""
@@ -100,6 +108,11 @@ class Canvas:
         while np.float32(limit / self._worst) > bound:
             limit -= 1
         return limit
+
+    def _tables_on(self, device: torch.device) -> "_Tables":
+        if device not in self._tables:
+            self._tables[device] = _Tables.of(self.vocabulary, device)
+        return self._tables[device]
 
 
 class CanvasSearch:
@@ -356,7 +369,7 @@ def _put(target: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> No
         target[places] = values
 
 
-def _painting_order(gaze: Gaze) -> torch.Tensor:
+def painting_order(gaze: Gaze) -> torch.Tensor:
     """int32 [B, T, V]: the place, from 1, of each token in its frame (the last, if repeated); 0 if not gazed."""
     frames, size = gaze.lengths.numel(), gaze.vocabulary.size
     lengths = gaze.lengths.reshape(-1)

@@ -15,10 +15,10 @@ import importlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ _KINDS = {
     "dinov2_reg": _Kind(
         "facebook/dinov2-with-registers-base", ("dinov2_with_registers",), "Dinov2WithRegistersModel", MEAN, STD
     ),
+    "dinov2": _Kind("facebook/dinov2-base", ("dinov2",), "Dinov2Model", MEAN, STD),
     # SigLIP 2 of a fixed resolution is SigLIP's network; "siglip2" in a config.json is the one of any resolution.
     "siglip2": _Kind(
         "google/siglip2-base-patch16-224",
@@ -64,10 +65,13 @@ _KINDS = {
 }
 
 
+_OF_ANY_SIZE = ("dinov2_reg", "dinov2")
+
+
 class Teacher(nn.Module):
     """A frozen feature extractor. It stays in eval mode and its parameters need no gradient; its input may.
 
-    name: "dinov2_reg" or "siglip2". weight: of its loss in the sum. size: side of the images it sees, in pixels.
+    name: "dinov2_reg", "dinov2" or "siglip2". weight: of its loss in the sum. size: side of its images, in pixels.
     """
 
     def __init__(
@@ -78,7 +82,8 @@ class Teacher(nn.Module):
         self.name, self.weight, self.size = name, _checked_weight(name, weight), size
         self.model = model.requires_grad_(False).eval()
         config: Any = model.config
-        self._dropped = 1 + config.num_register_tokens if name == "dinov2_reg" else 0  # the class and register tokens
+        # The class and register tokens.
+        self._dropped = {"dinov2_reg": 1 + getattr(config, "num_register_tokens", 0), "dinov2": 1}.get(name, 0)
         # Our input is (2 * pixel - 1 - MEAN) / STD, the teacher's (pixel - mean) / std: a linear function of ours.
         # Nothing is clipped, so that a prediction out of range still has a gradient.
         self._scale = [own / (2 * theirs) for own, theirs in zip(STD, std, strict=True)]
@@ -244,6 +249,13 @@ class FrameLoss(nn.Module):
         if len(targets) != len(self.teachers):
             raise ValueError(f"{len(targets)} targets for {len(self.teachers)} teachers ({', '.join(self.names)})")
         error = self.l1 * (predicted.float() - original.detach().float()).abs().flatten(1).mean(dim=1)
+        return self._with_features(error, predicted, targets)
+
+    def of_features(self, predicted: Tensor, targets: Sequence[Tensor]) -> Tensor:
+        """The part of the error that the teachers measure: float32 [N]. Arguments as for `forward`."""
+        return self._with_features(predicted.new_zeros(len(predicted), dtype=torch.float32), predicted, targets)
+
+    def _with_features(self, error: Tensor, predicted: Tensor, targets: Sequence[Tensor]) -> Tensor:
         for teacher, target in zip(self._teachers(), targets, strict=True):
             features = teacher.features(predicted)
             if target.shape != features.shape:
@@ -257,6 +269,40 @@ class FrameLoss(nn.Module):
         for teacher in self.teachers:
             assert isinstance(teacher, Teacher)
             yield teacher
+
+
+class _HasLoss(Protocol):
+    """A reconstructor's config, a dataclass."""
+
+    @property
+    def loss_type(self) -> str: ...
+    @property
+    def loss_weights(self) -> str: ...
+
+
+Config = TypeVar("Config", bound=_HasLoss)
+TEACHER_WEIGHT = 0.3
+"""Of a teacher's loss beside l1, as in the reference."""
+
+
+def reweighted(config: Config, teachers: Iterable[str], weights: Mapping[str, float]) -> Config:
+    """The config of a reconstructor that goes on with another loss.
+
+    The terms of its loss stay, and teachers that are given but not among them are added. weights: by term; a term
+    without one keeps its own, and a new teacher gets TEACHER_WEIGHT; a term of weight 0 is left out.
+    Raises ValueError for a loss that cannot be read, and where all weights are 0.
+    """
+    terms, numbers = config.loss_type.split("+"), config.loss_weights.split("+")
+    if len(terms) != len(numbers):
+        raise ValueError(f"loss_type {config.loss_type} and loss_weights {config.loss_weights} must have as many terms")
+    known = dict(zip(terms, numbers, strict=True))
+    for name in ("l1", *teachers):
+        known.setdefault(name, str(TEACHER_WEIGHT) if name != "l1" else "0")  # a loss without l1 stays without
+    known |= {name: f"{weight:g}" for name, weight in weights.items() if name in known}
+    known = {name: number for name, number in known.items() if float(number)}
+    if not known:
+        raise ValueError("all weights of the loss are 0: give one of them a value")
+    return replace(config, loss_type="+".join(known), loss_weights="+".join(known.values()))  # type: ignore[type-var]
 
 
 def _kind(name: str) -> _Kind:
@@ -325,7 +371,7 @@ def _preprocessing(name: str, kind: _Kind, folder: Path, config: Any) -> tuple[l
         if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
             raise ValueError(f"image_mean is {mean} and image_std {std}, wanted 3 numbers each")
         # DINOv2 interpolates its positions: it was released for 518 pixels, and its processor makes 224.
-        size = int(found.get("crop_size", {"height": 224})["height"]) if name == "dinov2_reg" else config.image_size
+        size = int(found.get("crop_size", {"height": 224})["height"]) if name in _OF_ANY_SIZE else config.image_size
         if size % config.patch_size:
             raise ValueError(f"images of {size} pixels are no whole number of patches of {config.patch_size}")
     except (ValueError, TypeError, KeyError) as error:

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from autogaze.reconstruction.learned import Learned
 from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.targets import Targets, target_frames
-from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.shards import TARGETS, Dataset
 from pipelines.errors import PipelineError
 
 
 def make_targets(
-    clip: str, frames: np.ndarray, members: Sequence[tuple[str, bytes]], count: int, reconstructor: VideoMAE
+    clip: str, frames: np.ndarray, members: Sequence[tuple[str, bytes]], count: int, reconstructor: Learned
 ) -> tuple[str, bytes]:
     """The member that holds the targets of `count` frames of a clip.
 

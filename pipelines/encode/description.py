@@ -43,7 +43,7 @@ def describe_features(
         }
     assert gazer is not None
     kept = {name: value for name, value in compared_settings(config).items() if name not in _STORED}
-    if config.gaze != "videomae" and config.labels == LabelsConfig():
+    if not config.by_learned and config.labels == LabelsConfig():
         del kept["labels"]
     kept |= {"input": normal_input(config.input), "threshold": gazer.threshold, "max_ratio": gazer.max_ratio}
     return about | {

@@ -22,7 +22,7 @@ from autogaze.model import AutoGaze
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from autogaze.reconstruction import base
 from autogaze.reconstruction.base import Reconstructor
-from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+from autogaze.reconstruction.learned import Learned
 from pipelines.errors import PipelineError
 from pipelines.gazing.calibration import Calibration, read_calibration, require_fits
 from pipelines.gazing.policy import UNITS, PolicyConfig, load_policy
@@ -117,7 +117,7 @@ class Gazer(ResolvedGaze):
     """
 
     gaze: _Gazes
-    reconstructor: VideoMAE | None
+    reconstructor: Learned | None
     about: str
     note: str
     record: dict[str, Any]
@@ -155,7 +155,7 @@ def start(resolved: ResolvedGaze, device: str) -> Gazer:
 def load(settings: GazeSettings, device: str, targets: int = 0) -> Gazer:
     """The gaze of checked settings (`check_gaze`), ready on a device: cpu, cuda or mps. Raises as `resolve` does."""
     learned = None
-    if settings.gaze == "videomae" or targets or (settings.verify and settings.reconstructor.checkpoint):
+    if settings.by_learned or targets or (settings.verify and settings.reconstructor.checkpoint):
         learned = load_reconstructor(settings.reconstructor, settings.teachers, device)
     if settings.gaze == "policy":
         gazer = _verified(settings, device, learned) if settings.verify else _policy(settings, device)
@@ -163,7 +163,7 @@ def load(settings: GazeSettings, device: str, targets: int = 0) -> Gazer:
         gazer = _canvas(settings, device)
     else:
         assert learned is not None
-        gazer = _videomae(settings, device, learned)
+        gazer = _learned(settings, device, learned)
     if not targets or learned is None:
         return gazer
     loss = learned.frame_loss
@@ -204,8 +204,10 @@ def _canvas(settings: GazeSettings, device: str) -> Gazer:
     )
 
 
-def _videomae(settings: GazeSettings, device: str, learned: VideoMAE) -> Gazer:
-    config, labels, fingerprint = settings.reconstructor, settings.labels, learned.fingerprint
+def _learned(settings: GazeSettings, device: str, learned: Learned) -> Gazer:
+    config, labels, kind, fingerprint = settings.reconstructor, settings.labels, learned.name, learned.fingerprint
+    if settings.gaze not in (kind, "learned"):
+        raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is a {kind}; use gaze=learned")
     search = _greedy(settings, learned, device)
 
     def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
@@ -213,19 +215,19 @@ def _videomae(settings: GazeSettings, device: str, learned: VideoMAE) -> Gazer:
         return Gaze.cat([search(clips[b : b + 1], names[b : b + 1]) for b in range(len(clips))])
 
     name = Path(config.checkpoint).name
-    mark = fingerprint.removeprefix("videomae-")[:12]
+    mark = fingerprint.removeprefix(f"{kind}-")[:12]
     return Gazer(
         settings=settings,
         units=learned.units,
-        models={"videomae": {"fingerprint": fingerprint, "dtype": config.dtype}},
+        models={kind: {"fingerprint": fingerprint, "dtype": config.dtype}},
         vocabulary=learned.vocabulary,
-        max_frames=learned.config.max_num_frames,
+        max_frames=learned.max_frames,
         gaze=gaze,
         reconstructor=learned,
-        about=f"videomae {name} ({mark}), {config.dtype} on {device}, {how_searched(labels)}",
-        note=f"videomae {name}: error = its loss, reconstruction = its patches on canvas",
+        about=f"{kind} {name} ({mark}), {config.dtype} on {device}, {how_searched(labels)}",
+        note=f"{kind} {name}: error = its loss, reconstruction = its patches on canvas",
         record={
-            "gaze": "videomae",
+            "gaze": settings.gaze,
             "checkpoint": config.checkpoint,
             "fingerprint": fingerprint,
             "dtype": config.dtype,
@@ -306,7 +308,7 @@ def _policy(settings: GazeSettings, device: str) -> Gazer:
     )
 
 
-def _verified(settings: GazeSettings, device: str, learned: VideoMAE | None) -> Gazer:
+def _verified(settings: GazeSettings, device: str, learned: Learned | None) -> Gazer:
     """A policy whose gaze is measured: by the learned reconstructor where there is one, else by canvas."""
     config, labels = settings.policy, settings.labels
     model = load_policy(config, device)
@@ -362,7 +364,7 @@ def _verified(settings: GazeSettings, device: str, learned: VideoMAE | None) -> 
         units=measurer.units,
         models=models | calibrated,
         vocabulary=model.vocabulary,
-        max_frames=None if learned is None else learned.config.max_num_frames,
+        max_frames=None if learned is None else learned.max_frames,
         gaze=gaze,
         reconstructor=learned,
         about=f"policy {name} ({model.fingerprint[:12]}) verified by {by}, {config.dtype} on {device}",

@@ -14,12 +14,12 @@ from pipelines.networks.open import open_reconstructor
 from pipelines.schema import setting
 
 if TYPE_CHECKING:
-    from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+    from autogaze.reconstruction.learned import Learned
 
 
 @dataclass
 class ReconstructorConfig:
-    """The learned reconstructor: what gaze=videomae searches with, and whose teachers targets are of."""
+    """The learned reconstructor: what gaze=learned searches with, and whose teachers targets are of."""
 
     checkpoint: str = setting(
         "", "a run that trains one, its folder, or .safetensors or .pt file", place="reconstructor"
@@ -34,6 +34,9 @@ class TeachersConfig:
     dinov2_reg: str = setting(
         "", "DINOv2 with registers: folder or hub id ('' = the loss does without)", place="checkpoint"
     )
+    dinov2: str = setting(
+        "", "DINOv2 without registers: folder or hub id ('' = the loss does without)", place="checkpoint"
+    )
     siglip2: str = setting("", "SigLIP 2: folder or hub id ('' = the loss does without)", place="checkpoint")
 
     def given(self) -> dict[str, str]:
@@ -43,16 +46,16 @@ class TeachersConfig:
 
 @dataclass
 class LabelsConfig:
-    """How greedy search makes labels (gaze=canvas and gaze=videomae)."""
+    """How greedy search makes labels (gaze=canvas and gaze=learned)."""
 
     lengths: Literal["threshold", "paper"] = setting(
         "threshold", "threshold: threshold and max_ratio end a frame; paper: lengths are drawn for each clip"
     )
     seed: int = setting(0, "of labels.lengths=paper", at_least=0)
     candidates: int = setting(
-        0, "videomae tries only this many patches, the best on canvas (0 = every patch)", at_least=0
+        0, "learned tries only this many patches, the best on canvas (0 = every patch)", at_least=0
     )
-    step: int = setting(1, "patches that videomae takes in each round of trying", at_least=1)
+    step: int = setting(1, "patches that learned takes in each round of trying", at_least=1)
 
 
 @dataclass
@@ -66,8 +69,8 @@ def require_reconstructor(config: ReconstructorConfig) -> None:
     """Raise PipelineError, in one line, if no checkpoint is named."""
     if not config.checkpoint:
         raise PipelineError(
-            "reconstructor.checkpoint= is missing: gaze=videomae and targets need a folder with config.json and "
-            "model.safetensors, or videomae.pt"
+            "reconstructor.checkpoint= is missing: gaze=learned and targets need a folder with config.json and "
+            "model.safetensors, a run that trains one, or videomae.pt"
         )
 
 
@@ -79,14 +82,14 @@ def check_labels(config: LabelsConfig) -> None:
         raise PipelineError(f"labels.step={config.step}: takes more than the labels.candidates={config.candidates}")
 
 
-def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, device: str) -> VideoMAE:
+def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, device: str) -> Learned:
     """The learned reconstructor on a device ("cpu", "cuda", "mps"), with its teachers.
 
     Raises PipelineError, in one line, when the checkpoint or a teacher is missing or does not load.
     """
     import torch
 
-    from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+    from autogaze.reconstruction.learned import Learned
 
     reconstructor = open_reconstructor(
         config.checkpoint,
@@ -95,6 +98,6 @@ def load_reconstructor(config: ReconstructorConfig, teachers: TeachersConfig, de
         device=device,
         dtype=getattr(torch, config.dtype),
     )
-    if not isinstance(reconstructor, VideoMAE):
+    if not isinstance(reconstructor, Learned):
         raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is not learned; use gaze=canvas for canvas")
     return reconstructor

@@ -29,8 +29,10 @@ class GazeSettings:
     paths of checkpoints may change.
     """
 
-    gaze: Literal["canvas", "policy", "videomae"] = setting(
-        "canvas", "canvas (greedy, training-free), policy (the network) or videomae (greedy, learned)"
+    gaze: Literal["canvas", "policy", "videomae", "learned"] = setting(
+        "canvas",
+        "canvas (greedy, training-free), policy (the network), or learned (greedy, by reconstructor.checkpoint; "
+        "videomae: the same, of a VideoMAE)",
     )
     policy: PolicyConfig = section(PolicyConfig, on_resume="same content")
     reconstructor: ReconstructorConfig = section(ReconstructorConfig, on_resume="same content")
@@ -43,14 +45,14 @@ class GazeSettings:
     )
     threshold: float | None = setting(
         None,
-        "stop a frame at this error (null = canvas, and verify=true by it: 0.02; policy: its checkpoint's; videomae: "
+        "stop a frame at this error (null = canvas, and verify=true by it: 0.02; policy: its checkpoint's; learned: "
         "never). Of a policy it is the error that it predicts, unless verify=true measures it",
         at_least=0,
     )
     max_ratio: float | None = setting(
         None,
         "at most this share of a frame's patches (null = canvas, and verify=true by it: 0.75; policy: its checkpoint's;"
-        " videomae: 1)",
+        " learned: 1)",
         more_than=0,
         at_most=1,
     )
@@ -64,6 +66,11 @@ class GazeSettings:
     device: Device = setting(
         "auto", "gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps", on_resume="any value"
     )
+
+    @property
+    def by_learned(self) -> bool:
+        """Whether a learned reconstructor's greedy search gazes."""
+        return self.gaze in ("videomae", "learned")
 
     @property
     def measured(self) -> bool:
@@ -92,7 +99,7 @@ def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
         allowed = LabelsConfig()
         if settings.verify and settings.reconstructor.checkpoint:
             allowed.candidates = labels.candidates
-        _require_unset("labels", labels, allowed, "gaze=canvas and gaze=videomae", gaze)
+        _require_unset("labels", labels, allowed, "gaze=canvas and gaze=learned", gaze)
     else:
         if settings.verify:
             raise PipelineError(f"verify=true: is for gaze=policy, and gaze={gaze} measures already; leave it out")
@@ -101,15 +108,15 @@ def check_gaze(settings: GazeSettings, targets: int = 0) -> None:
             raise PipelineError(
                 f"calibration={settings.calibration}: is for gaze=policy, and gaze={gaze}; add gaze=policy"
             )
-    if gaze == "videomae" or targets:
+    if settings.by_learned or targets:
         require_reconstructor(settings.reconstructor)
     elif not (settings.verify and settings.reconstructor.checkpoint):
-        for_what = "gaze=videomae and targets.frames"
+        for_what = "gaze=learned and targets.frames"
         _require_unset("reconstructor", settings.reconstructor, ReconstructorConfig(), for_what, gaze)
         _require_unset("teachers", settings.teachers, TeachersConfig(), for_what, gaze)
     if gaze == "canvas":  # trying every patch costs nothing there
         lengths = LabelsConfig(lengths=labels.lengths, seed=labels.seed)
-        _require_unset("labels", labels, lengths, "gaze=videomae", gaze)
+        _require_unset("labels", labels, lengths, "gaze=learned", gaze)
     check_labels(labels)
     by_canvas = gaze == "canvas" or (settings.verify and not settings.reconstructor.checkpoint)
     if settings.device == "mps" and (by_canvas or labels.candidates):
@@ -133,9 +140,9 @@ def _check_limits(settings: GazeSettings, by_canvas: bool) -> None:
                 raise PipelineError(
                     f"{name}={value}: labels.lengths=paper decides how long frames are; leave {name}= out"
                 )
-    elif settings.gaze == "videomae" and limits == {"threshold": None, "max_ratio": None}:
+    elif settings.by_learned and limits == {"threshold": None, "max_ratio": None}:
         raise PipelineError(
-            "gaze=videomae needs an end: give threshold= (in the units of its checkpoint), max_ratio= or "
+            f"gaze={settings.gaze} needs an end: give threshold= (in the units of its checkpoint), max_ratio= or "
             "labels.lengths=paper"
         )
     elif settings.verify and not by_canvas and settings.threshold is None and not settings.calibration:

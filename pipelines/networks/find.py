@@ -21,8 +21,11 @@ from pipelines.storage.location import Location
 
 Kind = Literal["policy", "reconstructor", "encoder"]
 _CONFIG, _LATEST, _BEST, _CHECKPOINTS = "config.json", "latest", "best", "checkpoints"
-# A key that only the config.json of this kind has. An encoder's is Hugging Face's, of one of many families.
-_MARKS: dict[Kind, str] = {"policy": "gaze_model_config", "reconstructor": "decoder_hidden_size"}
+# Keys that only a config.json of this kind has, VideoMAE and refiner. An encoder's is Hugging Face's, of many families.
+_MARKS: dict[Kind, tuple[str, ...]] = {
+    "policy": ("gaze_model_config",),
+    "reconstructor": ("decoder_hidden_size", "deep_width"),
+}
 _MADE_BY: dict[Kind, str] = {
     "policy": "give a policy: a folder in the reference's format, or a run of autogaze train policy or autogaze rl",
     "reconstructor": "give a reconstructor: canvas, its folder or file, or a run of autogaze train reconstructor",
@@ -149,10 +152,10 @@ def _require_kind(config: Location, kind: Kind) -> None:
         document = json.loads(store.read(config))
     except ValueError:
         return  # the loader says what is wrong with it
-    if not isinstance(document, dict) or _MARKS.get(kind) in document:
+    if not isinstance(document, dict) or not set(document).isdisjoint(_MARKS.get(kind, ())):
         return
-    for other, mark in _MARKS.items():
-        if mark in document:
+    for other, marks in _MARKS.items():
+        if not set(document).isdisjoint(marks):
             raise _NotFound(f"is {_a(other)}; {_MADE_BY[kind]}")
 
 

@@ -86,7 +86,7 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
     """The part of the config that the dataset's bytes are a function of."""
     kept = compared_settings(config) | {"input": normal_input(config.input)}
     # Left out where they change nothing, so that datasets that were made before these keys existed still match.
-    if config.gaze != "videomae" and config.labels == LabelsConfig():
+    if not config.by_learned and config.labels == LabelsConfig():
         del kept["labels"]
     if not config.targets.frames:
         del kept["targets"]

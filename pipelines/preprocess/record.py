@@ -70,7 +70,7 @@ def how_gazed(gazer: ResolvedGaze, device: str) -> str:
         words = f"policy in {settings.policy.dtype}, {settings.policy.batch} clips at once"
         words += f", CUDA graphs {'on' if graphs else 'off'}"
         if settings.verify:
-            words += f", verified by {'videomae' if settings.reconstructor.checkpoint else 'canvas'}"
-    elif gazer.name == "videomae":
-        words = f"videomae in {settings.reconstructor.dtype}, {how_searched(settings.labels)}"
+            words += f", verified by {next(kind for kind in ('videomae', 'refiner', 'canvas') if kind in gazer.models)}"
+    elif settings.by_learned:
+        words = f"{gazer.name} in {settings.reconstructor.dtype}, {how_searched(settings.labels)}"
     return words + (f", targets of {gazer.targets} frames" if gazer.targets else "")

@@ -22,8 +22,8 @@ import torch
 from autogaze.draws import draw_frames
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Rollout, Sampling
+from autogaze.reconstruction.learned import Learned
 from autogaze.reconstruction.targets import Targets
-from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.errors import PipelineError
 from pipelines.loading.loader import ShardLoader
 from pipelines.networks.open import open_reconstructor
@@ -60,7 +60,7 @@ class RolloutMaker:
         )
         one_clip = replace(config.loader_config, global_batch=1, workers=0)
         self.reader = ShardLoader(one_clip, split="train")
-        learned = self.reconstructor if isinstance(self.reconstructor, VideoMAE) else None
+        learned = self.reconstructor if isinstance(self.reconstructor, Learned) else None
         self.teachers = learned.frame_loss if learned is not None and learned.frame_loss.names else None
         kept = [data.about["config"].get("targets", {}).get("frames", 0) for data in self.reader.datasets]
         self.reader.config.targets = self.teachers is not None and all(kept)
@@ -164,7 +164,7 @@ class RolloutMaker:
     ) -> torch.Tensor:
         """Errors float32 [G, F] of a gaze of G rows at one clip [1, T', S, S, 3]. targets: see `_targets`."""
         frames = clip.expand(gaze.clips, *clip.shape[1:])
-        if not isinstance(self.reconstructor, VideoMAE):
+        if not isinstance(self.reconstructor, Learned):
             return self.reconstructor.reconstruct(frames, gaze, at).error.cpu()
         return self.reconstructor.errors(frames, gaze, at, targets)
 
@@ -178,7 +178,7 @@ class RolloutMaker:
         """
         if self.teachers is None:
             return None
-        assert isinstance(self.reconstructor, VideoMAE)
+        assert isinstance(self.reconstructor, Learned)
         stored = None if data is None else self._stored_targets(clip, data)
         kept = {number: place for place, number in enumerate(stored.at.tolist())} if stored is not None else {}
         missing = [place for place, number in enumerate(at) if number not in kept]

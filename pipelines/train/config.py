@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from pipelines.errors import PipelineError
@@ -211,21 +211,50 @@ class ReconstructorSizeConfig:
 
 
 @dataclass
+class RefinerSizeConfig:
+    """Sizes of a refiner trained from random weights."""
+
+    width: int = setting(96, "width at the grid of blocks (8 pixels each)", at_least=1)
+    blocks: int = setting(2, "layers there, before the deep ones and again after them", at_least=1)
+    deep_width: int = setting(192, "width at half that grid", at_least=1)
+    deep_blocks: int = setting(4, "layers there", at_least=1)
+
+
+@dataclass
+class LossWeightsConfig:
+    """Weights of the parts of a reconstructor's loss (null = the checkpoint's, else 1 for l1 and 0.3 for a teacher)."""
+
+    l1: float | None = setting(None, "of the mean absolute difference", at_least=0)
+    dinov2: float | None = setting(None, "of the features of teachers.dinov2", at_least=0)
+    dinov2_reg: float | None = setting(None, "of the features of teachers.dinov2_reg", at_least=0)
+    siglip2: float | None = setting(None, "of the features of teachers.siglip2", at_least=0)
+
+    def given(self) -> dict[str, float]:
+        """Those that are set."""
+        return {name: weight for name, weight in asdict(self).items() if weight is not None}
+
+
+@dataclass
 class ReconstructorTrainConfig(TrainConfig):
-    """Pre-training of the reconstructor on random gaze, and on the datasets' own."""
+    """Training of a reconstructor on random gaze, and on the datasets' own."""
 
     usage: ClassVar[str] = "autogaze train reconstructor data=/data/gaze run=/data/runs/1"
 
+    kind: Literal["videomae", "refiner"] = setting(
+        "videomae", "videomae (the paper's) or refiner (small, corrects the canvas)"
+    )
     init: str = setting(
         "", "reconstructor to begin from: a run or its folder ('' = random weights)", place="reconstructor"
     )
     model: ReconstructorSizeConfig = section(ReconstructorSizeConfig)
+    refiner: RefinerSizeConfig = section(RefinerSizeConfig)
     augment: AugmentConfig = section(AugmentConfig)
     frames: int = setting(2, "frames of each clip that are rebuilt (the paper's 2 of 16)", at_least=1)
     min_ratio: float = setting(0.01, "least share of patches in random gaze", more_than=0, at_most=1)
     max_ratio: float = setting(0.5, "largest share of patches in random gaze", more_than=0, at_most=1)
     stored_gaze: float = setting(0.25, "share of clips that show their stored gaze instead", at_least=0, at_most=1)
     teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
+    weights: LossWeightsConfig = section(LossWeightsConfig)
 
 
 def check_train_config(config: TrainConfig) -> None:
@@ -279,6 +308,13 @@ def _check_policy(config: PolicyTrainConfig) -> None:
 
 
 def _check_reconstructor(config: ReconstructorTrainConfig) -> None:
+    other, kind = ("model", "videomae") if config.kind == "refiner" else ("refiner", "refiner")
+    section_of_other = getattr(config, other)
+    if section_of_other != type(section_of_other)():
+        raise PipelineError(f"{other}.*: has sizes of kind={kind}, and kind={config.kind}; leave them out")
+    for name in config.weights.given():
+        if name != "l1" and config.weights.given()[name] and name not in config.teachers.given():
+            raise PipelineError(f"weights.{name}: weights a teacher that is not given; give teachers.{name}= too")
     sizes = config.model
     for name, hidden, heads in (
         ("", sizes.hidden_size, sizes.num_heads),

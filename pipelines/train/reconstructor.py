@@ -19,7 +19,8 @@ from autogaze.baselines import first_patches
 from autogaze.draws import draw_frames, frame_shares, log_uniform, numbered_generator, patch_orders
 from autogaze.gaze import Gaze
 from autogaze.reconstruction.canvas import Canvas
-from autogaze.reconstruction.losses import FrameLoss
+from autogaze.reconstruction.losses import FrameLoss, reweighted
+from autogaze.reconstruction.refiner.reconstructor import Refiner
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.dataset.shards import open_dataset
@@ -122,8 +123,6 @@ class ReconstructorTask(Task):
             return self._begun_from(config.init, teachers)
         try:
             sizes = config.model
-            names = ["l1", *teachers]
-            weights = ["1", *("0.3" for _ in teachers)]
             shape = VideoMAEConfig(
                 hidden_size=sizes.hidden_size,
                 num_layers=sizes.num_layers,
@@ -133,9 +132,8 @@ class ReconstructorTask(Task):
                 decoder_num_layers=sizes.decoder_num_layers,
                 decoder_num_heads=sizes.decoder_num_heads,
                 decoder_intermediate_size=4 * sizes.decoder_hidden_size,
-                loss_type="+".join(names),
-                loss_weights="+".join(weights),
             )
+            shape = reweighted(shape, teachers, config.weights.given())
             loss = FrameLoss.from_config(shape.loss_type, shape.loss_weights, teachers, device=self.device)
         except ValueError as error:
             raise PipelineError(str(error)) from error
@@ -143,7 +141,11 @@ class ReconstructorTask(Task):
         return VideoMAE(shape, loss).to(self.device)
 
     def _begun_from(self, place: str, teachers: dict[str, str]) -> VideoMAE:
-        model = open_reconstructor(place, "init", teachers=teachers, device=self.device)
+        model = open_reconstructor(
+            place, "init", teachers=teachers, weights=self.config.weights.given(), device=self.device, to_train=True
+        )
+        if isinstance(model, Refiner):
+            raise PipelineError(f"init={place}: is a refiner; add kind=refiner")
         if not isinstance(model, VideoMAE):
             raise PipelineError(f"init={place}: is not learned; give a run or a folder of a learned reconstructor")
         require_own_sizes(place, "model", self.config.model, model.config)

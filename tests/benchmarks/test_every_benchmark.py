@@ -39,6 +39,10 @@ SMALLEST = {
     "memory": ("--corpus VIDEOS --sizes 1 2", ""),
     "pipeline": ("--corpus VIDEOS --videos 2 --per-video 1", "speed of light"),
     "reconstructor_learning": ("--data DATASET --clips 1 tiny=tests/golden/videomae_tiny", ""),
+    "refiner": (
+        "--data DATASET --clips 1 --frames 1 --label-clips 1 --label-frames 1 --tokens 1 --candidates 2",
+        "shown",
+    ),
     "rl": ("--data DATASET --steps 2 --rounds 1 --ratio 0.01 --group 2", "trajectories/s"),
     "rl_learning": ("--data DATASET --clips 1 small=tests/golden/autogaze_small_k4", ""),
     "rl_learning --temperatures": (
@@ -74,6 +78,7 @@ def test_make_bench_runs_those_that_need_nothing_but_videos() -> None:
         "gpu",
         "gpu_profile",
         "reconstructor_learning",
+        "refiner",
         "rl_learning",
         "verified",
         "vision",

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autogaze.patches import PatchVocabulary
+from autogaze.reconstruction.base import ReconstructorError
 
 # What the wrappers around the network put before its names: DistributedDataParallel and the reference's task.
 _PREFIXES = ("module.", "mae.")
@@ -46,10 +47,6 @@ _ALWAYS = {
     "norm_pix_loss": False,
     "num_channels": 3,
 }
-
-
-class ReconstructorError(ValueError):
-    """A reconstructor's checkpoint that cannot be used, in one line."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,10 @@ class VideoMAEConfig:
                 raise ReconstructorError(f"{name} is {document[name]!r}, wanted {wanted!r}")
         missing = [key for key in ("scales", *_KEYS.values()) if key not in document]
         if missing:
-            raise ReconstructorError(f"no {', '.join(missing)}: not a multi-scale VideoMAE's")
+            hint = (
+                "; autogaze train reconstructor init= begins from a ViT-MAE of images" if missing[0] == "scales" else ""
+            )
+            raise ReconstructorError(f"no {', '.join(missing)}: not a multi-scale VideoMAE's{hint}")
         for key in _WHOLE:
             if type(document[key]) is not int or document[key] < 1:
                 raise ReconstructorError(f"{key} is {document[key]!r}, wanted a positive integer")
@@ -142,7 +142,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[VideoMAEConfig, dict[
         raise ReconstructorError(f"{path}: no such checkpoint: give its folder, or a .safetensors or .pt file")
     config_file = file.parent / "config.json"
     config = _read_config(config_file) if config_file.is_file() else None
-    weights = {_own_name(name): tensor for name, tensor in _read_tensors(file).items()}
+    weights = {_own_name(name): tensor for name, tensor in read_tensors(file).items()}
     teachers = [name for name in _TEACHERS if any(key.startswith(f"{name}.") for key in weights)]
     if config is None:
         config = VideoMAEConfig(
@@ -161,7 +161,8 @@ def _read_config(file: Path) -> VideoMAEConfig:
         raise ReconstructorError(f"{file}: {error}") from error
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file: safetensors, or a pickle, read with weights only. Raises ReconstructorError."""
     try:
         if file.suffix == ".safetensors":
             weights = load_file(file)

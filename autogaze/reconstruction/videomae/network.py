@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from autogaze.attention import of_new_shapes
 from autogaze.gaze import Gaze
 from autogaze.images import MEAN, STD, preprocess
+from autogaze.reconstruction.base import require_gaze
 from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 
@@ -362,13 +363,8 @@ class VideoMAENetwork(nn.Module):
 
     def check_gaze(self, gaze: Gaze, clips: int, frames: int, at: Sequence[int]) -> None:
         """Raise ValueError unless the gaze is of such clips and this vocabulary, and `at` names frames of them."""
-        if gaze.vocabulary != self.vocabulary:
-            raise ValueError(f"the gaze is of {gaze.vocabulary}, the reconstructor of {self.vocabulary}")
-        if (gaze.clips, gaze.num_frames) != (clips, frames):
-            raise ValueError(f"{clips} clips of {frames} frames, but a gaze of {gaze.clips} of {gaze.num_frames}")
+        require_gaze(gaze, self.vocabulary, clips, frames, at)
         self.check_length(frames)
-        if not at or len(set(at)) != len(at) or not all(0 <= t < frames for t in at):
-            raise ValueError(f"at={list(at)}: wanted different frame numbers in 0..{frames - 1}")
 
     def check_length(self, frames: int) -> None:
         """Raise ValueError for clips that are longer than the network has time embeddings."""

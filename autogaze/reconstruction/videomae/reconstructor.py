@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autogaze.gaze import Gaze
-from autogaze.reconstruction.base import Reconstruction, as_clips
-from autogaze.reconstruction.losses import FrameLoss
-from autogaze.reconstruction.videomae.config import ReconstructorError, read_checkpoint
+from autogaze.reconstruction.base import Reconstruction, ReconstructorError, as_clips
+from autogaze.reconstruction.losses import FrameLoss, reweighted
+from autogaze.reconstruction.videomae.config import VideoMAEConfig, read_checkpoint
 from autogaze.reconstruction.videomae.network import VideoMAENetwork, to_pixels
 from autogaze.reconstruction.videomae.search import VideoMAESearch
+from autogaze.reconstruction.videomae.vit_mae import read_vit_mae
 
 CLIPS_AT_ONCE = 16
 """Rebuilt together where wide steps are fast; 12 of the released size with teachers take some GB."""
@@ -43,23 +44,52 @@ class VideoMAE(VideoMAENetwork):
         teachers: Mapping[str, str] | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, float] | None = None,
     ) -> VideoMAE:
         """A checkpoint of the reference: a folder, a .safetensors or a .pt file.
 
-        teachers: the models of the feature losses it was trained with, as {"dinov2_reg": path or hub id}.
+        teachers: the models of the feature losses it was trained with, as {"dinov2_reg": path or hub id}. weights: to
+        go on with another loss, see autogaze.reconstruction.losses.reweighted.
         Raises ReconstructorError or TeacherError, in one line.
         """
-        config, weights = read_checkpoint(path)
+        config, tensors = read_checkpoint(path)
+        return cls._of(path, config, tensors, teachers, device, dtype, weights)
+
+    @classmethod
+    def from_vit_mae(
+        cls,
+        path: str | os.PathLike[str],
+        teachers: Mapping[str, str] | None = None,
+        device: torch.device | str = "cpu",
+        weights: Mapping[str, float] | None = None,
+    ) -> VideoMAE:
+        """One to train, begun from transformers' ViT-MAE of images (autogaze/reconstruction/videomae/vit_mae.py)."""
+        config, tensors = read_vit_mae(path)
+        return cls._of(path, config, tensors, teachers, device, torch.float32, weights)
+
+    @classmethod
+    def _of(
+        cls,
+        path: str | os.PathLike[str],
+        config: VideoMAEConfig,
+        tensors: Mapping[str, Tensor],
+        teachers: Mapping[str, str] | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        weights: Mapping[str, float] | None,
+    ) -> VideoMAE:
+        if weights is not None:
+            config = reweighted(config, teachers or {}, weights)
         with torch.device("meta"):
             model = cls(config)
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        wrong = [name for name in expected if name not in weights or weights[name].shape != expected[name]]
-        if wrong or set(weights) - set(expected):
-            names = ", ".join((wrong + sorted(set(weights) - set(expected)))[:3])
+        wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name]]
+        if wrong or set(tensors) - set(expected):
+            names = ", ".join((wrong + sorted(set(tensors) - set(expected)))[:3])
             raise ReconstructorError(f"{path}: tensors that are missing, of another shape or not known: {names}")
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ReconstructorError(f"{path}: holds NaN or infinite weights")
-        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         loss = FrameLoss.from_config(config.loss_type, config.loss_weights, teachers or {}, device=device, dtype=dtype)
         model._loss = [loss]
         model.requires_grad_()
@@ -78,6 +108,11 @@ class VideoMAE(VideoMAENetwork):
             (folder / f".{name}.part").replace(folder / name)
 
     # -- the interface of all reconstructors ------------------------------------------------------------------------
+
+    @property
+    def max_frames(self) -> int | None:
+        """Frames of the longest clip it takes."""
+        return self.config.max_num_frames
 
     @property
     def units(self) -> str:

@@ -294,7 +294,7 @@ def test_a_config_that_makes_no_sense_is_refused(folders):
         ("l1+siglip2", "1+x", "'x' is no weight for siglip2"),
         ("l1", "-1", "'-1' is no weight for l1"),
         ("l1", "nan", "'nan' is no weight"),
-        ("l1+lpips", "1+1", "unknown loss 'lpips': the losses are l1, dinov2_reg, siglip2"),
+        ("l1+lpips", "1+1", "unknown loss 'lpips': the losses are l1, dinov2_reg, dinov2, siglip2"),
     ]:
         with pytest.raises(ValueError, match=message):
             FrameLoss.from_config(terms, numbers, folders)

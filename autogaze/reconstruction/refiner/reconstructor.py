@@ -1,0 +1,147 @@
+"""The refiner: a learned reconstructor that corrects the canvas.
+
+It rebuilds each frame by itself, from the canvas and what was painted beneath it up to that frame's end. So a frame is
+the same alone or with others, in any batch; on a CPU bit for bit. Its error is of the pixels it gives, 8 bits each: l1
+is that of the canvas, a share of 255, exact; what teachers measure is that of autogaze/reconstruction/losses.py.
+
+An untrained refiner gives the canvas' pixels and errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autogaze.gaze import Gaze
+from autogaze.hub import CONFIG
+from autogaze.reconstruction.base import Reconstruction, ReconstructorError, require_gaze
+from autogaze.reconstruction.losses import FrameLoss, reweighted
+from autogaze.reconstruction.refiner.config import WEIGHTS, read_refiner
+from autogaze.reconstruction.refiner.network import RefinerNetwork
+from autogaze.reconstruction.refiner.search import RefinerSearch
+from autogaze.reconstruction.refiner.steps import RefinerSteps
+
+
+class Refiner(RefinerSteps):
+    """A learned reconstructor (see autogaze/reconstruction/base.py)."""
+
+    name = "refiner"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        teachers: Mapping[str, str] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, float] | None = None,
+    ) -> Refiner:
+        """A folder that `save_pretrained` wrote.
+
+        teachers: the models of the feature losses it was trained with, as {"dinov2": path or hub id}. weights: to go on
+        with another loss, see autogaze.reconstruction.losses.reweighted. dtype: of the teachers; the refiner itself
+        computes in float32.
+        Raises ReconstructorError or TeacherError, in one line.
+        """
+        config, tensors = read_refiner(path)
+        if weights is not None:
+            config = reweighted(config, teachers or {}, weights)
+        with torch.device("meta"):
+            expected = {name: tensor.shape for name, tensor in RefinerNetwork(config).state_dict().items()}
+        wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name]]
+        if wrong or set(tensors) - set(expected):
+            names = ", ".join((wrong + sorted(set(tensors) - set(expected)))[:3])
+            raise ReconstructorError(f"{path}: tensors that are missing, of another shape or not known: {names}")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+            raise ReconstructorError(f"{path}: holds NaN or infinite weights")
+        loss = FrameLoss.from_config(config.loss_type, config.loss_weights, teachers or {}, device=device, dtype=dtype)
+        model = cls(config, loss)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        return model.to(device).eval()
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that `from_pretrained` reads, weights as float32. Teachers are left out."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / f".{WEIGHTS}.part", metadata={"format": "pt"})
+        (folder / f".{CONFIG}.part").write_text(json.dumps(self.config.to_json(), indent=1) + "\n")
+        for name in (WEIGHTS, CONFIG):
+            (folder / f".{name}.part").replace(folder / name)
+
+    @property
+    def max_frames(self) -> int | None:
+        """Frames of the longest clip it takes: any."""
+        return None
+
+    # -- the interface of all reconstructors ------------------------------------------------------------------------
+
+    @property
+    def units(self) -> str:
+        """What errors measure, in words."""
+        if self.config.loss_type == "l1" and self.frame_loss.l1 == 1:
+            return f"{self.canvas.units}, after the refiner"
+        return f"loss of the refiner ({self.config.loss_type}, weights {self.config.loss_weights}, l1 a share of 255)"
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that errors depend on."""
+        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
+        digest.update(self.frame_loss.fingerprint.encode() + self.canvas.fingerprint.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return f"refiner-{digest.hexdigest()}"
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        frames: Tensor | np.ndarray,
+        gaze: Gaze,
+        at: Sequence[int] | None = None,
+        targets: Sequence[Tensor] | None = None,
+    ) -> Reconstruction:
+        """Rebuild the frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to its end.
+
+        targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
+        """
+        clips = self.as_own_clips(frames)
+        at = list(range(clips.shape[1])) if at is None else list(at)
+        require_gaze(gaze, self.vocabulary, clips.shape[0], clips.shape[1], at)
+        pixels, errors = [], []
+        for clip, memories in zip(clips, self.memories(clips, gaze, at), strict=True):
+            rebuilt = self.pixels(memories)
+            wanted = targets if targets is not None else self.targets(clip[at])
+            errors.append(self.errors_of(rebuilt, clip[at], wanted))
+            pixels.append(rebuilt)
+        return Reconstruction(torch.stack(pixels).cpu(), self.loss(torch.stack(errors)))
+
+    def errors(
+        self, frames: Tensor | np.ndarray, gaze: Gaze, at: Sequence[int], targets: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """The errors of `reconstruct` alone: float32 [B, F], on the CPU."""
+        return self.reconstruct(frames, gaze, at, targets).error
+
+    def search(self, frames: Tensor | np.ndarray) -> RefinerSearch:
+        """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""
+        return RefinerSearch(self, self.as_own_clips(frames))
+
+    def loss(self, errors: Tensor) -> Tensor:
+        """Errors of a search, float32 on the CPU."""
+        return errors.cpu().to(torch.float32)
+
+    def limit(self, threshold: float) -> float:
+        """The largest float64 that is the threshold, or less, as float32."""
+        bound = np.float32(threshold)
+        above = np.nextafter(bound, np.float32(np.inf))
+        if not np.isfinite(above):
+            return float(bound)
+        middle = (bound.astype(np.float64) + above.astype(np.float64)) / 2  # rounds to the even one of the two
+        return float(middle if np.float32(middle) <= bound else np.nextafter(middle, -np.inf))
