@@ -33,6 +33,7 @@ from pipelines.train.encoder import EncoderTask
 from pipelines.train.encoder_config import EncoderTrainConfig
 from pipelines.train.policy import PolicyTask
 from pipelines.train.reconstructor import ReconstructorTask
+from pipelines.train.refiner import RefinerTask
 from pipelines.train.task import MakeTask
 from tests.support.forks import FORKS
 
@@ -132,6 +133,8 @@ def task_of(config: TrainConfig) -> MakeTask:
     """What a config trains."""
     tasks: dict[type, MakeTask] = {RLConfig: RLTask, ReconstructorTrainConfig: ReconstructorTask}
     tasks[EncoderTrainConfig] = EncoderTask
+    if isinstance(config, ReconstructorTrainConfig) and config.kind == "refiner":
+        return RefinerTask
     return tasks.get(type(config), PolicyTask)
 
 
