@@ -18,9 +18,6 @@ from tests.support.videos import write_video
 # Before anything imports Ray, which reads these at that moment; nothing of it lands in the home folder.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
-# Before anything imports torch: OpenMP's threads that have nothing to do shall sleep. They would spin, and with more
-# processes than cores keep the others from work: an RL run with dying actors took 144 s in place of 21 s.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # What `ray_session` starts.
 RAY = contextlib.ExitStack()
