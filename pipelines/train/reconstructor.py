@@ -8,9 +8,6 @@ frames as in the paper's labels. What is drawn depends on (seed, epoch, sample) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,12 +25,16 @@ from pipelines.errors import PipelineError
 from pipelines.networks.open import open_reconstructor
 from pipelines.train.augment import flip_clips
 from pipelines.train.config import ReconstructorTrainConfig
-from pipelines.train.sizes import own_sizes, require_own_sizes
-from pipelines.train.task import RandomKey, Task, folder_files, unpacked
+from pipelines.train.learned import LearnedTask
+from pipelines.train.sizes import require_own_sizes
+from pipelines.train.task import RandomKey
 
 
-class ReconstructorTask(Task):
-    """The reconstructor, pre-trained (a Task, see pipelines/train/task.py)."""
+class ReconstructorTask(LearnedTask):
+    """The VideoMAE, pre-trained."""
+
+    section = "model"
+    model: VideoMAE
 
     def __init__(self, config: ReconstructorTrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -50,10 +51,6 @@ class ReconstructorTask(Task):
             f"the targets that {', '.join(stored)} keeps are not read: the frames to rebuild are drawn anew each "
             "epoch, and teachers look at each of them, at its original too"
         ]
-
-    def totals(self, gaze: Gaze) -> list[float]:
-        """None: each clip's loss is a mean of its own."""
-        return []
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
@@ -80,33 +77,6 @@ class ReconstructorTask(Task):
         for name, pixels in (("pixel_error", rebuilt.pixels), ("canvas_pixel_error", canvas.pixels)):
             sums[name] = float((pixels.cpu().float() - target).abs().flatten(1).mean(dim=1).sum()) / 255
         return sums
-
-    @staticmethod
-    def summary(sums: dict[str, float]) -> dict[str, float]:
-        """Means over the clips."""
-        clips = max(sums.pop("clips"), 1.0)
-        return {name: value / clips for name, value in sums.items()}
-
-    def files(self) -> dict[str, bytes]:
-        """The model as a folder `reconstructor`."""
-        return folder_files(self.model, "reconstructor")
-
-    def load(self, files: Mapping[str, bytes]) -> None:
-        """Restore the model that `files` returned."""
-        with unpacked(files, "reconstructor") as folder:
-            self.model.load_state_dict(VideoMAE.from_pretrained(folder, self.config.teachers.given()).state_dict())
-
-    def about(self) -> dict[str, Any]:
-        """What must not change while a run lasts: sizes and losses."""
-        return {"model": self.model.config.to_json(), "loss": self.model.frame_loss.fingerprint}
-
-    def sizes(self) -> dict[str, Any]:
-        """The model's own, where it began from a checkpoint."""
-        return {"model": own_sizes(self.config.model, self.model.config)} if self.config.init else {}
-
-    def flops(self, gaze: Gaze) -> float | None:
-        """None: there is no formula."""
-        return None
 
     def _random_gaze(self, frames: int, generator: np.random.Generator) -> Gaze:
         """One clip's gaze at random patches, at least one of them in frame 0."""

@@ -7,9 +7,6 @@ that learnt the plain error would spoil it. What is drawn depends on (seed, epoc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,25 +22,25 @@ from pipelines.errors import PipelineError
 from pipelines.networks.open import open_reconstructor
 from pipelines.train.augment import flip_clips
 from pipelines.train.config import ReconstructorTrainConfig
-from pipelines.train.sizes import own_sizes, require_own_sizes
-from pipelines.train.task import RandomKey, Task, folder_files, unpacked
+from pipelines.train.learned import LearnedTask
+from pipelines.train.sizes import require_own_sizes
+from pipelines.train.task import RandomKey
 
 VALIDATED = (0.01, 0.03, 0.1, 0.3)
 """Shares of random patches that a validation shows."""
 _FLOOR = 0.01  # added to the canvas' error where it divides: of frames that it has right there is nothing to learn
 
 
-class RefinerTask(Task):
-    """The refiner, trained (a Task, see pipelines/train/task.py)."""
+class RefinerTask(LearnedTask):
+    """The refiner, trained."""
+
+    section = "refiner"
+    model: Refiner
 
     def __init__(self, config: ReconstructorTrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.model = _model(config, device).train()
         self.module: nn.Module = RefinerLosses(self.model)
-
-    def totals(self, gaze: Gaze) -> list[float]:
-        """None: each clip's loss is a mean of its own."""
-        return []
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
@@ -89,33 +86,6 @@ class RefinerTask(Task):
                 pixels = reconstructor.reconstruct(frames, shown, at).pixels
                 sums[f"{name}_{ratio:g}"] = _pixel_error(pixels, frames[:, at])
         return sums
-
-    @staticmethod
-    def summary(sums: dict[str, float]) -> dict[str, float]:
-        """Means over the clips."""
-        clips = max(sums.pop("clips"), 1.0)
-        return {name: value / clips for name, value in sums.items()}
-
-    def files(self) -> dict[str, bytes]:
-        """The model as a folder `reconstructor`."""
-        return folder_files(self.model, "reconstructor")
-
-    def load(self, files: Mapping[str, bytes]) -> None:
-        """Restore the model that `files` returned."""
-        with unpacked(files, "reconstructor") as folder:
-            self.model.load_state_dict(Refiner.from_pretrained(folder, self.config.teachers.given()).state_dict())
-
-    def about(self) -> dict[str, Any]:
-        """What must not change while a run lasts: sizes and losses."""
-        return {"model": self.model.config.to_json(), "loss": self.model.frame_loss.fingerprint}
-
-    def sizes(self) -> dict[str, Any]:
-        """The model's own, where it began from a checkpoint."""
-        return {"refiner": own_sizes(self.config.refiner, self.model.config)} if self.config.init else {}
-
-    def flops(self, gaze: Gaze) -> float | None:
-        """None: there is no formula."""
-        return None
 
 
 class RefinerLosses(nn.Module):
