@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from autogaze import reconstruction
 from autogaze.draws import numbered_generator
@@ -180,3 +181,19 @@ def test_without_teachers_there_are_no_targets_to_store(run: Path) -> None:
             ),
             "cpu",
         )
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_does(tmp_path: Path) -> None:
+    data = training.write_dataset(tmp_path / "data", clips=4)
+
+    def config(name: str, ranks: int) -> ReconstructorTrainConfig:
+        words = [*SMALL, f"data={data}", f"run={tmp_path / name}", "micro_batch=1", "steps=2", "val_clips=0"]
+        words += ["loader.val_fraction=0", f"scale.min_workers={ranks}", f"scale.max_workers={ranks}"]
+        return load(ReconstructorTrainConfig, words)
+
+    assert training.run_ranks(config("two", 2), 2, tmp_path) == ["done", "done"]
+    assert training.train(config("one", 1)) == "done"
+    weights = "reconstructor/model.safetensors"
+    one, two = (load_file(training.newest(tmp_path / name) / weights) for name in ("one", "two"))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
