@@ -64,16 +64,16 @@ def run(config: EncodeCommand, console: Console, dry_run: bool = False) -> int:
 
 def _show_plan(job: EncodeJob, console: Console) -> None:
     facts, config = job.encoder.facts, job.config
-    todo = job.plan[job.plan["shard"].isin(job.missing) & job.plan["reason"].isna()]
+    _, todo = job.clips_to_make()
     table = Table(title=f"what autogaze encode would write to {job.output}", show_header=False, title_justify="left")
     values = facts["width"] * len(job.encoder.layers)
     for name, value in (
-        ("clips", f"{len(job.rows):,} planned, of them {len(todo):,} to encode, {int(todo['frames'].sum()):,} frames"),
+        ("clips", f"{job.clips:,} planned, of them {todo:,} to encode, {todo * job.plan.frames:,} frames"),
         ("shards", f"{job.shards:,} planned, {len(job.missing):,} to make"),
         ("encoder", job.encoder.words),
         ("of a token", f"{values * 2:,} bytes: {', '.join(job.encoder.layers) or 'nothing'} in {config.store}"),
         ("pooled", ", ".join(POOLED[config.pooled]) or "nothing"),
-        ("memory per row", f"{job.row_bytes / 1e6:.0f} MB of frames per shard in flight"),
+        ("memory per row", f"{job.plan.row_bytes / 1e6:.0f} MB of frames per shard in flight"),
     ):
         table.add_row(name, value)
     console.print(table)

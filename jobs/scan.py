@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pyarrow as pa
 from rich.console import Console
 
 from cluster.local import RayConfig, running
 from jobs.scan_progress import ScanProgress, show_passed
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus.inputs import is_manifest, list_input
+from pipelines.corpus.scan import scan
 from pipelines.corpus.unfinished import UnfinishedScan
 from pipelines.errors import PipelineError
 from pipelines.schema import check, section, setting
@@ -48,13 +50,14 @@ def run(config: ScanConfig, console: Console) -> int:
             f"input=VIDEOS output={config.input}"
         )
     output = Location(config.output)
-    previous = manifests.read_manifest(output) if store.exists(output) else None
+    previous = pa.concat_tables(manifests.manifest_tables(output)) if store.exists(output) else None
     listing = list_input(config.input)  # a missing input is reported before Ray starts
     store.require_writable(output.parent)  # so is an output that cannot be written
     unfinished = UnfinishedScan(output)
     with running(config.ray), ScanProgress(console) as progress:
-        manifest = manifests.scan(listing, previous, config.decoder_timeout_s, unfinished, progress.update)
-    store.publish(manifests.manifest_bytes(manifest), output)
+        found = scan(listing, previous, config.decoder_timeout_s, unfinished, progress.update)
+    store.publish(manifests.manifest_bytes(found), output)
+    manifest = found.to_pandas()
     unfinished.remove()
     ok = manifest[manifest["status"] == "ok"]
     console.print(

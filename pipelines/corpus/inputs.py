@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.lists import beside, read_list
+from pipelines.corpus.manifest import manifest_files
 from pipelines.corpus.passed import REPEATED, PassedOver
 from pipelines.corpus.suffixes import (
     TAR_SUFFIX,
@@ -136,10 +137,10 @@ def covers(text: str, url: str) -> bool:
 
 def is_manifest(text: str) -> bool:
     """Whether an input is a manifest of `autogaze scan`, or a damaged one; else it is a list of videos, or no table."""
-    if suffix_of(text) != ".parquet" or _is_pattern(text) or store.entry(url := Location(text)) is None:
+    if suffix_of(text) != ".parquet" or _is_pattern(text) or not (files := manifest_files(text)):
         return False
     try:
-        with store.open_read(url) as file:
+        with store.open_read(files[0]) as file:
             return "fingerprint" in pq.ParquetFile(file).schema_arrow.names
     except (pa.ArrowException, OSError, ValueError):
         return True  # reading it says what is wrong

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.corpus.manifest import MANIFEST_SCHEMA, OPTIONAL_COLUMNS, by_object
+from pipelines.corpus.manifest import MANIFEST_SCHEMA, OPTIONAL_COLUMNS
+from pipelines.corpus.scan import by_object
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store, tables
 from pipelines.storage.location import Location

@@ -63,10 +63,10 @@ class StatusCache:
 def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCache, now: float) -> DatasetStatus:
     """The status of the dataset at `url`; the arguments are those of read_status. Raises PipelineError."""
     dataset = seen.dataset = seen.dataset or open_any(url)
-    sizes: dict[int, int] = dataset.plan["shard"].value_counts().to_dict()
-    commits = {shard: at for shard, at in _commits(url).items() if shard in sizes}
-    clips, planned = sum(sizes[shard] for shard in commits), len(dataset.plan)
-    rate, interval = _rate(sorted((at, sizes[shard]) for shard, at in commits.items()))
+    sizes, planned = dataset.plan.outline.clips, dataset.plan.clips
+    commits = {shard: at for shard, at in _commits(url).items() if shard < len(sizes)}
+    clips = int(sizes[list(commits)].sum()) if commits else 0
+    rate, interval = _rate(sorted((at, int(sizes[shard])) for shard, at in commits.items()))
     counts = _count_outcomes(dataset, commits, seen) if outcomes else None
     record = newest_record(url)
     last = max(commits.values(), default=change_times(url / "dataset.json").get("dataset.json"))

@@ -83,7 +83,7 @@ def find_sample(input: str, decoder: str) -> SampleVideo:
 def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
     """Videos to try, small ones first. Tars that hold no video, or are damaged, are added to `failed`."""
     if is_manifest(input):
-        rows = manifests.read_manifest(Location(input))
+        rows = manifests.read_manifest(input)
         good = rows[rows["status"] == "ok"].nsmallest(_TRIED, "bytes")
         if good.empty:
             raise PipelineError(f"input={input}: the manifest has no video that is ok")

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from autogaze.patches import PatchVocabulary
-from pipelines.corpus.plan import PLAN_SCHEMA, video_of_clip
+from pipelines.corpus.names import video_of_clip
+from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset
 from pipelines.dataset.shards import Dataset, open_dataset
@@ -198,13 +199,16 @@ def _draw(video: str) -> int:
 
 def _planned(dataset: Dataset, table: pa.Table) -> pa.Table:
     """The plan's rows of the samples, without what is not needed to decode them."""
-    place = dataset.url / "plan.parquet"
-    try:
-        plan = tables.read(place, PLAN_SCHEMA, "a plan", ["shard", *_PLAN_COLUMNS], _REPEATING)
-    except FileNotFoundError as error:
-        raise PipelineError(f"{place}: missing; the dataset is not whole, copy or make it again") from error
-    first = np.searchsorted(plan["shard"].to_numpy(), table["shard"].to_numpy())
-    return plan.unify_dictionaries().combine_chunks().take(pa.array(first + table["position"].to_numpy()))
+    kinds = [PLAN_SCHEMA.field(name) for name in _PLAN_COLUMNS]
+    schema = pa.schema([f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in _REPEATING else f for f in kinds])
+    shards, positions = table["shard"].to_numpy(), table["position"].to_numpy()
+    ends = [*np.flatnonzero(np.diff(shards)) + 1, len(shards)]
+    found = [schema.empty_table()]
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        if end > begin:
+            rows = dataset.plan.clips_of(int(shards[begin]))[_PLAN_COLUMNS].iloc[positions[begin:end]]
+            found.append(tables.as_table(rows, schema))
+    return pa.concat_tables(found).unify_dictionaries().combine_chunks()
 
 
 def _write(table: pa.Table, path: str) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
-from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos as corpus_videos
-from pipelines.corpus.inputs import common_folder, is_manifest, list_input
+from pipelines.corpus.inputs import is_manifest, list_input
+from pipelines.corpus.manifest import manifest_tables, ordered_manifest, read_manifest
 from pipelines.corpus.passed import REPEATED, PassedOver
+from pipelines.corpus.scan import by_object, scan, unchanged
 from pipelines.corpus.unfinished import UnfinishedScan
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig
@@ -25,13 +26,13 @@ class JobInput:
     """What a job is to plan.
 
     Attributes:
-        manifest: a row per video.
+        tables: a row per video (MANIFEST_SCHEMA), in order of object and uri. `passed` is complete after the last.
         root: what names of videos are relative to.
         passed: what the scan passed over.
         unfinished: where the scan is kept until the plan is written; None where nothing was scanned.
     """
 
-    manifest: pd.DataFrame
+    tables: Iterable[pa.Table]
     root: str
     passed: PassedOver
     unfinished: UnfinishedScan | None = None
@@ -40,7 +41,7 @@ class JobInput:
 def require_input(config: CorpusConfig) -> None:
     """Raise PipelineError, in one line, for an input in which a job would find nothing. Needs no Ray."""
     if is_manifest(config.input):
-        manifests.read_manifest(Location(config.input))
+        next(manifest_tables(config.input), None)
     else:
         list_input(config.input)
 
@@ -52,22 +53,23 @@ def read_input(config: CorpusConfig, on_progress: Progress) -> JobInput:
     Raises PipelineError when the input has no videos.
     """
     passed = PassedOver()
+
+    def noting(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            passed.add_texts(table["passed_over"].drop_null().to_pylist())
+            yield table
+
     if is_manifest(config.input):
-        manifest = manifests.read_manifest(Location(config.input))
-        if manifest.empty:
+        manifest = ordered_manifest(config.input)
+        if not manifest.videos:
             raise PipelineError(f"input={config.input}: the manifest has no videos")
-        repeated = manifest["uri"].duplicated()
-        for uri in manifest["uri"][repeated]:
+        for uri in manifest.repeated:
             passed.add(REPEATED, uri)
-        manifest = manifest[~repeated].reset_index(drop=True)
-        folders = [uri.rpartition("/")[0] for uri in manifest["uri"]]
-        passed.add_texts(manifest["passed_over"])
-        return JobInput(manifest, common_folder(folders), passed)
+        return JobInput(noting(manifest.tables), manifest.folder, passed)
     listing, unfinished = list_input(config.input), UnfinishedScan(Location(config.output))
-    manifest = manifests.scan(listing, timeout_s=config.decoder_timeout_s, keeper=unfinished, on_progress=on_progress)
+    found = scan(listing, timeout_s=config.decoder_timeout_s, keeper=unfinished, on_progress=on_progress)
     passed.merge(listing.passed)
-    passed.add_texts(manifest["passed_over"])
-    return JobInput(manifest, listing.root, passed, unfinished)
+    return JobInput(noting([found]), listing.root, passed, unfinished)
 
 
 def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, str]:
@@ -75,13 +77,13 @@ def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, s
 
     The line is '' when it does. The plan stays as it is.
     """
-    passed, planned = PassedOver(), manifests.read_manifest(output / "manifest.parquet")
+    passed, planned = PassedOver(), read_manifest(output / "manifest.parquet")
     passed.add_texts(planned["passed_over"])
     if is_manifest(config.input):
         return passed, ""
     listing = list_input(config.input)
     passed.merge(listing.passed)
-    before = manifests.by_object(planned[["object", "uri", "version", "bytes"]].to_dict("records"))
+    before = by_object(planned[["object", "uri", "version", "bytes"]].to_dict("records"))
     now = {corpus_videos.escaped(entry.url): entry for entry in listing.entries}
     unusable = {corpus_videos.escaped(entry.url) for entry, _ in listing.unusable}
     added, gone = now.keys() - before.keys(), before.keys() - now.keys() - unusable
@@ -104,4 +106,4 @@ def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, s
 
 def _same(row: dict[str, Any], entry: Entry) -> bool:
     """Whether an object is as it was, as far as its store can tell."""
-    return manifests.unchanged(row, entry) or bool(row["version"] == entry.version)
+    return unchanged(row, entry) or bool(row["version"] == entry.version)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.corpus import manifest as manifests
+from pipelines.corpus import scan as scans
 from pipelines.storage.location import Entry
 from pipelines.video.base import DecodeConfig
 from pipelines.video.isolated import IsolatedDecoder
@@ -32,9 +32,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, decoder: IsolatedDecoder) -> list[st
             for entry in entries:
                 urls.append(entry.url)
                 usual = timeout_s == DecodeConfig.timeout_s
-                yield 1, manifests.probe_object(entry, decoder if usual else hurried)
+                yield 1, scans.probe_object(entry, decoder if usual else hurried)
 
-    monkeypatch.setattr(manifests, "_probe_all", probe_all)
+    monkeypatch.setattr(scans, "_probe_all", probe_all)
     return urls
 
 

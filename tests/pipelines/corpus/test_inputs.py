@@ -14,10 +14,11 @@ import pytest
 
 from pipelines.corpus import passed as reasons
 from pipelines.corpus.inputs import covers, is_manifest, list_input, normal_input
-from pipelines.corpus.manifest import manifest_bytes, scan
+from pipelines.corpus.manifest import manifest_bytes
 from pipelines.errors import PipelineError
 from pipelines.storage import store
 from pipelines.storage.filesystem import BROKEN_LINK, HIDDEN, KNOWN_FOLDER, NO_FILE
+from tests.support.plans import scan_frame as scan
 
 FILES = [
     "a.mp4",
