@@ -6,12 +6,13 @@ Rows are in order of object and uri where we wrote them. They are read as a stre
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipelines.errors import PipelineError
 from pipelines.storage import store, tables
@@ -45,6 +46,7 @@ MANIFEST_SCHEMA = pa.schema(
 OPTIONAL_COLUMNS = ("passed_over", "mirrored", "fps_source", "duration_source")  # null where older versions wrote
 _WHAT = "a manifest; make one with `autogaze scan`"
 _ORDER = ("object", "uri")
+_GROUP_ROWS = 1 << 17
 
 
 def manifest_bytes(manifest: pa.Table | pd.DataFrame) -> bytes:
@@ -52,6 +54,30 @@ def manifest_bytes(manifest: pa.Table | pd.DataFrame) -> bytes:
     return tables.table_bytes(
         manifest if isinstance(manifest, pa.Table) else tables.as_table(manifest, MANIFEST_SCHEMA)
     )
+
+
+def write_manifest(rows: Iterable[pa.Table], url: str) -> None:
+    """Write a manifest as one file, some rows at a time. It appears when it is complete."""
+    with store.publishing(url) as out, pq.ParquetWriter(out, MANIFEST_SCHEMA, compression="zstd") as writer:
+        for part in in_parts(rows, _GROUP_ROWS):
+            writer.write_table(part.combine_chunks())
+
+
+def in_parts(rows: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The rows of some tables, in tables of `size` rows; fewer in the last."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in rows:
+        waiting.append(table)
+        count += len(table)
+        if count >= size:
+            joined = pa.concat_tables(waiting)
+            whole = count // size * size
+            for begin in range(0, whole, size):
+                yield joined.slice(begin, size)
+            waiting, count = [joined.slice(whole)], count - whole
+    if count:
+        yield pa.concat_tables(waiting)
 
 
 def manifest_files(url: str) -> list[Location]:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from pipelines.corpus.manifest import manifest_bytes
+from pipelines.corpus.manifest import in_parts, manifest_bytes
 from pipelines.corpus.plan_part import Outline
 from pipelines.corpus.plan_reader import Part, VideoPlan, part_url
-from pipelines.corpus.planning import PART_VIDEOS, Planner, in_parts
+from pipelines.corpus.planning import PART_VIDEOS, Planner
 from pipelines.storage import store, tables
 from pipelines.storage.location import Location
 

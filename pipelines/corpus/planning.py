@@ -5,8 +5,6 @@ What is kept from one part to the next are four numbers, and eight bytes of each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 import pyarrow as pa
 
@@ -136,20 +134,3 @@ class Planner:
                 shard, filled = shard + full, (rest + 1) * size
         self._shards = shard + 1
         return np.array(shards, np.int64), np.array(positions, np.int64)
-
-
-def in_parts(tables: Iterable[pa.Table], rows: int = PART_VIDEOS) -> Iterator[pa.Table]:
-    """The rows of some tables, in tables of `rows` rows; fewer in the last."""
-    waiting: list[pa.Table] = []
-    count = 0
-    for table in tables:
-        waiting.append(table)
-        count += len(table)
-        if count >= rows:
-            joined = pa.concat_tables(waiting)
-            whole = count // rows * rows
-            for begin in range(0, whole, rows):
-                yield joined.slice(begin, rows)
-            waiting, count = [joined.slice(whole)], count - whole
-    if count:
-        yield pa.concat_tables(waiting)

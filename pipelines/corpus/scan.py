@@ -6,93 +6,116 @@ A scan made over an earlier manifest opens only the objects that are new, change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.corpus.inputs import Listing, list_input
+from pipelines.corpus.inputs import Found, Listing, list_input
+from pipelines.corpus.known import KnownRows
 from pipelines.corpus.manifest import MANIFEST_SCHEMA
 from pipelines.corpus.passed import PassedOver
 from pipelines.corpus.suffixes import is_archive, is_tar
 from pipelines.corpus.tars import TarVideos, tar_videos
-from pipelines.corpus.videos import escaped, local_copy, reading_video, video_fingerprint
+from pipelines.corpus.videos import local_copy, reading_video, video_fingerprint
 from pipelines.ray_data import configure_ray_data, pipeline_errors
 from pipelines.storage import store
-from pipelines.storage.location import Entry, Location
+from pipelines.storage.location import Entry, Location, escaped
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder, index_folder
 
 _OBJECTS_PER_TASK = 16
+_WAVE, _TAR = 1 << 17, 1 << 9  # objects whose rows are in memory at a time; a tar counts as this many
 Rows = list[dict[str, Any]]
 
 
 class Keeper(Protocol):
     """Keeps what a scan has found so far: pipelines.corpus.unfinished.UnfinishedScan."""
 
-    def read(self) -> dict[str, Rows]: ...
-    def add(self, rows: Rows) -> None: ...
+    def read(self) -> Iterator[pa.Table]: ...
+    def add(self, rows: pa.Table) -> None: ...
     def keep(self) -> None: ...
 
 
 def scan(
     input: str | Listing,
-    previous: pa.Table | None = None,
+    previous: Iterable[pa.Table] = (),
     timeout_s: float = DecodeConfig.timeout_s,
     keeper: Keeper | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> pa.Table:
-    """The manifest of an input, rows in order of object and uri. Needs a running Ray.
+) -> Iterator[pa.Table]:
+    """The manifest of an input: some rows at a time, in order of object and uri. Needs a running Ray.
 
     Args:
         input: what a user gives (pipelines.corpus.inputs), or its listing.
         previous: an earlier manifest; rows of objects that were read and are unchanged are kept as they are.
         timeout_s: a video that takes longer to open fails as decoder_timeout; the next scan tries it again.
         keeper: has the rows of scans that were interrupted, and keeps those of this one; also when it is.
-        on_progress: called with the number of objects that are done, and of all.
+        on_progress: called with the number of objects that are done, and of all that were listed so far.
     Raises:
         PipelineError: nothing there, or nothing that looks like a video.
     """
     listing = list_input(input) if isinstance(input, str) else input
-    known: dict[str, Rows] = {}
-    if previous is not None:
-        known = by_object(previous.to_pylist())
-    if keeper is not None:
-        known |= keeper.read()
-    rows = [_failed(escaped(entry.url), entry, 0, 0, "", "unreadable", detail) for entry, detail in listing.unusable]
-    fresh: list[Entry] = []
-    for entry in listing.entries:
-        kept = known.get(entry.url, [])
-        if kept and all(unchanged(row, entry) and not _failed_for_now(row) for row in kept):
-            rows.extend(kept)
-        elif (shown := escaped(entry.url)) != entry.url:
-            # Parquet holds UTF-8 only, and nobody could open a video by a name that differs from its own.
-            rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
-        else:
-            fresh.append(entry)
-    done = len(listing.entries) - len(fresh)
-    on_progress(done, len(listing.entries))
-    try:
-        for objects, found in _probe_all(fresh, timeout_s) if fresh else ():
-            rows += found
-            done += objects
+    done = listed = 0
+    with KnownRows(itertools.chain(previous, () if keeper is None else keeper.read())) as known:
+        try:
+            for wave in _waves(listing.found):
+                rows, fresh = _known_rows(wave, known)
+                listed += len(wave)
+                done += len(wave) - len(fresh)
+                on_progress(done, listed)
+                for objects, found in _probe_all(fresh, timeout_s) if fresh else ():
+                    rows.append(found)
+                    done += objects
+                    if keeper is not None:
+                        keeper.add(found)
+                    on_progress(done, listed)
+                table = pa.concat_tables(rows)
+                yield table.take(pc.sort_indices(table, [("object", "ascending"), ("uri", "ascending")]))
+        finally:
             if keeper is not None:
-                keeper.add(found)
-            on_progress(done, len(listing.entries))
-    finally:
-        if keeper is not None:
-            keeper.keep()
-    rows.sort(key=lambda row: (row["object"], row["uri"]))
-    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
+                keeper.keep()
 
 
-def by_object(rows: Rows) -> dict[str, Rows]:
-    """Rows of a manifest by the URL of their object."""
-    found: dict[str, Rows] = {}
-    for row in rows:
-        found.setdefault(str(row["object"]), []).append(row)
-    return found
+def _waves(found: Iterator[Found]) -> Iterator[list[Found]]:
+    """The objects of a listing, as many at a time as `_WAVE` says."""
+    wave, size = list[Found](), 0
+    for each in found:
+        wave.append(each)
+        size += _TAR if is_tar(each.entry.url) else 1
+        if size >= _WAVE:
+            yield wave
+            wave, size = [], 0
+    if wave:
+        yield wave
+
+
+def _known_rows(wave: list[Found], known: KnownRows) -> tuple[list[pa.Table], list[Entry]]:
+    """The rows of objects that need not be opened, and the objects that do."""
+    rows, which = known.of([escaped(each.entry.url) for each in wave])
+    facts = rows.select(["uri", "object", "version", "bytes", "fingerprint", "reason", "fps_source"]).to_pylist()
+    good = [
+        unchanged(row, wave[number].entry) and not _failed_for_now(row)
+        for row, number in zip(facts, which.tolist(), strict=True)
+    ]
+    bad = {number for number, is_good in zip(which.tolist(), good, strict=True) if not is_good}
+    kept = {n for n in which.tolist() if n not in bad and not wave[n].problem}
+    kept = {n for n in kept if escaped(wave[n].entry.url) == wave[n].entry.url}
+    failed: Rows = []
+    fresh: list[Entry] = []
+    for number, (entry, problem) in enumerate(wave):
+        if problem:
+            failed.append(_failed(escaped(entry.url), entry, 0, 0, "", "unreadable", problem))
+        elif (name := escaped(entry.url)) != entry.url:
+            # Parquet holds UTF-8 only, and nobody could open a video by a name that differs from its own.
+            failed.append(_failed(name, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
+        elif number not in kept:
+            fresh.append(entry)
+    taken = rows.filter(pa.array([number in kept for number in which.tolist()], pa.bool_()))
+    return [taken, pa.Table.from_pylist(failed, MANIFEST_SCHEMA)], fresh
 
 
 def unchanged(row: dict[str, Any], entry: Entry) -> bool:
@@ -113,7 +136,7 @@ def _failed_for_now(row: dict[str, Any]) -> bool:
     return not row["fingerprint"] or row["reason"] == "decoder_timeout" or row["fps_source"] is None
 
 
-def _probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, Rows]]:
+def _probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, pa.Table]]:
     """Probe objects on Ray; (how many objects, all their rows) as they are done."""
     import ray.data  # here, not above: see cluster.local
 
@@ -129,7 +152,7 @@ def _probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, Ro
         partial(_probe, timeout_s=timeout_s), num_cpus=1
     )
     for answer in pipeline_errors(probed.iter_rows()):
-        yield int(answer["objects"]), pa.ipc.open_stream(answer["rows"]).read_all().to_pylist()
+        yield int(answer["objects"]), pa.ipc.open_stream(answer["rows"]).read_all()
 
 
 def _probe(task: dict[str, Any], timeout_s: float) -> Rows:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from pipelines.corpus.manifest import MANIFEST_SCHEMA
 from pipelines.corpus.plan import ClipConfig
@@ -73,5 +74,5 @@ def planned(manifest: pd.DataFrame, root: str, clip: ClipConfig, shard_clips: in
 
 def scan_frame(input: str, previous: pd.DataFrame | None = None, **more: Any) -> pd.DataFrame:
     """The manifest of an input, scanned. previous: an earlier one."""
-    before = None if previous is None else tables.as_table(previous, MANIFEST_SCHEMA)
-    return scan(input, before, **more).to_pandas()
+    before = () if previous is None else [tables.as_table(previous, MANIFEST_SCHEMA)]
+    return pa.concat_tables(scan(input, before, **more)).to_pandas()
