@@ -15,6 +15,7 @@ from cluster.local import RayConfig
 from jobs import making
 from jobs.scan_progress import show_passed
 from jobs.wording import fewer
+from pipelines.corpus.inputs import is_manifest
 from pipelines.dataset.run_records import RunRecord
 from pipelines.dataset.shards import open_dataset
 from pipelines.encode.config import POOLED, EncodeConfig, check_encode_config
@@ -49,7 +50,7 @@ def run(config: EncodeCommand, console: Console, dry_run: bool = False) -> int:
         name="encode",
         resume=resume_encode,
         plan=plan_encode,
-        plans_on_ray=not config.data,  # a gaze dataset has a plan
+        plans_on_ray=bool(config.input) and not is_manifest(config.input),  # a gaze dataset has a plan
         share=share_encode_workers,
         execute=execute_encode,
         how=lambda job, workers: {

@@ -13,6 +13,7 @@ from cluster.local import RayConfig
 from jobs import making
 from jobs.scan_progress import show_passed
 from jobs.wording import fewer
+from pipelines.corpus.inputs import is_manifest
 from pipelines.dataset.run_records import RunRecord
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.totals import Totals
@@ -43,7 +44,7 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
         name="preprocess",
         resume=resume,
         plan=plan_job,
-        plans_on_ray=True,
+        plans_on_ray=not is_manifest(config.input),
         share=share_workers,
         execute=execute,
         how=lambda job, workers: {"gaze": how_gazed(job.gazer, workers.device)},
