@@ -15,8 +15,8 @@ units (random weights, drawn clips of 16 frames, a tenth of the patches):
   rl-rollout       a group of 12 sampled gazes at one clip
   rl-reward        its two rewarded frames, rebuilt by the VideoMAE
   rl-learner       its loss, forward and backward
-  reconstructor    the VideoMAE's loss of one clip, forward and backward
-  search-round     one round of greedy search: 16 patches tried in one frame, by the VideoMAE
+  reconstructor-1 -8   the VideoMAE's loss of so many clips, each with its gaze and frames, forward and backward
+  search-1 -8      one round of greedy search in so many clips: 16 patches tried in a frame of each, by the VideoMAE
   vision           a SigLIP of base size on the gazed patches of a clip
 """
 
@@ -45,6 +45,7 @@ from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.rl.config import RLConfig
 from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.losses import GroupLosses
+from pipelines.train.reconstructor import ReconstructorLosses
 
 RATIO, MEMBERS = 0.1, 12
 LAUNCH_S = 5e-6
@@ -161,28 +162,30 @@ def rl_learner(size: Size) -> Unit:
     return lambda: losses(frames, [group])["loss"].sum().backward(), [*policy.parameters(), frames]
 
 
-def reconstructor(size: Size) -> Unit:
-    model, frames, shown = videomae_of(size.narrow).train(), frames_of(size), gazes_of(size)
+def reconstructor(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = videomae_of(size.narrow).train(), frames_of(size, count)
+        shown, losses = list(gazes_of(size, count)), ReconstructorLosses(model)
+        at = [size.rewarded for _ in range(count)]
+        return lambda: losses(frames, shown, at)["loss"].mean().backward(), [*model.parameters(), frames]
 
-    def step() -> None:
-        video = model.normalised(frames)
-        rebuilt = model(video, shown, size.rewarded)[0]
-        model.frame_loss(rebuilt, video[0, size.rewarded]).mean().backward()
-
-    return step, [*model.parameters(), frames]
+    return unit
 
 
-def search_round(size: Size) -> Unit:
-    model, frames = videomae_of(size.narrow), frames_of(size)
-    tried = torch.arange(16)[None]
+def search_round(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = videomae_of(size.narrow), frames_of(size, count)
+        tried = torch.arange(16).expand(count, -1)
 
-    def step() -> None:
-        with torch.no_grad():
-            search = model.search(frames)
-            search.open(0)
-            search.errors(tried)
+        def step() -> None:
+            with torch.no_grad():
+                search = model.search(frames)
+                search.open(0)
+                search.errors(tried)
 
-    return step, [*model.parameters(), frames]
+        return step, [*model.parameters(), frames]
+
+    return unit
 
 
 def vision(size: Size) -> Unit:
@@ -205,8 +208,8 @@ UNITS: dict[str, Callable[[Size], Unit]] = {
     "rl-rollout": rl_rollout,
     "rl-reward": rl_reward,
     "rl-learner": rl_learner,
-    "reconstructor": reconstructor,
-    "search-round": search_round,
+    **{f"reconstructor-{count}": reconstructor(count) for count in (1, 8)},
+    **{f"search-{count}": search_round(count) for count in (1, 8)},
     "vision": vision,
 }
 

@@ -9,28 +9,24 @@ An untrained refiner gives the canvas' pixels and errors.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from autogaze.gaze import Gaze
-from autogaze.hub import CONFIG
-from autogaze.reconstruction.base import Reconstruction, ReconstructorError, require_gaze
+from autogaze.reconstruction.base import Reconstruction, require_gaze
+from autogaze.reconstruction.checkpoints import LearnedReconstructor, require_weights
 from autogaze.reconstruction.losses import FrameLoss, reweighted
-from autogaze.reconstruction.refiner.config import WEIGHTS, read_refiner
+from autogaze.reconstruction.refiner.config import read_refiner
 from autogaze.reconstruction.refiner.network import RefinerNetwork
 from autogaze.reconstruction.refiner.search import RefinerSearch
 from autogaze.reconstruction.refiner.steps import RefinerSteps
 
 
-class Refiner(RefinerSteps):
+class Refiner(RefinerSteps, LearnedReconstructor):
     """A learned reconstructor (see autogaze/reconstruction/base.py)."""
 
     name = "refiner"
@@ -56,26 +52,11 @@ class Refiner(RefinerSteps):
             config = reweighted(config, teachers or {}, weights)
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in RefinerNetwork(config).state_dict().items()}
-        wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name]]
-        if wrong or set(tensors) - set(expected):
-            names = ", ".join((wrong + sorted(set(tensors) - set(expected)))[:3])
-            raise ReconstructorError(f"{path}: tensors that are missing, of another shape or not known: {names}")
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise ReconstructorError(f"{path}: holds NaN or infinite weights")
+        require_weights(path, tensors, expected)
         loss = FrameLoss.from_config(config.loss_type, config.loss_weights, teachers or {}, device=device, dtype=dtype)
         model = cls(config, loss)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return model.to(device).eval()
-
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder that `from_pretrained` reads, weights as float32. Teachers are left out."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / f".{WEIGHTS}.part", metadata={"format": "pt"})
-        (folder / f".{CONFIG}.part").write_text(json.dumps(self.config.to_json(), indent=1) + "\n")
-        for name in (WEIGHTS, CONFIG):
-            (folder / f".{name}.part").replace(folder / name)
 
     @property
     def max_frames(self) -> int | None:
@@ -91,14 +72,8 @@ class Refiner(RefinerSteps):
             return f"{self.canvas.units}, after the refiner"
         return f"loss of the refiner ({self.config.loss_type}, weights {self.config.loss_weights}, l1 a share of 255)"
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with everything that errors depend on."""
-        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
-        digest.update(self.frame_loss.fingerprint.encode() + self.canvas.fingerprint.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-        return f"refiner-{digest.hexdigest()}"
+    def _measured_by(self) -> list[str]:
+        return [*super()._measured_by(), self.canvas.fingerprint]
 
     @torch.no_grad()
     def reconstruct(
@@ -124,7 +99,11 @@ class Refiner(RefinerSteps):
         return Reconstruction(torch.stack(pixels).cpu(), self.loss(torch.stack(errors)))
 
     def errors(
-        self, frames: Tensor | np.ndarray, gaze: Gaze, at: Sequence[int], targets: Sequence[Tensor] | None = None
+        self,
+        frames: Tensor | np.ndarray,
+        gaze: Gaze,
+        at: Sequence[int] | None = None,
+        targets: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """The errors of `reconstruct` alone: float32 [B, F], on the CPU."""
         return self.reconstruct(frames, gaze, at, targets).error
