@@ -25,6 +25,9 @@ MOST = {
     "reconstructor-8": (1_324, 0),
     "search-1": (1_093, 0),
     "search-8": (1_094, 0),
+    "refiner-1": (306, 1),
+    "refiner-8": (307, 1),
+    "refiner-search": (1_586, 0),
     "vision": (439, 0),
 }
 QUICK = {"gaze-12", "rl-reward", "reconstructor-1", "search-8"}

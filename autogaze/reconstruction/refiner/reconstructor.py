@@ -10,7 +10,7 @@ An untrained refiner gives the canvas' pixels and errors.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from autogaze.reconstruction.refiner.config import read_refiner
 from autogaze.reconstruction.refiner.network import RefinerNetwork
 from autogaze.reconstruction.refiner.search import RefinerSearch
 from autogaze.reconstruction.refiner.steps import RefinerSteps
+
+FRAMES_AT_ONCE = 128
+"""Rebuilt together where wide steps are fast; what is known of a frame takes about a megabyte."""
 
 
 class Refiner(RefinerSteps, LearnedReconstructor):
@@ -87,17 +90,13 @@ class Refiner(RefinerSteps, LearnedReconstructor):
 
         targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
         """
-        clips = self.as_own_clips(frames)
-        at = list(range(clips.shape[1])) if at is None else list(at)
-        require_gaze(gaze, self.vocabulary, clips.shape[0], clips.shape[1], at)
-        pixels, errors = [], []
-        for clip, memories in zip(clips, self.memories(clips, gaze, at), strict=True):
-            rebuilt = self.pixels(memories)
-            wanted = targets if targets is not None else self.targets(clip[at])
-            errors.append(self.errors_of(rebuilt, clip[at], wanted))
-            pixels.append(rebuilt)
-        return Reconstruction(torch.stack(pixels).cpu(), self.loss(torch.stack(errors)))
+        clips, of, wanted = self._clips(frames, at)
+        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
+        parts = list(self._rebuilt(clips, gaze, of, [wanted] * len(clips), of_each))
+        pixels = torch.cat([rebuilt for rebuilt, _ in parts])
+        return Reconstruction(pixels.cpu(), torch.cat([error for _, error in parts]))
 
+    @torch.no_grad()
     def errors(
         self,
         frames: Tensor | np.ndarray,
@@ -105,8 +104,62 @@ class Refiner(RefinerSteps, LearnedReconstructor):
         at: Sequence[int] | None = None,
         targets: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """The errors of `reconstruct` alone: float32 [B, F], on the CPU."""
-        return self.reconstruct(frames, gaze, at, targets).error
+        """The errors of `reconstruct`, float32 [B, F] on the CPU; no pixels leave the device."""
+        clips, of, wanted = self._clips(frames, at)
+        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
+        return self.group_errors(clips, gaze, of, [wanted] * len(clips), of_each)
+
+    @torch.no_grad()
+    def group_errors(
+        self,
+        clips: Tensor | np.ndarray,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Errors float32 [R, F], on the CPU, of R gazes at C clips, uint8 [C, T, S, S, 3].
+
+        of: the clip that each row of the gaze is at. at: of each clip, the F frames to rebuild. targets: of each
+        teacher, [C, F, tokens, channels], what `frame_loss.targets` gives for these frames; None: computed.
+        """
+        clips = self.as_own_clips(clips)
+        return torch.cat([error for _, error in self._rebuilt(clips, gaze, of, at, targets)])
+
+    def _clips(self, frames: Tensor | np.ndarray, at: Sequence[int] | None) -> tuple[Tensor, list[int], list[int]]:
+        """The clips, a group's clip once; which of them each row is at; and the frames to rebuild."""
+        clips = self.as_own_clips(frames)
+        wanted, rows = list(range(clips.shape[1])) if at is None else list(at), len(clips)
+        if clips.stride(0) == 0:  # a group: the same clip again and again
+            return clips[:1], [0] * rows, wanted
+        return clips, list(range(rows)), wanted
+
+    def _rebuilt(
+        self,
+        clips: Tensor,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames uint8 [n, F, S, S, 3] and errors [n, F] of some rows at a time. Arguments: see `group_errors`."""
+        for numbers in at:
+            require_gaze(gaze, self.vocabulary, len(of), clips.shape[1], numbers)
+        together = max(1, FRAMES_AT_ONCE // len(at[0])) if self.wide else 1
+        for first in range(0, len(of), together):
+            rows = range(first, min(first + together, len(of)))
+            low, high = min(of[row] for row in rows), max(of[row] for row in rows)
+            place, wanted = [of[row] - low for row in rows], [at[of[row]] for row in rows]
+            seen = clips[low : high + 1]
+            memory = self.memories(seen, Gaze.cat([gaze[row] for row in rows]), place, wanted)
+            rebuilt = self.pixels(memory)
+            original = seen[np.repeat(place, [len(numbers) for numbers in wanted]), np.concatenate(wanted)]
+            if targets is None:
+                of_each = self.targets(original)
+            else:
+                of_each = [features[[of[row] for row in rows]].flatten(0, 1) for features in targets]
+            error = self.errors_of(rebuilt, original, of_each)
+            yield rebuilt.unflatten(0, (len(rows), -1)), self.loss(error).unflatten(0, (len(rows), -1))
 
     def search(self, frames: Tensor | np.ndarray) -> RefinerSearch:
         """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""

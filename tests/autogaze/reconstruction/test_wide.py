@@ -1,4 +1,4 @@
-"""What a GPU computes in few large steps is what a CPU computes one by one: the VideoMAE's."""
+"""What a GPU computes in few large steps is what a CPU computes one by one."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,15 @@ import torch
 from autogaze import greedy
 from autogaze.draws import numbered_generator, patch_orders
 from autogaze.gaze import Gaze
+from autogaze.reconstruction.refiner.config import RefinerConfig
+from autogaze.reconstruction.refiner.reconstructor import Refiner
 from autogaze.reconstruction.videomae import wide_search
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from autogaze.reconstruction.videomae.search import VideoMAESearch
 from autogaze.reconstruction.videomae.wide_search import WideSearch
 from pipelines.train.reconstructor import ReconstructorLosses
+from pipelines.train.refiner import RefinerLosses
 
 CLIPS, FRAMES = 3, 3
 SMALL = VideoMAEConfig(
@@ -51,7 +54,7 @@ def clips() -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (CLIPS, FRAMES, 64, 64, 3), np.uint8))
 
 
-def gaze_of(plain: VideoMAE, *lengths: list[int]) -> Gaze:
+def gaze_of(plain: VideoMAE | Refiner, *lengths: list[int]) -> Gaze:
     order = patch_orders(numbered_generator(1), len(lengths) * FRAMES, plain.vocabulary.size)
     each = iter(order.tolist())
     chosen = [[next(each)[:count] for count in clip] for clip in lengths]
@@ -138,3 +141,45 @@ def test_a_search_keeps_drops_and_reopens_clips_as_the_plain_one_does(both, clip
     same(lambda search: search.open(2))
     assert searches[1]._real.sum(dim=1).tolist() == [3, 9, 3] and searches[1]._real.shape == (CLIPS, 9)
     same(lambda search: search.errors(tried))
+
+
+class WideRefiner(Refiner):
+    """Computes on a CPU as on a GPU."""
+
+    wide = True
+
+
+@pytest.fixture(scope="module")
+def refiners() -> tuple[Refiner, Refiner]:
+    """The plain one and the wide one, of the same weights, which correct something."""
+    sizes = {"width": 6, "blocks": 1, "deep_width": 8, "deep_blocks": 1}
+    plain, wide = (kind(RefinerConfig((16, 32, 64), 16, **sizes)).eval() for kind in (Refiner, WideRefiner))
+    torch.manual_seed(0)
+    torch.nn.init.normal_(plain.correct.weight, std=0.1)
+    wide.load_state_dict(plain.state_dict())
+    return plain, wide
+
+
+def test_a_refiner_measures_groups_and_learns_from_clips_together(refiners, clips):
+    plain, wide = refiners
+    gaze = gaze_of(plain, [3, 0, 20], [1, 0, 0], [1, 20, 2], [9, 9, 9])
+    of, at = [2, 0, 0, 1], [[1, 2], [0, 2], [2, 0]]
+    found, wanted = (model.group_errors(clips, gaze, of, at) for model in (wide, plain))
+    assert torch.allclose(found, wanted, atol=1e-6) and torch.equal(wanted[:1], plain.errors(clips[2:], gaze[0], at[2]))
+    losses, gradients = [], []
+    for model in (plain, wide):
+        model.zero_grad()
+        made = RefinerLosses(model)(clips, [gaze[row] for row in (0, 2, 3)], at)
+        made["loss"].sum().backward()
+        losses.append(torch.stack([value.detach() for value in made.values()]))
+        gradients.append([weight.grad for weight in model.parameters()])
+    assert losses[0].shape == (3, CLIPS) and torch.allclose(*losses, atol=1e-6)
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).norm() <= 1e-4 * one.norm() + 1e-8
+
+
+def test_a_refiner_labels_clips_together(refiners, clips):
+    plain, wide = refiners
+    how = {"lengths": torch.tensor([[2, 0, 3], [1, 4, 2], [0, 1, 1]]), "exact": False, "candidates": 3, "step": 2}
+    found, wanted = (greedy.label(clips, model, **how) for model in (wide, plain))
+    assert torch.equal(found.tokens, wanted.tokens) and torch.allclose(found.losses, wanted.losses, atol=1e-6)
