@@ -21,7 +21,7 @@ from pipelines.corpus.plan import video_of_clip
 from pipelines.dataset.indexes import Indexes, IndexFile, block_of
 from pipelines.errors import PipelineError
 
-SUMMARY = "autogaze.samples"
+SUMMARY = "autogaze-samples"
 """The name under which a merged index has the summary of its shards."""
 SUMMARY_COLUMNS = ("clip", "video", "start", "stride", "tile", "outcome", "sha256")
 _DIGEST_BYTES = 16
