@@ -7,6 +7,7 @@ row per clip.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
@@ -113,7 +114,11 @@ class VideoPlan(Plan):
             sum(getattr(part, name) for part in self.parts) for name in ("shards", "clips", "videos")
         )
         self._ends = np.cumsum([part.shards for part in self.parts])
-        self._outline, self._lock = outline, threading.Lock()
+        self._outline = outline
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
         self._kept: OrderedDict[int, PlanPart] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -161,6 +166,8 @@ class VideoPlan(Plan):
 
     def _part_of(self, shard: int) -> PlanPart:
         number = int(np.searchsorted(self._ends, shard, "right"))
+        if self._process != os.getpid():  # forked: a thread of the parent may have held the lock
+            self._begin()
         with self._lock:
             if number not in self._kept:
                 self._kept[number] = self._read(number)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import yaml
 
 from pipelines.errors import PipelineError
-from pipelines.loading.samples import Samples, open_samples
+from pipelines.loading.samples import open_samples
 from pipelines.storage import store
 from pipelines.storage.location import Location, places_in
 
@@ -57,25 +56,15 @@ def _add(found: TrainingVideos, dataset: Location, held_out: float) -> None:
     found.datasets.append(str(dataset))
     try:
         samples = open_samples(dataset)
-        found.fingerprints |= _fingerprints(samples, held_out)
+        for shard in range(samples.shards):
+            places = samples.split_places(shard, "train", held_out)
+            positions = samples.rows(shard)["position"].take(places).to_numpy()
+            found.fingerprints |= set(samples.dataset.plan.clips_of(shard)["fingerprint"].to_numpy()[positions])
     except PipelineError:
         found.lost.append(str(dataset))
         return
     if "units" in samples.about:
         found.units.add(str(samples.about["units"]))
-
-
-def _fingerprints(samples: Samples, held_out: float) -> set[str]:
-    """Fingerprints of the videos that were trained on."""
-    taken = samples.split("train", held_out)
-    shards, positions = samples.column("shard")[taken], samples.column("position")[taken]
-    ends = [*np.flatnonzero(np.diff(shards)) + 1, len(shards)]
-    found: set[str] = set()
-    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
-        if end > begin:
-            marks = samples.dataset.plan.clips_of(int(shards[begin]))["fingerprint"].to_numpy()
-            found |= set(marks[positions[begin:end]])
-    return found
 
 
 def _run_of(place: str) -> Location | None:

@@ -117,7 +117,7 @@ def _make_shard(
     from autogaze.measuring import measure_errors
 
     made = []
-    for row in shards.read_index(dataset.url, shard).to_pylist():
+    for row in dataset.read_index(shard).to_pylist():
         if row["outcome"] != "ok":
             filtered = row["outcome"] == "filtered"
             made.append(Outcome(reason=row["reason"], detail=row["detail"], filtered=filtered))

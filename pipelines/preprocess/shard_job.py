@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 from pipelines.corpus.passed import PassedOver
 from pipelines.corpus.plan_reader import Plan
 from pipelines.dataset import shards
-from pipelines.dataset.shards import INDEX_SCHEMA
+from pipelines.dataset.indexes import INDEX_SCHEMA, Indexes
+from pipelines.dataset.merging import merge_indexes
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig, parse_part, shards_of_part
 from pipelines.storage import store
@@ -75,9 +77,10 @@ class ShardJob:
         clips = int(outline.clips[missing].sum())
         return clips, clips - int(outline.refused[missing].sum())
 
-    def read_index(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """The index of a committed shard."""
-        return shards.read_index(self.output, shard, columns, self.schema)
+    @cached_property
+    def indexes(self) -> Indexes:
+        """The indexes of the committed shards, as they were listed first."""
+        return Indexes(self.output, self.schema)
 
 
 def missing_shards(output: Location, plan: Plan, part: str) -> list[int]:
@@ -113,18 +116,18 @@ def prepare_output(config: CorpusConfig, job: ShardJob | None) -> None:
     output = Location(config.output)
     store.require_writable(output)
     _, parts = parse_part(config.part)
-    if parts == 1:  # else another part may be writing them just now; remove_leftovers() clears them at the end
+    if parts == 1:  # else another part may be writing them just now; finish_dataset() clears them at the end
         _remove_temporaries(output)
     if job is not None and config.retry == "failed" and config.part != "plan":
-        mine = job.part
-        for shard in shards.committed_shards(output):
-            if shard in mine and _worth_another_try(job, shard):
-                shards.uncommit_shard(output, shard)
+        mine, indexes = job.part, job.indexes
+        looked_at = [shard for shard in indexes.listing().committed if shard in mine]
+        tables = indexes.tables(looked_at, ["position", "outcome"])
+        again = [shard for shard, index in zip(looked_at, tables, strict=True) if _worth_another_try(job, shard, index)]
+        shards.uncommit_shards(output, again, job.schema)
 
 
-def _worth_another_try(job: ShardJob, shard: int) -> bool:
+def _worth_another_try(job: ShardJob, shard: int, index: pa.Table) -> bool:
     """Whether a shard holds clips that failed while they were made, and not because the scan could not read them."""
-    index = job.read_index(shard, ["position", "outcome"])
     failed = index.filter(pc.equal(index["outcome"], "failed"))["position"].to_numpy()
     return bool(len(failed)) and bool(job.plan.clips_of(shard)["reason"].isna().to_numpy()[failed].any())
 
@@ -134,11 +137,15 @@ def hopeless_clips(job: ShardJob) -> dict[str, int]:
     return dict(job.plan.refused(job.part).most_common())
 
 
-def remove_leftovers(job: ShardJob) -> None:
-    """Remove temporaries of killed parts, if all parts are done now."""
+def finish_dataset(job: ShardJob) -> None:
+    """Merge the index files that can be; and if all parts are done now, remove temporaries of killed ones."""
     _, parts = parse_part(job.config.part)
-    if parts > 1 and len(shards.committed_shards(job.output)) == job.plan.shards:
+    planned = job.plan.shards
+    whole = len(shards.committed_shards(job.output)) == planned
+    if parts > 1 and whole:
         _remove_temporaries(job.output)
+    # Another part may be taking shards back just now: while one is at work, its thousands are its own.
+    merge_indexes(job.output, job.schema, range(planned) if whole else shards_of_part(job.config.part, planned))
 
 
 def _remove_temporaries(output: Location) -> None:
