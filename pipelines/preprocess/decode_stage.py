@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.corpus.clips import PlannedClip, decode_planned, require_unchanged
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.corpus.videos import local_copy
 from pipelines.dataset.frames import encode_frames
 from pipelines.preprocess.rows import DecodedShard, Failure
@@ -44,7 +44,7 @@ class DecodeStage:
         cache_mb: disk for remote videos that several shards need; 0 = none are kept.
     """
 
-    def __init__(self, plan: Plan, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
+    def __init__(self, plan: DatasetPlan, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
         self.plan = plan
         self.config = config
         self.storage, self.quality = storage, quality

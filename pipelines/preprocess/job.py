@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from autogaze.patches import VOCABULARY
 from pipelines.corpus.passed import PassedOver
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset.shards import Dataset, read_about
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
@@ -72,7 +72,7 @@ def _job(
     config: PreprocessConfig,
     gazer: ResolvedGaze,
     output: Location,
-    plan: Plan,
+    plan: DatasetPlan,
     passed: PassedOver,
     notice: str,
 ) -> Job:
