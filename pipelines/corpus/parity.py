@@ -2,8 +2,8 @@
 
 A decoder on a GPU converts colours and sizes by other kernels, and finds frames its own way. So a run of frames from
 the middle of each compared video is decoded by both. A colour space that was taken for another differs by far more
-than rounding does. A frame that is its neighbour may differ by less, so where a video moves it is also asked which of the
-frames it is.
+than rounding does. A frame that is its neighbour may differ by less, so where a video moves it is also asked which of
+the frames it is.
 """
 
 from __future__ import annotations
