@@ -262,10 +262,9 @@ class ActorRollouts:
         for request in suspects:
             self._kills[request] = self._kills.get(request, 0) + 1
             if self._kills[request] >= _KILLS:
-                names, several = ", ".join(str(one.id) for one in request), len(request) > 1
+                names = "+".join(str(one.id) for one in request)
                 raise PipelineError(
-                    f"sample{'s' if several else ''} {names} (step {request[0].step}): {_KILLS} rollout actors died "
-                    f"over {'them' if several else 'it'} ({reason}); "
+                    f"sample {names} (step {request[0].step}): {_KILLS} rollout actors died over it ({reason}); "
                     "look at memory and at the logs of Ray, or raise rollouts.timeout_s"
                 )
 
