@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from autogaze.gaze import Gaze
@@ -38,8 +39,31 @@ class Rewards:
         self.teachers = own if own is not None and own.names else None
 
     def errors(self, clips: Sequence[RewardedClip], gazes: Sequence[Gaze]) -> list[Tensor]:
-        """Errors float32 [G, F] of each clip, on the CPU. gazes: of each clip's group, G rows of its T' frames."""
+        """Errors float32 [G, F] of each clip, on the CPU. gazes: of each clip's group, G rows of its T' frames.
+
+        On a GPU all members of all groups are one pass.
+        """
+        if len(clips) > 1 and (self.learned.wide if self.learned is not None else self.device.type != "cpu"):
+            return self.together(clips, gazes)
         return [self._of_one(clip, gaze) for clip, gaze in zip(clips, gazes, strict=True)]
+
+    def together(self, clips: Sequence[RewardedClip], gazes: Sequence[Gaze]) -> list[Tensor]:
+        """`errors` in one pass. Clips are lengthened to the longest by frames without a patch, which nothing looks at."""
+        longest = max(gaze.num_frames for gaze in gazes)
+        frames = torch.stack([F.pad(clip.frames, (0,) * 7 + (longest - len(clip.frames),)) for clip in clips])
+        of = [number for number, gaze in enumerate(gazes) for _ in range(gaze.clips)]
+        rows = Gaze.cat([_lengthened(gaze, longest) for gaze in gazes])
+        if self.learned is None:  # a canvas is painted frame by frame, whichever errors are asked for
+            asked = sorted({number for clip in clips for number in clip.at})
+            painted = self.reconstructor.reconstruct(frames[torch.tensor(of)], rows, asked).error.cpu()
+            parts = painted.split([gaze.clips for gaze in gazes])
+            return [part[:, [asked.index(t) for t in clip.at]] for part, clip in zip(parts, clips, strict=True)]
+        targets = None
+        if self.teachers is not None:
+            features = [[one.float() for one in clip.targets] for clip in clips if clip.targets is not None]
+            targets = [torch.stack(of_teacher) for of_teacher in zip(*features, strict=True)]
+        errors = self.learned.group_errors(frames, rows, of, [clip.at for clip in clips], targets)
+        return list(errors.split([gaze.clips for gaze in gazes]))
 
     def _of_one(self, clip: RewardedClip, gaze: Gaze) -> Tensor:
         frames = clip.frames.expand(gaze.clips, *clip.frames.shape)
@@ -80,3 +104,9 @@ class Rewards:
         except ValueError as error:
             raise PipelineError(f"{clip}: {error}") from error
         return targets
+
+
+def _lengthened(gaze: Gaze, frames: int) -> Gaze:
+    """The same patches over so many frames, the further ones without any. Which slots they were in does not matter."""
+    lengths = F.pad(gaze.lengths, (0, frames - gaze.num_frames))
+    return Gaze(tokens=gaze.tokens, lengths=lengths, vocabulary=gaze.vocabulary)
