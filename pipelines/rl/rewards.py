@@ -48,7 +48,7 @@ class Rewards:
         return [self._of_one(clip, gaze) for clip, gaze in zip(clips, gazes, strict=True)]
 
     def together(self, clips: Sequence[RewardedClip], gazes: Sequence[Gaze]) -> list[Tensor]:
-        """`errors` in one pass. Clips are lengthened to the longest by frames without a patch, which nothing looks at."""
+        """`errors` in one pass. Clips are lengthened by frames without a patch, which nothing looks at."""
         longest = max(gaze.num_frames for gaze in gazes)
         frames = torch.stack([F.pad(clip.frames, (0,) * 7 + (longest - len(clip.frames),)) for clip in clips])
         of = [number for number, gaze in enumerate(gazes) for _ in range(gaze.clips)]
