@@ -15,6 +15,7 @@ from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.description import describe, require_same, with_own_threshold
 from pipelines.preprocess.inputs import Progress, planned_input, require_input
+from pipelines.preprocess.parity import parity_of
 from pipelines.preprocess.plan_corpus import plan_corpus
 from pipelines.preprocess.shard_job import (
     ShardJob,
@@ -64,7 +65,8 @@ def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress
     Raises PipelineError: the input has no videos.
     """
     gazer, output = resolve_gaze(config), Location(config.output)
-    planned = plan_corpus(config, describe(config, gazer) if write else None, on_progress)
+    about = describe(config, gazer) if write else None
+    planned = plan_corpus(config, about, on_progress, lambda manifest: parity_of(config, manifest))
     return _job(config, gazer, output, planned.plan, planned.passed, planned.notice)
 
 
