@@ -31,7 +31,7 @@ from autogaze.model.cuda_graphs import KeptSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.encoder import Connector, Encoder
 from autogaze.model.generation import FrameGaze, Generation
-from autogaze.model.limits import frame_caps, frame_thresholds
+from autogaze.model.limits import frame_caps, frame_slots, frame_thresholds
 from autogaze.model.proposals import Proposals
 from autogaze.model.sampling import Sampling, mixed
 from autogaze.model.scoring import Scores, score
@@ -209,24 +209,25 @@ class AutoGaze(nn.Module):
         sample: Sampling,
         max_ratio: float | Sequence[float] | None = None,
         loss_threshold: Any = None,
-        slots: Sequence[int] | None = None,
+        slots: Sequence[int] | Tensor | None = None,
     ) -> Rollout:
         """Sample a gaze as `gaze` does, with its log-probabilities.
 
-        slots: the number of patches of each frame, instead of max_ratio. Raises ValueError, in one line, for arguments
-        that do not fit.
+        slots: the most patches of each frame, instead of max_ratio: T numbers, or int64 [B, T], one for each row and
+        frame. There 0 stands for frames after a row's last, which is not gazed at any further.
+        Raises ValueError, in one line, for arguments that do not fit.
         """
         with self._own_precision():
             encoded = self.encode(frames)
         rows, length = encoded.tokens.shape[:2]
+        caps: Sequence[int | list[int]]
         if slots is None:
             caps, thresholds = self._limits(max_ratio, loss_threshold, rows, length)
-        elif max_ratio is not None or len(slots) != length or not all(0 < n <= self.vocabulary.size for n in slots):
-            raise ValueError(
-                f"slots {list(slots)}: {length} numbers from 1 to {self.vocabulary.size}, and no max_ratio"
-            )
         else:
-            caps, thresholds = list(slots), frame_thresholds(loss_threshold, rows, length)
+            if max_ratio is not None:
+                raise ValueError("slots: they say it all, so give no max_ratio")
+            caps = frame_slots(slots, rows, length, self.vocabulary)
+            thresholds = frame_thresholds(loss_threshold, rows, length)
         with self._own_precision():
             gazed = self._gaze_frames(encoded, caps, thresholds, sample)
         drawn, log_probs = [], []
@@ -293,13 +294,14 @@ class AutoGaze(nn.Module):
     def _gaze_frames(
         self,
         encoded: Encoded,
-        caps: list[int],
+        caps: Sequence[int | list[int]],
         thresholds: Tensor | None,
         sample: Sampling | None,
         batches: list[int] | None = None,
     ) -> list[FrameGaze]:
         vision = encoded.tokens
-        room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
+        most = max(cap if isinstance(cap, int) else max(cap) for cap in caps)
+        room = len(caps) * (self.config.num_vision_tokens + most) + self.config.block_size
         generation: Generation = self._generation(len(vision), room, sample, batches)
         gazed: list[FrameGaze] = []
         for t, cap in enumerate(caps):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow.compute as pc
 
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig
@@ -19,8 +20,6 @@ from pipelines.preprocess.shard_job import ShardJob
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
 from pipelines.ray_data import configure_ray_data, pipeline_errors
-
-_INDEXES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,10 @@ def run_stages(job: ShardJob, stages: Sequence[Stage], totals: Totals, on_shard:
 def _failed_before(job: ShardJob) -> Counter[str]:
     """Reasons of the failed clips that earlier runs committed."""
 
-    def failed(shard: int) -> Counter[str]:
-        rows = job.read_index(shard).to_pandas()
-        return Counter(rows["reason"][rows["outcome"] == "failed"])
-
-    with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
-        return sum(pool.map(failed, set(job.rows["shard"]) - set(job.missing)), Counter[str]())
+    done, counts = sorted(set(job.rows["shard"]) - set(job.missing)), Counter[str]()
+    for index in job.indexes.tables(done, ["outcome", "reason"]):
+        counts.update(index.filter(pc.equal(index["outcome"], "failed"))["reason"].to_pylist())
+    return counts
 
 
 def _require_few(failed: Counter[str], clips: int, config: CorpusConfig) -> None:

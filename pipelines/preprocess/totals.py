@@ -15,12 +15,13 @@ class Totals:
     """Sums over the shards that a run has committed: see CommittedShard.
 
     Attributes:
-        shards: those whose rows are counted.
+        shards: those whose rows are counted. newest: the one that was added last.
         began: when the first decoding began, seconds since 1970; infinite before.
         first_commit, last_commit: when the first and the last shard were committed.
     """
 
     shards: set[int] = field(default_factory=set)
+    newest: int = -1
     clips: int = 0
     bytes: int = 0
     ok: int = 0
@@ -38,6 +39,7 @@ class Totals:
 
     def add(self, shard: CommittedShard) -> None:
         self.shards.add(shard.shard)
+        self.newest = shard.shard
         for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts", "filtered"):
             setattr(self, name, getattr(self, name) + getattr(shard, name))
         self.failed.update(shard.failed)
