@@ -15,8 +15,10 @@ units (random weights, drawn clips of 16 frames, a tenth of the patches):
   rl-rollout       a group of 12 sampled gazes at one clip
   rl-reward        its two rewarded frames, rebuilt by the VideoMAE
   rl-learner       its loss, forward and backward
-  reconstructor    the VideoMAE's loss of one clip, forward and backward
-  search-round     one round of greedy search: 16 patches tried in one frame, by the VideoMAE
+  reconstructor-1 -8   the VideoMAE's loss of so many clips, each with its gaze and frames, forward and backward
+  search-1 -8      one round of greedy search in so many clips: 16 patches tried in a frame of each, by the VideoMAE
+  refiner-1 -8     the refiner's loss of so many clips, forward and backward
+  refiner-search   one round of greedy search in 8 clips: 16 patches tried in a frame of each, by the refiner
   vision           a SigLIP of base size on the gazed patches of a clip
 """
 
@@ -40,11 +42,15 @@ from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Sampling
 from autogaze.model.cache import PaddedCache
 from autogaze.objectives import next_token_loss
 from autogaze.patches import VOCABULARY
+from autogaze.reconstruction.refiner.config import RefinerConfig
+from autogaze.reconstruction.refiner.reconstructor import Refiner
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.rl.config import RLConfig
 from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.losses import GroupLosses
+from pipelines.train.reconstructor import ReconstructorLosses
+from pipelines.train.refiner import RefinerLosses
 
 RATIO, MEMBERS = 0.1, 12
 LAUNCH_S = 5e-6
@@ -76,6 +82,12 @@ class GpuPolicy(AutoGaze):
 
 class GpuVideoMAE(VideoMAE):
     """A reconstructor that computes on a CPU as it does on a GPU."""
+
+    wide = True
+
+
+class GpuRefiner(Refiner):
+    """A refiner that computes on a CPU as it does on a GPU."""
 
     wide = True
 
@@ -161,26 +173,54 @@ def rl_learner(size: Size) -> Unit:
     return lambda: losses(frames, [group])["loss"].sum().backward(), [*policy.parameters(), frames]
 
 
-def reconstructor(size: Size) -> Unit:
-    model, frames, shown = videomae_of(size.narrow).train(), frames_of(size), gazes_of(size)
+def reconstructor(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = videomae_of(size.narrow).train(), frames_of(size, count)
+        shown, losses = list(gazes_of(size, count)), ReconstructorLosses(model)
+        at = [size.rewarded for _ in range(count)]
+        return lambda: losses(frames, shown, at)["loss"].mean().backward(), [*model.parameters(), frames]
+
+    return unit
+
+
+def search_round(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = videomae_of(size.narrow), frames_of(size, count)
+        tried = torch.arange(16).expand(count, -1)
+
+        def step() -> None:
+            with torch.no_grad():
+                search = model.search(frames)
+                search.open(0)
+                search.errors(tried)
+
+        return step, [*model.parameters(), frames]
+
+    return unit
+
+
+def refiner_of(narrow: bool) -> GpuRefiner:
+    return GpuRefiner(RefinerConfig(**({"width": 8, "deep_width": 16} if narrow else {}))).eval()
+
+
+def refiner(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = refiner_of(size.narrow).train(), frames_of(size, count)
+        shown, losses = list(gazes_of(size, count)), RefinerLosses(model)
+        at = [size.rewarded for _ in range(count)]
+        return lambda: losses(frames, shown, at)["loss"].mean().backward(), [*model.parameters(), frames]
+
+    return unit
+
+
+def refiner_search(size: Size) -> Unit:
+    model, frames = refiner_of(size.narrow), frames_of(size, 8)
+    tried = torch.arange(16).expand(8, -1)
 
     def step() -> None:
-        video = model.normalised(frames)
-        rebuilt = model(video, shown, size.rewarded)[0]
-        model.frame_loss(rebuilt, video[0, size.rewarded]).mean().backward()
-
-    return step, [*model.parameters(), frames]
-
-
-def search_round(size: Size) -> Unit:
-    model, frames = videomae_of(size.narrow), frames_of(size)
-    tried = torch.arange(16)[None]
-
-    def step() -> None:
-        with torch.no_grad():
-            search = model.search(frames)
-            search.open(0)
-            search.errors(tried)
+        search = model.search(frames)
+        search.open(0)
+        search.errors(tried)
 
     return step, [*model.parameters(), frames]
 
@@ -205,8 +245,10 @@ UNITS: dict[str, Callable[[Size], Unit]] = {
     "rl-rollout": rl_rollout,
     "rl-reward": rl_reward,
     "rl-learner": rl_learner,
-    "reconstructor": reconstructor,
-    "search-round": search_round,
+    **{f"reconstructor-{count}": reconstructor(count) for count in (1, 8)},
+    **{f"search-{count}": search_round(count) for count in (1, 8)},
+    **{f"refiner-{count}": refiner(count) for count in (1, 8)},
+    "refiner-search": refiner_search,
     "vision": vision,
 }
 
