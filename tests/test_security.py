@@ -72,7 +72,8 @@ with contextlib.nullcontext() if json.loads(sys.argv[2]) else plain_ray_data():
 
 
 # 0: one rank, and preprocess without Ray; 2: ranks on a Ray of their own.
-@pytest.mark.parametrize("ranks", [0, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 2))])
+@pytest.mark.slow  # tests/jobs/test_s3_jobs.py has the credentials of S3
+@pytest.mark.parametrize("ranks", [0, 1, 2])
 def test_no_secret_of_the_environment_is_in_anything_that_jobs_write_or_say(
     bucket: str, store_of_videos: Path, short: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -172,17 +173,34 @@ def test_the_ray_we_start_is_closed_has_no_dashboard_and_reports_no_usage(ray_se
     from ray._private.worker import get_dashboard_url
 
     assert not get_dashboard_url() and not usage_lib.usage_stats_enabled()
-    require_closed(ray_session, runs.environment())
+    ask = (
+        "from ray._raylet import GcsClient\n"
+        f"print(len(GcsClient(address='{ray_session}').get_all_node_info(timeout=60)))"
+    )
+    asking = [
+        subprocess.Popen([sys.executable, "-c", ask], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for environment in (runs.environment(joins=True), *strangers(runs.environment()))
+    ]
+    (known, _), *others = (process.communicate() for process in asking)
+    assert known == b"1\n"
+    for answered, why in others:
+        assert answered == b"" and b"InvalidAuthToken" in why
+
+
+def strangers(environment: dict[str, str]) -> list[dict[str, str]]:
+    """Those of processes without the token and with another one."""
+    modes = ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+    return [environment | mode for mode in modes]
 
 
 def require_closed(address: str, environment: dict[str, str]) -> None:
     """Nobody joins without the token or with another one."""
     join = f"import ray; ray.init('{address}', logging_level='ERROR'); print(ray.cluster_resources())"
-    strangers = [
-        subprocess.Popen([sys.executable, "-c", join], env=environment | said, stdout=subprocess.PIPE, text=True)
-        for said in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+    joining = [
+        subprocess.Popen([sys.executable, "-c", join], env=stranger, stdout=subprocess.PIPE, text=True)
+        for stranger in strangers(environment)
     ]
-    for stranger in strangers:
+    for stranger in joining:
         told, _ = stranger.communicate()
         assert stranger.returncode != 0 and "CPU" not in told, "somebody without the token got in"
 

@@ -83,16 +83,20 @@ class Generation:
         other.graphs = None  # they know this one's memory
         return other
 
-    def frame(self, vision: Tensor, cap: int, threshold: Tensor | None, previous: FrameGaze | None) -> FrameGaze:
+    def frame(
+        self, vision: Tensor, cap: int | Sequence[int], threshold: Tensor | None, previous: FrameGaze | None
+    ) -> FrameGaze:
         """Gaze at the next frame.
 
-        vision: its tokens [B, P, hidden]. cap: most slots of a row.
+        vision: its tokens [B, P, hidden]. cap: most slots of a row: one number, or one for each row, 0 for none.
         threshold: float32 [B] on the CPU, the predicted loss that ends a row's frame; None: only the cap does.
         previous: the frame before. If the loss after its last patch is not predicted yet, this frame's prefill, which
             reads that patch anyway, fills it in.
         """
         seeds = None if self.seeds is None else mixed(self.seeds + self.frames)
         self.frames += 1
+        caps = [cap] * self.rows if isinstance(cap, int) else list(cap)
+        room, cap = torch.tensor(caps), max(1, *caps)
         self.cache.reserve(self.block + vision.shape[1] + cap)
         hidden = self._prefill(vision, previous)
         taken = torch.zeros(self.rows, self.eos + 1, dtype=torch.bool, device=self.device)
@@ -120,14 +124,15 @@ class Generation:
                 hit = predicted <= threshold[rows, None]
                 if slot == 0:
                     hit[:, 0] = False  # a frame has one gaze at least
-            hit[:, max(cap - slot, 0) :] = False
+            hit &= slot + torch.arange(self.block) < room[rows, None]
             kept = new.masked_fill(hit, self.eos)
             gaze.ids[rows, slot:end], gaze.before[rows, slot:end] = kept, predicted
             going = []
             for place, (row, finished) in enumerate(zip(rows, hit.any(dim=1).tolist(), strict=True)):
-                gaze.slots[row] = min(end, cap)
-                if finished or end >= cap:
-                    self.carry[row] = [id for id in kept[place, : cap - slot].tolist() if id != self.eos]
+                gaze.slots[row] = min(end, caps[row])
+                if finished or end >= caps[row]:
+                    own = kept[place, : max(caps[row] - slot, 0)].tolist()
+                    self.carry[row] = [id for id in own if id != self.eos]
                 else:
                     going.append(place)
             if not going:
@@ -141,8 +146,12 @@ class Generation:
                     seeds = None if seeds is None else seeds[going]
             ids, before, log_probs = self._step(rows, ids, taken, seeds, stale, end)
         gaze.ids, gaze.before = gaze.ids[:, :cap], gaze.before[:, : cap + 1]
+        beyond = torch.arange(cap) >= room[:, None]  # drawn with a row's last block, and left out
+        gaze.ids.masked_fill_(beyond, self.eos)
         if gaze.drawn is not None and gaze.log_probs is not None:
             gaze.drawn, gaze.log_probs = gaze.drawn[:, :cap], gaze.log_probs[:, :cap]
+            gaze.drawn.masked_fill_(beyond, self.eos)
+            gaze.log_probs.masked_fill_(beyond, 0.0)
         return gaze
 
     def _read_late(self, rows: list[int], going: list[int], kept: Tensor, stale: list[int]) -> None:

@@ -30,6 +30,23 @@ def frame_caps(
     return [vocabulary.cap(ratio) for ratio in ratios.expand(frames).tolist()]
 
 
+def frame_slots(
+    slots: Sequence[int] | Tensor, rows: int, frames: int, vocabulary: PatchVocabulary
+) -> list[int] | list[list[int]]:
+    """The most slots of each frame: T numbers, or for each frame one of each row, from int64 [B, T].
+
+    Raises ValueError.
+    """
+    given = torch.as_tensor(slots).cpu()
+    by_row = given.dim() == 2
+    shape = (rows, frames) if by_row else (frames,)
+    if given.shape != shape or bool(((given < (0 if by_row else 1)) | (given > vocabulary.size)).any()):
+        raise ValueError(
+            f"slots {given.tolist()}: {frames} numbers from 1 to {vocabulary.size}, or [{rows}, {frames}] from 0"
+        )
+    return (given.T if by_row else given).tolist()
+
+
 def frame_thresholds(loss_threshold: Any, rows: int, frames: int) -> Tensor | None:
     """Thresholds float32 [rows, frames] from a number, T numbers, [B, 1] or [B, T]; None from None.
 

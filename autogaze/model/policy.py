@@ -31,7 +31,7 @@ from autogaze.model.cuda_graphs import Kept, KeptSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.encoder import Connector, Encoder
 from autogaze.model.generation import FrameGaze, Generation
-from autogaze.model.limits import frame_caps, frame_thresholds
+from autogaze.model.limits import frame_caps, frame_slots, frame_thresholds
 from autogaze.model.proposals import Proposals
 from autogaze.model.sampling import Sampling, mixed
 from autogaze.model.scoring import Scores, score
@@ -215,24 +215,25 @@ class AutoGaze(nn.Module):
         sample: Sampling,
         max_ratio: float | Sequence[float] | None = None,
         loss_threshold: Any = None,
-        slots: Sequence[int] | None = None,
+        slots: Sequence[int] | Tensor | None = None,
     ) -> Rollout:
         """Sample a gaze as `gaze` does, with its log-probabilities.
 
-        slots: the number of patches of each frame, instead of max_ratio. Raises ValueError, in one line, for arguments
-        that do not fit.
+        slots: the most patches of each frame, instead of max_ratio: T numbers, or int64 [B, T], one for each row and
+        frame. There 0 stands for frames after a row's last, which is not gazed at any further.
+        Raises ValueError, in one line, for arguments that do not fit.
         """
         with self._own_precision():
             encoded = self.encode(frames)
         rows, length = encoded.tokens.shape[:2]
+        caps: Sequence[int | list[int]]
         if slots is None:
             caps, thresholds = self._limits(max_ratio, loss_threshold, rows, length)
-        elif max_ratio is not None or len(slots) != length or not all(0 < n <= self.vocabulary.size for n in slots):
-            raise ValueError(
-                f"slots {list(slots)}: {length} numbers from 1 to {self.vocabulary.size}, and no max_ratio"
-            )
         else:
-            caps, thresholds = list(slots), frame_thresholds(loss_threshold, rows, length)
+            if max_ratio is not None:
+                raise ValueError("slots: they say it all, so give no max_ratio")
+            caps = frame_slots(slots, rows, length, self.vocabulary)
+            thresholds = frame_thresholds(loss_threshold, rows, length)
         with self._own_precision():
             gazed = self._gaze_frames(encoded, caps, thresholds, sample)
         drawn, log_probs = [], []
@@ -303,18 +304,22 @@ class AutoGaze(nn.Module):
     def _gaze_frames(
         self,
         encoded: Encoded,
-        caps: list[int],
+        caps: Sequence[int | list[int]],
         thresholds: Tensor | None,
         sample: Sampling | None,
         batches: list[int] | None = None,
     ) -> list[FrameGaze]:
         vision = encoded.tokens
-        room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
+        most = [cap if isinstance(cap, int) else max(1, *cap) for cap in caps]
+        room = len(caps) * (self.config.num_vision_tokens + max(most)) + self.config.block_size
         if self.wide:
-            wide = self._wide(Size(len(vision), len(caps), max(caps), room), sample, batches)
-            thresholds = None if thresholds is None else thresholds.to(self.device)
-            for t, cap in enumerate(caps):
-                wide.frame(vision[:, t], cap, None if thresholds is None else thresholds[:, t])
+            wide = self._wide(Size(len(vision), len(caps), max(most), room), sample, batches)
+            # Copies that do not wait: what is to come is on its way before the first frame.
+            ends = None if thresholds is None else thresholds.T.to(self.device, non_blocking=True)
+            rows = [cap if isinstance(cap, list) else [cap] * len(vision) for cap in caps]
+            limits = torch.tensor(rows).to(self.device, non_blocking=True)
+            for t, cap in enumerate(most):
+                wide.frame(vision[:, t], cap, limits[t], None if ends is None else ends[t])
             return wide.results()
         cache, decoder = self._cache(len(vision), room), self.gazing_model.gaze_decoder
         generation = Generation(decoder, cache, self.positions, sample, None, batches)
@@ -454,7 +459,9 @@ class Stream:
         generation = self._generation
         if isinstance(generation, Wide):
             generation.load(self.policy.gazing_model.gaze_decoder)
-            generation.frame(vision, self.cap, threshold)
+            cap = torch.full((self.batch,), self.cap, device=vision.device)
+            threshold = None if threshold is None else threshold.to(vision.device, non_blocking=True)
+            generation.frame(vision, self.cap, cap, threshold)
             return generation.results()[0]
         gazed = generation.frame(vision, self.cap, threshold, None)
         generation.settle(gazed)

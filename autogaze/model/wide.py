@@ -55,8 +55,8 @@ class Wide:
         active, late: bool [B], rows that still gaze at the frame; rows whose last block is read as if they did.
         ids, taken: int64 [B, K], the last block; bool [B, V + 1], what a row's frame has already.
         slots: int64 [B], how many slots a row's frame has taken.
-        frame_number, place, slot, cap: int64 [1]: of the frame in the clip, and among the results; of the block's first
-            slot; the most slots.
+        cap, threshold: int64 [B] and float32 [B], what ends a row's frame.
+        frame_number, place, slot: int64 [1]: of the frame in the clip and among the results; of the block's first slot.
         out_ids, out_before, out_drawn, out_log_probs: [B, frames * W], the results (see `FrameGaze`).
         out_slots: int64 [B, frames].
     """
@@ -83,11 +83,10 @@ class Wide:
         self.within = torch.arange(block, device=device)
         self.patches = torch.arange(self.vision_tokens, device=device)
         self.vision = floats(rows, self.vision_tokens, config.hidden_size, dtype=dtype)
-        self.lengths, self.first, self.slots, self.seeds, self.frame_seeds, self.batch = (
-            numbers(rows) for _ in range(6)
-        )
+        self.lengths, self.first, self.slots, self.cap, self.batch = (numbers(rows) for _ in range(5))
+        self.seeds, self.frame_seeds = numbers(rows), numbers(rows)
         self.carry, self.ids = numbers(rows, block), numbers(rows, block)
-        self.frame_number, self.place, self.slot, self.cap = (numbers(1) for _ in range(4))
+        self.frame_number, self.place, self.slot = (numbers(1) for _ in range(3))
         self.active, self.late = (floats(rows, dtype=torch.bool) for _ in range(2))
         self.taken = floats(rows, config.vocab_size, dtype=torch.bool)
         self.threshold, self.temperature = floats(rows), floats(1)
@@ -101,11 +100,11 @@ class Wide:
         """Begin new clips, with a decoder's weights as they are now. sampling, batches: as `Generation` takes them."""
         self.sampling = None if sampling is None else replace(sampling, temperature=1.0, seeds=0)
         if sampling is not None:
-            self.seeds.copy_(sampling.row_seeds(self.size.rows))
+            self.seeds.copy_(sampling.row_seeds(self.size.rows), non_blocking=True)
             self.temperature.fill_(sampling.temperature)
         self.together = batches is not None and self.positions == "reference"
         if batches is not None:
-            self.batch.copy_(torch.tensor(batches))
+            self.batch.copy_(torch.tensor(batches), non_blocking=True)
         self.lengths.zero_()
         self.frame_number.zero_()
         self.carry.fill_(self.eos)
@@ -124,8 +123,11 @@ class Wide:
         self.caps: list[int] = []  # of the frames whose results are held
         self.left = 0  # blocks that the last frame may still need
 
-    def frame(self, vision: Tensor, cap: int, threshold: Tensor | None) -> None:
-        """Gaze at the next frame. vision: its tokens [B, P, hidden]. cap, threshold: as `Generation.frame` takes them.
+    def frame(self, vision: Tensor, cap: int, caps: Tensor, threshold: Tensor | None) -> None:
+        """Gaze at the next frame.
+
+        vision: its tokens [B, P, hidden]. cap: most slots of any row, at least 1; caps: int64 [B], of each row, 0 for
+        none. threshold: float32 [B], the predicted loss that ends a row's frame; None: only the cap does.
 
         Its last blocks may be left for later: what comes next does them.
         """
@@ -133,7 +135,7 @@ class Wide:
         self._reserve(self.vision_tokens + cap)
         self.caps.append(cap)
         self.vision.copy_(vision)
-        self.cap.fill_(cap)
+        self.cap.copy_(caps)
         if threshold is None:
             self.threshold.fill_(torch.nan)  # which nothing is under
         else:
@@ -313,13 +315,15 @@ class Wide:
         self.taken.scatter_(1, ids, True)
         slots = self.slot + self.within
         hit = (predicted <= self.threshold[:, None]) & (slots > 0)  # a frame has one gaze at least
-        hit |= slots >= self.cap
+        beyond = slots >= self.cap[:, None]
+        hit |= beyond
         kept = ids.masked_fill(hit, self.eos)
         ended = ~self.active[:, None]
         at = self.place * self.width + slots
         self.out_ids.index_copy_(1, at, kept.masked_fill(ended, self.eos))
         self.out_before.index_copy_(1, at, predicted.masked_fill(ended, torch.inf))
         if log_probs is not None:
+            ended = ended | beyond
             self.out_drawn.index_copy_(1, at, ids.masked_fill(ended, self.eos))
             self.out_log_probs.index_copy_(1, at, log_probs.masked_fill(ended, 0.0))
 

@@ -45,6 +45,10 @@ SMALLEST = {
     ),
     "rl": ("--data DATASET --steps 2 --rounds 1 --ratio 0.01 --group 2", "trajectories/s"),
     "rl_learning": ("--data DATASET --clips 1 small=tests/golden/autogaze_small_k4", ""),
+    "rl_learning --verify": (
+        "--data DATASET --clips 1 --search 1 --verify --error 0.2 small=tests/golden/autogaze_small_k4",
+        "verified",
+    ),
     "rl_learning --temperatures": (
         "--data DATASET --clips 1 --temperatures 1 --group 2 small=tests/golden/autogaze_small_k4",
         "better than greedy",

@@ -145,6 +145,7 @@ def test_nodes_of_different_shapes_join_one_ray_and_see_the_spec(spec: ClusterSp
     assert not re.search(r"[0-9a-f]{64}", log(spec, job_id) + (Path(spec.slurm.logs) / f"test-{job_id}.sh").read_text())
 
 
+@pytest.mark.slow
 def test_two_jobs_on_one_node_do_not_meet_and_a_failure_is_told(spec: ClusterSpec) -> None:
     spec = alone(spec, cpus=1)
     good, bad = submit(spec, JOINED), submit(spec, [*JOINED, "exit=3"])

@@ -187,6 +187,7 @@ def test_a_flipped_bit_is_one_line_with_shard_and_clip(tmp_path: Path, capsys: p
     assert main(["train", "policy", *words, "loader.bad_samples=skip"]) == 0, "as the message says, the run goes on"
 
 
+@pytest.mark.slow  # tests/pipelines/train/test_refiner.py resumes the other kind
 def test_the_reconstructor_learns_and_its_run_is_resumed_to_the_same_bits(tmp_path: Path) -> None:
     def canvas(number: int) -> training.Gaze:
         return training.canvas_gaze(training.clip_of(number))

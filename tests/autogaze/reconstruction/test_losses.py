@@ -355,6 +355,7 @@ def test_without_transformers_the_error_says_what_to_install(folders, monkeypatc
     assert "pip install -e '.[teachers]' in the checkout" in message
 
 
+@pytest.mark.slow
 def test_loading_is_silent_and_transformers_is_not_imported_before(folders):
     given = {name: str(folder) for name, folder in folders.items()}
     script = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -94,16 +95,20 @@ def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: P
     assert runs.tree(output) == undisturbed.files
 
 
-@pytest.mark.parametrize("ray", ["joined", pytest.param("its own", marks=pytest.mark.slow)])
-def test_it_leaves_in_order_when_told(undisturbed: Run, joins: list[str], tmp_path: Path, ray: str) -> None:
-    output = tmp_path / "gaze"
-    settings = joins if ray == "joined" else ["ray.cpus=2"]
-    job = runs.start("preprocess", *undisturbed.settings, f"output={output}", *settings)
+@pytest.mark.parametrize("ray", ["none", *(pytest.param(ray, marks=pytest.mark.slow) for ray in ("joined", "its own"))])
+def test_it_leaves_in_order_when_told(
+    undisturbed: Run, request: pytest.FixtureRequest, tmp_path: Path, ray: str
+) -> None:
+    """Without Ray, by Ctrl-C: SIGTERM is Ray's to answer."""
+    number = signal.SIGINT if ray == "none" else signal.SIGTERM
+    output, start = tmp_path / "gaze", runs.start_plainly if ray == "none" else runs.start
+    settings = request.getfixturevalue("joins") if ray == "joined" else ["ray.cpus=2"]
+    job = start("preprocess", *undisturbed.settings, f"output={output}", *settings)
     assert wait_until(lambda: any(output.glob("index/*.parquet")) or job.poll() is not None, every=0.01)
     left, committed = set(runs.descendants(job.pid)), len(pd.read_parquet(output / "index"))
-    job.terminate()
-    assert job.wait() == 128 + signal.SIGTERM
-    assert (left or ray == "joined") and runs.all_gone(left, seconds=10)
+    os.kill(job.pid, number)
+    assert job.wait() == 128 + number
+    assert (left or ray != "its own") and runs.all_gone(left, seconds=10)
     [file] = Path(f"{output}.runs").iterdir()
     record = json.loads(file.read_text())
     assert record["status"] == "interrupted"

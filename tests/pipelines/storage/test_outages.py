@@ -432,6 +432,7 @@ def test_an_epoch_is_read_through_an_outage_and_bytes_that_changed_on_the_way_ar
     assert s3_proxy.counts["GET"] > 0
 
 
+@pytest.mark.slow
 def test_a_training_run_on_s3_goes_on_after_an_outage_with_the_bits_of_an_undisturbed_one(
     s3_server: Rclone, gazes: str, smooth_run: Path
 ) -> None:
