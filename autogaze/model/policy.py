@@ -401,8 +401,6 @@ class AutoGaze(nn.Module):
 
     def _initialise(self) -> None:
         """Fresh weights: deviation 0.02, as in Hugging Face's Llama; convolutions and norms as PyTorch makes them."""
-        if self.device.type == "meta":  # weights come from a file; drawing none of them still takes PyTorch seconds
-            return
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)

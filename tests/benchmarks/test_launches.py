@@ -14,7 +14,7 @@ from launches import UNITS, Size, count
 
 from autogaze.model.cuda_graphs import Graphs
 
-# Launches and waits of clips of four frames, layers as released; a CUDA graph is one launch. Lower them with what is won.
+# Launches and waits of clips of four frames, layers as released; a graph is one launch. Lower them with what is won.
 MOST = {
     "gaze-1": (97, 1),
     "gaze-12": (97, 1),
