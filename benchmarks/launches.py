@@ -14,11 +14,13 @@ units (random weights, drawn clips of 16 frames, a tenth of the patches):
   gaze-12-eager    the same, kernel by kernel
   gaze-12-stops    frames that a threshold ends, by CUDA graphs
   ntp-step         next-token prediction of 8 clips: forward, backward, clipping, Adam
-  rl-rollout       a group of 12 sampled gazes at one clip
-  rl-reward        its two rewarded frames, rebuilt by the VideoMAE
-  rl-learner       its loss, forward and backward
-  reconstructor    the VideoMAE's loss of one clip, forward and backward
-  search-round     one round of greedy search: 16 patches tried in one frame, by the VideoMAE
+  rl-rollout -8    a group of 12 sampled gazes at one clip; a request of 8 groups
+  rl-reward -8     its two rewarded frames, rebuilt by the VideoMAE; those of 8 groups
+  rl-learner -8    its loss, forward and backward; that of 8 groups, packed
+  reconstructor-1 -8   the VideoMAE's loss of so many clips, each with its gaze and frames, forward and backward
+  search-1 -8      one round of greedy search in so many clips: 16 patches tried in a frame of each, by the VideoMAE
+  refiner-1 -8     the refiner's loss of so many clips, forward and backward
+  refiner-search   one round of greedy search in 8 clips: 16 patches tried in a frame of each, by the refiner
   vision           a SigLIP of base size on the gazed patches of a clip
 """
 
@@ -41,11 +43,15 @@ from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Sampling
 from autogaze.objectives import next_token_loss
 from autogaze.patches import VOCABULARY
+from autogaze.reconstruction.refiner.config import RefinerConfig
+from autogaze.reconstruction.refiner.reconstructor import Refiner
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.rl.config import RLConfig
 from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.losses import GroupLosses
+from pipelines.train.reconstructor import ReconstructorLosses
+from pipelines.train.refiner import RefinerLosses
 
 RATIO, MEMBERS = 0.1, 12
 LIMITS = {False: (RATIO, None), True: (0.75, 0.0)}  # of random weights' predicted losses, half are below 0
@@ -81,6 +87,12 @@ class GpuPolicy(AutoGaze):
 
 class GpuVideoMAE(VideoMAE):
     """A reconstructor that computes on a CPU as it does on a GPU."""
+
+    wide = True
+
+
+class GpuRefiner(Refiner):
+    """A refiner that computes on a CPU as it does on a GPU."""
 
     wide = True
 
@@ -130,62 +142,103 @@ def ntp_step(size: Size) -> Unit:
 def rollout(policy: AutoGaze, frames: Tensor) -> Any:
     with torch.inference_mode():
         encoded = policy.encode(frames)
-    return policy.rollout(Encoded(encoded.tokens).repeat(MEMBERS), Sampling(1.0, 50, range(MEMBERS)), max_ratio=RATIO)
+    members = Encoded(encoded.tokens).repeat(MEMBERS)
+    return policy.rollout(members, Sampling(1.0, 50, range(len(members.tokens))), max_ratio=RATIO)
 
 
-def rl_rollout(size: Size) -> Unit:
-    policy, frames = policy_of(size.narrow), frames_of(size)
-    return lambda: rollout(policy, frames), [*policy.parameters(), frames]
+def rl_rollout(groups: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        policy, frames = policy_of(size.narrow), frames_of(size, groups)
+        return lambda: rollout(policy, frames), [*policy.parameters(), frames]
+
+    return unit
 
 
-def rl_reward(size: Size) -> Unit:
-    model, frames, gazes = videomae_of(size.narrow), frames_of(size), gazes_of(size, MEMBERS)
-    group = frames.expand(MEMBERS, *frames.shape[1:])
-    return lambda: model.errors(group, gazes, size.rewarded), [*model.parameters(), frames, group]
+def rl_reward(groups: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames, gazes = videomae_of(size.narrow), frames_of(size, groups), gazes_of(size, groups * MEMBERS)
+        of, at = [row // MEMBERS for row in range(groups * MEMBERS)], [size.rewarded] * groups
+        return lambda: model.group_errors(frames, gazes, of, at), [*model.parameters(), frames]
+
+    return unit
 
 
-def rl_learner(size: Size) -> Unit:
-    policy, frames = policy_of(size.narrow), frames_of(size)
-    sampled = rollout(policy, frames)
-    padded = sampled.gaze.padded()
-    group = Group(
-        RolloutRequest(0, 0, 0, 0),
-        clip="",
-        temperature=1.0,
-        threshold=float("nan"),
-        at=np.array(size.rewarded),
-        seeds=np.arange(MEMBERS),
-        slots=padded["num_gazing_each_frame"].numpy(),
-        drawn=sampled.drawn.numpy().astype(np.int16),
-        used=~padded["if_padded_gazing"].numpy(),
-        log_probs=sampled.log_probs.numpy(),
-        errors=np.random.default_rng(0).random((MEMBERS, len(size.rewarded)), np.float32),
-        seconds=np.zeros(3),
-    )
-    losses = GroupLosses(policy, None, RLConfig(data="", run=""))
-    return lambda: losses(frames, [group])["loss"].sum().backward(), [*policy.parameters(), frames]
+def rl_learner(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        policy, frames = policy_of(size.narrow), frames_of(size, count)
+        sampled = rollout(policy, frames)
+        padded = sampled.gaze.padded()
+        groups = [
+            Group(
+                RolloutRequest(0, 0, 0, 0),
+                clip="",
+                temperature=1.0,
+                threshold=float("nan"),
+                at=np.array(size.rewarded),
+                seeds=np.arange(MEMBERS),
+                slots=padded["num_gazing_each_frame"].numpy(),
+                drawn=sampled.drawn[rows].numpy().astype(np.int16),
+                used=~padded["if_padded_gazing"][rows].numpy(),
+                log_probs=sampled.log_probs[rows].numpy(),
+                errors=np.random.default_rng(0).random((MEMBERS, len(size.rewarded)), np.float32),
+                seconds=np.zeros(3),
+            )
+            for rows in torch.arange(count * MEMBERS).split(MEMBERS)
+        ]
+        losses = GroupLosses(policy, None, RLConfig(data="", run=""))
+        return lambda: losses(frames, groups)["loss"].sum().backward(), [*policy.parameters(), frames]
+
+    return unit
 
 
-def reconstructor(size: Size) -> Unit:
-    model, frames, shown = videomae_of(size.narrow).train(), frames_of(size), gazes_of(size)
+def reconstructor(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = videomae_of(size.narrow).train(), frames_of(size, count)
+        shown, losses = list(gazes_of(size, count)), ReconstructorLosses(model)
+        at = [size.rewarded for _ in range(count)]
+        return lambda: losses(frames, shown, at)["loss"].mean().backward(), [*model.parameters(), frames]
+
+    return unit
+
+
+def search_round(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = videomae_of(size.narrow), frames_of(size, count)
+        tried = torch.arange(16).expand(count, -1)
+
+        def step() -> None:
+            with torch.no_grad():
+                search = model.search(frames)
+                search.open(0)
+                search.errors(tried)
+
+        return step, [*model.parameters(), frames]
+
+    return unit
+
+
+def refiner_of(narrow: bool) -> GpuRefiner:
+    return GpuRefiner(RefinerConfig(**({"width": 8, "deep_width": 16} if narrow else {}))).eval()
+
+
+def refiner(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames = refiner_of(size.narrow).train(), frames_of(size, count)
+        shown, losses = list(gazes_of(size, count)), RefinerLosses(model)
+        at = [size.rewarded for _ in range(count)]
+        return lambda: losses(frames, shown, at)["loss"].mean().backward(), [*model.parameters(), frames]
+
+    return unit
+
+
+def refiner_search(size: Size) -> Unit:
+    model, frames = refiner_of(size.narrow), frames_of(size, 8)
+    tried = torch.arange(16).expand(8, -1)
 
     def step() -> None:
-        video = model.normalised(frames)
-        rebuilt = model(video, shown, size.rewarded)[0]
-        model.frame_loss(rebuilt, video[0, size.rewarded]).mean().backward()
-
-    return step, [*model.parameters(), frames]
-
-
-def search_round(size: Size) -> Unit:
-    model, frames = videomae_of(size.narrow), frames_of(size)
-    tried = torch.arange(16)[None]
-
-    def step() -> None:
-        with torch.no_grad():
-            search = model.search(frames)
-            search.open(0)
-            search.errors(tried)
+        search = model.search(frames)
+        search.open(0)
+        search.errors(tried)
 
     return step, [*model.parameters(), frames]
 
@@ -209,11 +262,16 @@ UNITS: dict[str, Callable[[Size], Unit]] = {
     "gaze-12-eager": gaze(12, graphs=False),
     "gaze-12-stops": gaze(12, stops=True),
     "ntp-step": ntp_step,
-    "rl-rollout": rl_rollout,
-    "rl-reward": rl_reward,
-    "rl-learner": rl_learner,
-    "reconstructor": reconstructor,
-    "search-round": search_round,
+    "rl-rollout": rl_rollout(1),
+    "rl-rollout-8": rl_rollout(8),
+    "rl-reward": rl_reward(1),
+    "rl-reward-8": rl_reward(8),
+    "rl-learner": rl_learner(1),
+    "rl-learner-8": rl_learner(8),
+    **{f"reconstructor-{count}": reconstructor(count) for count in (1, 8)},
+    **{f"search-{count}": search_round(count) for count in (1, 8)},
+    **{f"refiner-{count}": refiner(count) for count in (1, 8)},
+    "refiner-search": refiner_search,
     "vision": vision,
 }
 

@@ -100,14 +100,12 @@ def compare(refiner: Refiner, clips: list[torch.Tensor], frames: int, results: R
 
 def filled(refiner: Refiner, clip: torch.Tensor, gaze: Gaze, at: list[int]) -> torch.Tensor:
     """The canvas with the finest surface where nothing was painted: uint8 [F, S, S, 3]."""
-    block, found = refiner.config.block, []
-    for memory in refiner.memories(clip, gaze, at)[0]:
-        canvas = memory.canvas().movedim(2, 0).float() / 255
-        painted = memory.newest != NEVER
-        surface = surfaces(canvas, painted, block)[0]
-        kept = painted.repeat_interleave(block, 0).repeat_interleave(block, 1)
-        found.append(torch.where(kept, canvas, surface).mul(255).round().to(torch.uint8).movedim(0, 2))
-    return torch.stack(found)
+    block = refiner.config.block
+    memory = refiner.memories(clip, gaze, [0], [at])
+    canvas, painted = memory.canvas().movedim(3, 1).float() / 255, memory.newest != NEVER
+    surface = surfaces(canvas, painted, block)[:, 0]
+    kept = painted.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, None]
+    return torch.where(kept, canvas, surface).mul(255).round().to(torch.uint8).movedim(1, 3)
 
 
 def labels(refiner: Refiner, clips: list[torch.Tensor], arguments: argparse.Namespace, results: Results) -> None:

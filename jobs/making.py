@@ -146,7 +146,7 @@ def _note_hopeless(console: Console, job: ShardJob) -> None:
 
 def _end_without_work(steps: MakingJob[ConfigT, JobT, WorkersT], job: JobT, console: Console, dry_run: bool) -> int:
     """End a job that makes no shard: a dry run, one that only plans, or one with nothing left to do."""
-    from pipelines.preprocess.shard_job import remove_leftovers
+    from pipelines.preprocess.shard_job import finish_dataset
 
     if dry_run:
         steps.show_plan(job, console)
@@ -155,7 +155,7 @@ def _end_without_work(steps: MakingJob[ConfigT, JobT, WorkersT], job: JobT, cons
             f"planned: {len(job.rows)} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False
         )
     else:
-        remove_leftovers(job)
+        finish_dataset(job)
         of_part = "" if not job.config.part else f" of part {job.config.part}"
         console.print(f"nothing to do: all {job.shards} shards{of_part} are committed", highlight=False)
     return 0
@@ -171,7 +171,8 @@ def _make_shards(
 ) -> tuple[Totals, RunRecord]:
     """Make the missing shards, with progress, series and records; what was done."""
     from pipelines.dataset.shards import committed_shards
-    from pipelines.preprocess.shard_job import remove_leftovers
+    from pipelines.preprocess.merging import IndexMerger
+    from pipelines.preprocess.shard_job import finish_dataset
 
     planned = int(job.plan["shard"].isin(job.missing).sum())
     done_before = job.shards - len(job.missing)
@@ -186,22 +187,23 @@ def _make_shards(
     totals, exported = Totals(), ShardSeries(steps.name, job.output, planned)
     recorder = _Recorder(job.output, workers, steps.how(job, workers), cluster, start_up)
     try:
-        with _Bar(console, planned) as bar:
+        with _Bar(console, planned) as bar, IndexMerger(job) as merger:
 
             def on_shard() -> None:
+                merger.committed(totals.newest)
                 bar.update(totals)
                 exported.update(totals)
                 recorder.while_running(totals)
 
             steps.execute(job, workers, totals, on_shard)
-        remove_leftovers(job)
+        finish_dataset(job)
         if job.keeps_videos:
             with probing(alive_nodes()) as probes:
                 probes.call(clear_video_cache)
         record = recorder.publish(totals, "done")
     except (KeyboardInterrupt, SystemExit):
         for shard in set(job.missing) & set(committed_shards(job.output)) - totals.shards:
-            totals.add_index(shard, job.read_index(shard))
+            totals.add_index(shard, job.indexes.table(shard))
         recorder.publish(totals, "interrupted")
         raise
     finally:  # another error leaves no record: it may be a full disk, and its own message must be the last
@@ -236,6 +238,8 @@ def show_summary(table: Table, job: ShardJob, totals: Totals, record: RunRecord,
         "slowest stage",
         f"{record.slowest_stage}; since the first clip the whole ran at {record.speed_of_light:.0%} of its rate",
     )
+    for reason, count in totals.fallbacks.most_common():
+        table.add_row("decoded by PyAV", f"[yellow]{plural(count, 'video')}: {reason}[/yellow]")
     if totals.restarts:
         table.add_row("decoders", f"[yellow]{totals.restarts} died or hung and were replaced[/yellow]")
     console.print(table)

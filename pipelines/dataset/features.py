@@ -19,8 +19,9 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.dataset import shards
+from pipelines.dataset.indexes import BYTES_SCHEMA, PLACE_SCHEMA
 from pipelines.dataset.members import BadSample, Members
-from pipelines.dataset.shards import BYTES_SCHEMA, PLACE_SCHEMA, PackedClip, ShardedDataset, kind_of, read_about
+from pipelines.dataset.shards import PackedClip, ShardedDataset, kind_of, read_about
 from pipelines.errors import PipelineError
 from pipelines.storage.location import Location
 

@@ -3,6 +3,7 @@
     <output>/shards/000042.tar      members per clip: <clip>.json  <clip>.NN.jpg | <clip>.frames.npy  <clip>.gaze.npz
                                                      and, if asked for, <clip>.targets.npz
     <output>/index/000042.parquet   one row per PLANNED clip; written last, its presence commits the shard
+                                    (later merged with others: pipelines.dataset.indexes)
 
 Bytes are a pure function of the plan's rows and the config: the order of members, times and owners are fixed, and there
 is no pickle. Nothing that differs between two runs (times, hosts, worker counts) is kept inside a dataset.
@@ -15,7 +16,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset.frames import decode_frames
+from pipelines.dataset.indexes import INDEX_SCHEMA, PLACE_SCHEMA, Indexes, IndexListing, Span, span_url
 from pipelines.dataset.members import BadSample, Members, split_members
+from pipelines.dataset.merging import take_back
 from pipelines.errors import PipelineError
 from pipelines.schema import setting
 from pipelines.storage import store, tables
@@ -40,40 +42,6 @@ if TYPE_CHECKING:
 DATASET_FORMAT = 2
 OUTCOMES = ("ok", "filtered", "failed")
 TARGETS = "targets.npz"  # a member, pipelines/dataset/targets.py
-PLACE_SCHEMA = pa.schema(
-    [
-        pa.field("clip", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("position", pa.int32(), nullable=False),
-        pa.field("video", pa.string(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("stride", pa.int32(), nullable=False),
-        pa.field("frames", pa.int32(), nullable=False),
-        pa.field("padded", pa.int32(), nullable=False),
-        pa.field("tile", pa.string(), nullable=False),
-        pa.field("outcome", pa.string(), nullable=False),  # ok | filtered | failed
-        pa.field("reason", pa.string()),  # a name of pipelines.video.decode.REASONS when not ok
-        pa.field("detail", pa.string()),
-    ]
-)
-"""What the index of any dataset says of a clip: where it comes from, and what became of it."""
-BYTES_SCHEMA = pa.schema(
-    [
-        pa.field("offset", pa.int64()),  # the clip's members in the tar, headers included ...
-        pa.field("size", pa.int64()),
-        pa.field("sha256", pa.string()),  # ... and the hash of those bytes
-    ]
-)
-INDEX_SCHEMA = pa.schema(
-    [
-        *PLACE_SCHEMA,
-        pa.field("tokens", pa.int32()),  # gazed patches of the clip
-        pa.field("ratio", pa.float32()),  # tokens / (frames * vocabulary)
-        pa.field("loss", pa.float32()),  # final error, mean over frames, in the units that dataset.json names
-        pa.field("met", pa.float32()),  # share of frames that end at or under the threshold; predicted where `loss` is
-        *BYTES_SCHEMA,
-    ]
-)
 CARRIED = ("clip", "shard", "position", "video", "start", "stride", "frames", "padded", "tile")
 """Columns of an index that are those of the plan."""
 
@@ -109,7 +77,8 @@ def tar_url(dataset: str, shard: int) -> Location:
 
 
 def index_url(dataset: str, shard: int) -> Location:
-    return Location(dataset) / "index" / f"{shard:06d}.parquet"
+    """Where a shard's own index is until it is merged with others."""
+    return span_url(dataset, Span(shard, shard))
 
 
 @dataclass(frozen=True)
@@ -192,10 +161,11 @@ def commit_shard(dataset: str, shard: int, tar: bytes, index: bytes) -> None:
     store.publish(index, index_url(dataset, shard))
 
 
-def uncommit_shard(dataset: str, shard: int) -> None:
-    """Take a shard back: its index first, so that no reader ever pairs an old index with a new tar."""
-    store.remove(index_url(dataset, shard))
-    store.remove(tar_url(dataset, shard))
+def uncommit_shards(dataset: str, shards: Collection[int], schema: pa.Schema = INDEX_SCHEMA) -> None:
+    """Take shards back: from the indexes first, so that no reader ever pairs an old index with a new tar."""
+    take_back(Location(dataset), schema, shards)
+    for shard in shards:
+        store.remove(tar_url(dataset, shard))
 
 
 @dataclass(frozen=True)
@@ -240,18 +210,23 @@ class ShardedDataset:
         """How many shards are planned."""
         return int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
 
+    @cached_property
+    def indexes(self) -> Indexes:
+        """Its indexes, listed when they are first needed."""
+        return Indexes(self.url, self.schema)
+
     def committed(self) -> list[int]:
-        """Numbers of the shards whose index exists, ascending."""
-        return committed_shards(self.url)
+        """Numbers of the shards whose index exists now, ascending."""
+        return self.indexes.listing(fresh=True).committed
 
     def read_index(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The index of one shard: see the function of this name."""
-        return read_index(self.url, shard, columns, self.schema)
+        """The index of one shard: see Indexes.table."""
+        return self.indexes.table(shard, columns)
 
     def index(self, shards: Sequence[int] | None = None) -> pd.DataFrame:
         """Rows of the indexes of the committed shards (or of the named ones), in plan order."""
-        indexes = [self.read_index(shard) for shard in (self.committed() if shards is None else shards)]
-        return pa.concat_tables(indexes or [self.schema.empty_table()]).to_pandas()
+        read = list(self.indexes.tables(self.committed() if shards is None else shards))
+        return pa.concat_tables(read or [self.schema.empty_table()]).to_pandas()
 
     def read_clip(self, row: Mapping[str, Any]) -> dict[str, bytes]:
         """Members of one clip by suffix, from an index row whose outcome is ok, its hash checked.
@@ -369,29 +344,16 @@ def kind_of(about: Mapping[str, Any]) -> str:
 
 
 def committed_shards(dataset: str) -> list[int]:
-    """Numbers of the shards whose index exists, ascending."""
-    numbers = (shard_of_index(entry.url) for entry in store.list_objects(Location(dataset) / "index"))
-    return sorted(number for number in numbers if number is not None)
-
-
-def shard_of_index(url: str) -> int | None:
-    """The number of the shard that a file in index/ commits; None for another file."""
-    stem, _, suffix = url.rsplit("/", 1)[-1].rpartition(".")
-    return int(stem) if suffix == "parquet" and stem.isdigit() else None
+    """Numbers of the shards that the files in index/ commit, ascending."""
+    return IndexListing(dataset).committed
 
 
 def read_index(
     dataset: str, shard: int, columns: Sequence[str] | None = None, schema: pa.Schema = INDEX_SCHEMA
 ) -> pa.Table:
-    """The index of one shard, or some columns of it.
+    """The index of one shard, or some columns of it. To read many, open the dataset.
 
     schema: of a dataset's kind.
     Raises FileNotFoundError, and PipelineError when it is damaged: then every job says the same of it, and verify too.
     """
-    url = index_url(dataset, shard)
-    table = tables.read(url, schema, "an index")  # all of it, whatever was asked for: damage is told alike
-    ok = pc.equal(table["outcome"], "ok")
-    for name in schema.names[len(PLACE_SCHEMA) :]:
-        if table[name].null_count and (len(bad := table.filter(pc.and_(ok, pc.is_null(table[name]))))):
-            raise PipelineError(f"{url}: damaged, or not an index: {bad['clip'][0]} is ok and has no {name}")
-    return table if columns is None else table.select(columns)
+    return Indexes(Location(dataset), schema).table(shard, columns)

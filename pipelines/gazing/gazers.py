@@ -30,6 +30,7 @@ from pipelines.gazing.reconstructor import LabelsConfig, load_reconstructor
 from pipelines.gazing.settings import GazeSettings
 
 CANVAS_THRESHOLD, CANVAS_MAX_RATIO = 0.02, 0.75  # docs/decisions.md says why
+_SEARCHED_TOGETHER = 16  # clips of a learned reconstructor on a GPU; each holds some 50 MB of keys and values
 
 
 @dataclass(frozen=True)
@@ -210,16 +211,20 @@ def _learned(settings: GazeSettings, device: str, learned: Learned) -> Gazer:
         raise PipelineError(f"reconstructor.checkpoint={config.checkpoint}: is a {kind}; use gaze=learned")
     search = _greedy(settings, learned, device)
 
+    # On a CPU one by one: a search holds what it knows of every frame, and clips gain nothing from each other.
+    together = _SEARCHED_TOGETHER if learned.wide else 1
+    facts = {"fingerprint": fingerprint, "dtype": config.dtype} | ({"batch": together} if learned.wide else {})
+
     def gaze(clips: np.ndarray, names: Sequence[str] = ()) -> Gaze:
-        # One by one: a search holds what it knows of every frame, and clips gain nothing from each other.
-        return Gaze.cat([search(clips[b : b + 1], names[b : b + 1]) for b in range(len(clips))])
+        parts = (slice(first, first + together) for first in range(0, len(clips), together))
+        return Gaze.cat([search(clips[part], names[part]) for part in parts])
 
     name = Path(config.checkpoint).name
     mark = fingerprint.removeprefix(f"{kind}-")[:12]
     return Gazer(
         settings=settings,
         units=learned.units,
-        models={kind: {"fingerprint": fingerprint, "dtype": config.dtype}},
+        models={kind: facts},
         vocabulary=learned.vocabulary,
         max_frames=learned.max_frames,
         gaze=gaze,

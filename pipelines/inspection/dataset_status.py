@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset, open_any
+from pipelines.dataset.indexes import IndexListing
 from pipelines.dataset.run_records import newest_record
 from pipelines.dataset.shards import ShardedDataset
 from pipelines.inspection.liveness import HEALTHY_STATES, WINDOW, change_times, clock, state_of
@@ -64,9 +65,10 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
     """The status of the dataset at `url`; the arguments are those of read_status. Raises PipelineError."""
     dataset = seen.dataset = seen.dataset or open_any(url)
     sizes: dict[int, int] = dataset.plan["shard"].value_counts().to_dict()
-    commits = {shard: at for shard, at in _commits(url).items() if shard in sizes}
+    listing = dataset.indexes.listing(fresh=True)
+    commits = {shard: at for shard, at in _commits(listing).items() if shard in sizes}
     clips, planned = sum(sizes[shard] for shard in commits), len(dataset.plan)
-    rate, interval = _rate(sorted((at, sizes[shard]) for shard, at in commits.items()))
+    rate, interval = _rate(_events(listing, sizes))
     counts = _count_outcomes(dataset, commits, seen) if outcomes else None
     record = newest_record(url)
     last = max(commits.values(), default=change_times(url / "dataset.json").get("dataset.json"))
@@ -107,10 +109,25 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
     return status
 
 
-def _commits(url: Location) -> dict[int, float]:
-    """When each committed shard's index was written, seconds since 1970."""
-    times = change_times(url / "index")
-    return {shard: at for name, at in times.items() if (shard := shards.shard_of_index(name)) is not None}
+def _commits(listing: IndexListing) -> dict[int, float]:
+    """When the file that commits each shard was written, seconds since 1970: of merged ones, when they were merged."""
+    widest_first = sorted(listing.files, key=lambda file: -len(file.span.shards))
+    timed = [(file.span, file.entry.modified) for file in widest_first if file.entry.modified is not None]
+    return {shard: at for span, at in timed for shard in span.shards}
+
+
+def _events(listing: IndexListing, sizes: dict[int, int]) -> list[tuple[float, int]]:
+    """Time and clips of commits, in order of time: of single shards; of merged files where no two are single.
+
+    A merge says when a thousand shards were all there, and not how fast the last few were made.
+    """
+    single = [file for file in listing.files if file.span.first == file.span.last]
+    counted = single if len(single) > 1 else listing.files
+    return sorted(
+        (file.entry.modified, sum(sizes.get(shard, 0) for shard in file.span.shards))
+        for file in counted
+        if file.entry.modified is not None
+    )
 
 
 def _rate(commits: list[tuple[float, int]]) -> tuple[float | None, float]:

@@ -84,7 +84,7 @@ def _sample(dataset: Dataset) -> list[list[dict[str, Any]]]:
     plan = dataset.plan
     for shard in dataset.committed():
         planned = plan[plan["shard"] == shard].reset_index(drop=True)
-        index = shards.read_index(dataset.url, shard).to_pandas()
+        index = dataset.read_index(shard).to_pandas()
         for place in np.flatnonzero(index["outcome"] == "ok").tolist():
             row = planned.iloc[place].to_dict()
             row |= {"tar_offset": int(index["offset"].iloc[place]), "tar_size": int(index["size"].iloc[place])}

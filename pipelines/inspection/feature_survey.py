@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset
-from pipelines.inspection.survey import FailedClips, TokenCounts, bytes_of, read_indexes
+from pipelines.inspection.survey import FailedClips, TokenCounts, bytes_of
 
 _OPENED_CLIPS = 64  # opened to count tokens by frame and scale
 
@@ -47,7 +47,7 @@ def survey_features(dataset: FeatureDataset) -> FeatureSurvey:
     every = max(1, -(-len(dataset.plan) // _OPENED_CLIPS))
     length = int(dataset.plan["frames"].max()) if len(dataset.plan) else 0
     counts, opened = np.zeros((length, len(dataset.vocabulary.scales))), 0
-    for table in read_indexes(dataset, committed):
+    for table in dataset.indexes.tables(committed):
         for row in table.to_pylist():
             outcomes[row["outcome"]] = outcomes.get(row["outcome"], 0) + 1
             if row["outcome"] != "ok":

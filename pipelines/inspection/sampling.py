@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 
@@ -24,7 +23,7 @@ def sample_clips(dataset: Dataset, clips: int, seed: int) -> list[dict[str, Any]
     taken: list[dict[str, Any]] = []
     with ThreadPoolExecutor(8) as pool:
         for begin in range(0, len(order), clips):
-            tables = pool.map(lambda shard: shards.read_index(dataset.url, shard), order[begin : begin + clips])
+            tables = pool.map(dataset.read_index, order[begin : begin + clips])
             queues = []
             for table in tables:
                 rows = [row for row in table.to_pylist() if row["outcome"] == "ok"]

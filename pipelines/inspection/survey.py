@@ -6,8 +6,7 @@ in memory. How they are shown is the report's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,6 @@ from pipelines.video.base import REASONS
 
 SAMPLED_CLIPS = 512  # opened to count tokens by frame position and scale
 LISTED_VIDEOS = 25  # for each reason
-_SHARDS_AT_ONCE = 32
 
 
 @dataclass
@@ -101,7 +99,7 @@ def take_survey(dataset: Dataset) -> Survey:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in names}
     outcomes = dict.fromkeys(shards.OUTCOMES, 0)
     failures: dict[tuple[str, str], FailedClips] = {}
-    for table in read_indexes(dataset, committed):
+    for table in dataset.indexes.tables(committed):
         outcome = table["outcome"].to_numpy()
         for name in np.unique(outcome):
             outcomes[str(name)] = outcomes.get(str(name), 0) + int((outcome == name).sum())
@@ -131,16 +129,9 @@ def take_survey(dataset: Dataset) -> Survey:
 
 def bytes_of(dataset: ShardedDataset, committed: Sequence[int]) -> int:
     """Bytes of the tars and indexes of committed shards."""
-    files = {place(dataset.url, shard) for place in (shards.tar_url, shards.index_url) for shard in committed}
-    stored = (entry for folder in ("shards", "index") for entry in store.list_objects(dataset.url / folder))
-    return sum(entry.bytes for entry in stored if entry.url in files)
-
-
-def read_indexes(dataset: ShardedDataset, numbers: Sequence[int]) -> Iterator[pa.Table]:
-    """The indexes of these shards, in order. Some are read ahead: an object store is slow, but answers in parallel."""
-    with ThreadPoolExecutor(8) as pool:
-        for begin in range(0, len(numbers), _SHARDS_AT_ONCE):
-            yield from pool.map(dataset.read_index, numbers[begin : begin + _SHARDS_AT_ONCE])
+    tars = {shards.tar_url(dataset.url, shard) for shard in committed}
+    stored = sum(entry.bytes for entry in store.list_objects(dataset.url / "shards") if entry.url in tars)
+    return stored + sum(file.entry.bytes for file in dataset.indexes.listing().files)
 
 
 def representative(ratio: np.ndarray, count: int) -> list[tuple[int, float]]:
@@ -156,7 +147,7 @@ def representative(ratio: np.ndarray, count: int) -> list[tuple[int, float]]:
 
 def index_row(dataset: Dataset, survey: Survey, place: int) -> dict[str, Any]:
     """The index row of the ok clip at a place of the survey."""
-    table = shards.read_index(dataset.url, int(survey.shard[place]))
+    table = dataset.read_index(int(survey.shard[place]))
     at = table["position"].to_pylist().index(int(survey.position[place]))
     row: dict[str, Any] = table.slice(at, 1).to_pylist()[0]
     return row
@@ -188,7 +179,7 @@ def sample_gazes(dataset: Dataset, survey: Survey) -> TokenCounts:
     for place in places:
         shard = int(survey.shard[place])
         if shard not in tables:
-            tables = {shard: shards.read_index(dataset.url, shard)}
+            tables = {shard: dataset.read_index(shard)}
         at = tables[shard]["position"].to_pylist().index(int(survey.position[place]))
         gaze = dataset.read_gaze(tables[shard].slice(at, 1).to_pylist()[0])
         frame = np.repeat(np.arange(gaze.num_frames), gaze.lengths[0].numpy())

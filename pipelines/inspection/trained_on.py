@@ -57,11 +57,12 @@ def _add(found: TrainingVideos, dataset: Location, held_out: float) -> None:
     try:
         samples = open_samples(dataset)
         plan = samples.dataset.plan.set_index("clip")["fingerprint"]
+        for shard in range(samples.shards):
+            clips = samples.rows(shard)["clip"].take(samples.split_places(shard, "train", held_out))
+            found.fingerprints |= set(plan.loc[clips.to_pylist()])
     except PipelineError:
         found.lost.append(str(dataset))
         return
-    clips = samples.table.column("clip").take(samples.split("train", held_out)).to_pylist()
-    found.fingerprints |= set(plan.loc[clips])
     if "units" in samples.about:
         found.units.add(str(samples.about["units"]))
 

@@ -17,6 +17,7 @@ from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import split_members
 from pipelines.dataset.shards import CARRIED, OUTCOMES, TARGETS, Dataset
+from pipelines.dataset.summaries import SUMMARY, SUMMARY_COLUMNS, joined, summarise
 from pipelines.errors import PipelineError
 from pipelines.inspection.measured import check_errors, not_measurable
 from pipelines.inspection.verify_features import check_features
@@ -65,6 +66,7 @@ def verify(
         name = entry.url.name.removesuffix(".tar")
         if not name.isdigit() or int(name) not in planned:
             verdict.problems.append(f"shards/{name}: not part of this dataset")
+    verdict.problems += _wrong_summaries(dataset)
     errors = errors and isinstance(dataset, Dataset) and not not_measurable(dataset)
     with ThreadPoolExecutor(threads) as pool:
         checked = sorted(committed & planned.keys())
@@ -75,6 +77,26 @@ def verify(
             if on_shard is not None:
                 on_shard(number + 1, len(checked))
     return verdict
+
+
+def _wrong_summaries(dataset: Dataset | FeatureDataset) -> list[str]:
+    """What merged indexes say of their samples and is not so. Loaders believe them."""
+    problems = []
+    for file in dataset.indexes.listing().files:
+        try:
+            if (stated := dataset.indexes.metadata(file, SUMMARY)) is None:
+                continue
+            read = (dataset.indexes.read(file, shard, SUMMARY_COLUMNS) for shard in file.span.shards)
+            if stated != joined([summarise(table) for table in read]).to_text():
+                problems.append(
+                    f"{file.entry.url}: what it says of its samples is not what its rows say; remove "
+                    f"{SUMMARY} from its metadata"
+                )
+        except (ValueError, TypeError) as error:
+            problems.append(f"{file.entry.url}: damaged, or not an index: {error}")
+        except PipelineError as error:
+            problems.append(str(error))
+    return problems
 
 
 def _check_shard(dataset: Dataset | FeatureDataset, shard: int, planned: pd.DataFrame, errors: bool) -> Verdict:

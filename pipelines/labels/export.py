@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.dataset.shards import Dataset, read_index
+from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.labels.keys import clip_key, require_distinct
 from pipelines.storage import store
@@ -62,7 +62,7 @@ def export_labels(
 def _labels_of(dataset: Dataset, shard: int, full_keys: bool) -> list[tuple[str, dict[str, Any] | str]]:
     """(key, label) of each clip of a shard; where there is no label, the reason in its place."""
     labels: list[tuple[str, dict[str, Any] | str]] = []
-    for row in read_index(dataset.url, shard).to_pylist():
+    for row in dataset.read_index(shard).to_pylist():
         key = clip_key(row["video"], row["start"], row["tile"], full_keys)
         if row["outcome"] != "ok":
             labels.append((key, row["outcome"]))

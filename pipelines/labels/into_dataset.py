@@ -124,7 +124,7 @@ def _make_shard(
 
     shard = int(planned["shard"].iloc[0])
     made = []
-    for row in shards.read_index(dataset.url, shard).to_pylist():
+    for row in dataset.read_index(shard).to_pylist():
         if row["outcome"] != "ok":
             filtered = row["outcome"] == "filtered"
             made.append(Outcome(reason=row["reason"], detail=row["detail"], filtered=filtered))

@@ -24,7 +24,7 @@ import itertools
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -32,9 +32,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipelines.errors import PipelineError
 from pipelines.loading.config import LoaderConfig
-from pipelines.loading.order import DatasetCounts, Order, batches, epoch_order, epoch_samples, rank_part
+from pipelines.loading.order import DatasetCounts, EpochOrder, Order, batch_places, epoch_samples, rank_part
 from pipelines.loading.reading import Batch, BatchRequest, FrameReading, Reading, Skipped
-from pipelines.loading.samples import Samples, open_samples
+from pipelines.loading.samples import Samples, fingerprint_of_rows, open_samples
 from pipelines.schema import check
 from pipelines.storage.cache import LocalCache
 
@@ -72,7 +72,7 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
         split: str = "train",
         datasets: list[Samples] | None = None,
     ) -> None:
-        """Read the indexes.
+        """Read the summaries of the indexes.
 
         Args:
             rank, world: of this process.
@@ -94,11 +94,8 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
         _require_alike(self.datasets)
         self.num_frames, self.vocabulary = self.datasets[0].frames, self.datasets[0].vocabulary
         self._first_ids = np.cumsum([0, *map(len, self.datasets)])
-        self._usable = [dataset.split(split, config.val_fraction) for dataset in self.datasets]
-        counts = [
-            np.bincount(dataset.column("shard")[usable], minlength=dataset.shards)
-            for dataset, usable in zip(self.datasets, self._usable, strict=True)
-        ]
+        self._split = split
+        counts = [dataset.split_counts(split, config.val_fraction) for dataset in self.datasets]
         weights = config.weights or [1.0] * len(counts)
         self.sources = [DatasetCounts(count, weight) for count, weight in zip(counts, weights, strict=True)]
         if not any(count.any() for count in counts):
@@ -108,7 +105,7 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
             )
         self.samples = epoch_samples(self.sources)
         self.steps_per_epoch = -(-self.samples // config.global_batch)
-        self.fingerprint = self._fingerprint(split)
+        self.fingerprint = "2-" + self._fingerprint(self._digests())
         self._reading: Reading[Any, BatchT] | None = None
 
     @abstractmethod
@@ -119,9 +116,15 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
     def reading(self) -> Reading[Any, BatchT]:
         """What reads the samples of `datasets`."""
 
-    def ids(self) -> np.ndarray:
-        """Ids of the split's samples, ascending: int64 [n]. At weight 1 an epoch uses each of them once."""
-        return np.concatenate([usable + first for usable, first in zip(self._usable, self._first_ids, strict=False)])
+    def ids(self) -> Iterator[np.ndarray]:
+        """Ids of the split's samples, ascending, shard by shard: int64 [n]. At weight 1 an epoch uses each once."""
+        for number, dataset in enumerate(self.datasets):
+            for shard in range(dataset.shards):
+                yield self._ids_of_shard(number, shard)
+
+    def row_fingerprint(self) -> str:
+        """What `fingerprint` was for versions that read the rows of all samples; it reads them all."""
+        return self._fingerprint(itertools.chain.from_iterable(map(fingerprint_of_rows, self.datasets)))
 
     def read(self, ids: Sequence[int], epoch: int = 0) -> BatchT:
         """A batch of the samples with these ids, apart from the order; its step is -1.
@@ -130,7 +133,8 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
         """
         if self._reading is None:
             self._reading = self.reading()
-        step = BatchRequest(-1, epoch, np.asarray(ids, np.int64), np.arange(len(ids)), np.zeros(len(ids), bool))
+        order = np.asarray(ids, np.int64)
+        step = BatchRequest(-1, epoch, order, order, np.arange(len(order)), np.zeros(len(order), bool))
         [fetched] = self._reading.fetch([step])
         return self._reading.finish(self._reading.decode(fetched))
 
@@ -146,7 +150,7 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
         Which samples will stand in for bad ones is not known before they are read.
         """
         for step in self._steps():
-            yield step.step, step.epoch, step.order[step.places]
+            yield step.step, step.epoch, step.ids
 
     def __iter__(self) -> Iterator[BatchT]:
         info = get_worker_info()
@@ -155,8 +159,11 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
         threads = self.config.workers
         with self.reading() as reading:
             ahead = self.config.prefetch if threads else 0
-            blocks = self._blocks(steps, _READ_AHEAD * max(ahead, 1) if threads else 1)
-            fetched = itertools.chain.from_iterable(_ahead(map(reading.fetch, blocks), 1 if threads else 0))
+            block = _READ_AHEAD * max(ahead, 1) if threads else 1
+            located = _ahead(map(reading.locate, steps), 2 * block if threads else 0)
+            fetched = itertools.chain.from_iterable(
+                _ahead(map(reading.fetch, self._blocks(located, block)), 1 if threads else 0)
+            )
             for begun in _ahead(map(reading.decode, fetched), ahead):
                 yield reading.finish(begun)
 
@@ -164,13 +171,15 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
         config = self.config
         epoch, first = divmod(self.consumed // config.global_batch, self.steps_per_epoch)
         while self.epochs is None or epoch < self.epochs:
-            order = epoch_order(self.sources, seed=config.seed, epoch=epoch, window=config.window)
-            cut = batches(order, global_batch=config.global_batch)
-            ids = self._ids(order)
-            del order
+            order = EpochOrder(self.sources, seed=config.seed, epoch=epoch, window=config.window)
+            ids = _EpochIds(order, self._ids)
             for row in range(first, self.steps_per_epoch):
-                mine = (rank_part(rows[row], self.rank, self.world) for rows in cut)
-                yield BatchRequest(epoch * self.steps_per_epoch + row, epoch, ids, *mine)
+                places, wrapped = batch_places(
+                    self.samples, row, global_batch=config.global_batch, rank=self.rank, world=self.world
+                )
+                mine = order.at(places)
+                step = epoch * self.steps_per_epoch + row
+                yield BatchRequest(step, epoch, self._ids(mine), ids, places, mine.repeat | wrapped)
             epoch, first = epoch + 1, 0
 
     def _blocks(self, steps: Iterator[BatchRequest], most: int) -> Iterator[list[BatchRequest]]:
@@ -188,29 +197,54 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
 
     def _bytes(self, step: BatchRequest) -> int:
         """Bytes of a batch's samples in their shards."""
-        ids = step.order[step.places]
-        of, total = np.searchsorted(self._first_ids, ids, "right") - 1, 0
-        for number, dataset in enumerate(self.datasets):
-            total += int(dataset.column("size")[ids[of == number] - self._first_ids[number]].sum())
-        return total
+        of = np.searchsorted(self._first_ids, step.ids, "right") - 1
+        return sum(
+            dataset.bytes_of(step.ids[of == number] - self._first_ids[number])
+            for number, dataset in enumerate(self.datasets)
+        )
 
     def _ids(self, order: Order) -> np.ndarray:
+        """The ids of the samples of a stretch of the order: int64 [n]."""
         ids = np.empty(len(order), np.int64)
-        for number, source in enumerate(self.sources):
-            mine = order.source == number
-            firsts = np.cumsum(source.counts) - source.counts
-            usable = self._usable[number][firsts[order.shard[mine]] + order.sample[mine]]
-            ids[mine] = self._first_ids[number] + usable
+        most = max(dataset.shards for dataset in self.datasets)
+        shards, which = np.unique(order.source.astype(np.int64) * most + order.shard, return_inverse=True)
+        for place, shard in enumerate(shards.tolist()):
+            mine = which == place
+            ids[mine] = self._ids_of_shard(*divmod(shard, most))[order.sample[mine]]
         return ids
 
-    def _fingerprint(self, split: str) -> str:
-        config = self.config
-        settings = [config.seed, config.window, config.global_batch, split, config.val_fraction, config.weights]
-        digest = hashlib.sha256(json.dumps(settings).encode())
+    def _ids_of_shard(self, number: int, shard: int) -> np.ndarray:
+        """The ids of the split's samples of a shard, ascending: int64 [n]."""
+        dataset = self.datasets[number]
+        places = dataset.split_places(shard, self._split, self.config.val_fraction)
+        ids: np.ndarray = self._first_ids[number] + dataset.first_ids[shard] + places
+        return ids
+
+    def _digests(self) -> Iterator[bytes]:
         for dataset in self.datasets:
-            for name in ("shard", "sha256"):
-                digest.update(hashlib.sha256(dataset.table.column(name).chunk(0).buffers()[1]).digest())
+            summary = dataset.summary
+            yield hashlib.sha256(summary.samples.astype("<u4").tobytes() + summary.digests.tobytes()).digest()
+
+    def _fingerprint(self, digests: Iterable[bytes]) -> str:
+        config = self.config
+        settings = [config.seed, config.window, config.global_batch, self._split, config.val_fraction, config.weights]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        for one in digests:
+            digest.update(one)
         return digest.hexdigest()[:16]
+
+
+class _EpochIds:
+    """The ids of an epoch's samples by their places in its order, computed when they are asked for."""
+
+    def __init__(self, order: EpochOrder, ids: Callable[[Order], np.ndarray]) -> None:
+        self._order, self._ids = order, ids
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> int:
+        return int(self._ids(self._order.stretch(place, place + 1))[0])
 
 
 class ShardLoader(OrderedLoader[Batch]):

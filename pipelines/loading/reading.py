@@ -11,11 +11,12 @@ import functools
 import hashlib
 import threading
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from pipelines.storage.cache import LocalCache
 _GAP = 256 << 10  # bytes between two samples that cost less to read along than another request
 _MOST = 16 << 20  # bytes of one request
 _READERS = 8  # requests at the same time: they mostly wait
+_LOCATED = 1024  # shards whose rows have been asked for
 _HOPELESS = 1000  # bad samples in a row after which none is looked for further
 T = TypeVar("T")
 ResultT = TypeVar("ResultT")
@@ -77,12 +79,21 @@ class Batch:
     targets: list[bytes] | None = None
 
 
+class Ids(Protocol):
+    """Ids of an epoch's samples, by their places in its order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> int: ...
+
+
 class BatchRequest(NamedTuple):
-    """What one rank reads for a batch: `places` int64 [b] in the epoch's `order`, int64 [N] of sample ids."""
+    """What one rank reads for a batch: `ids` int64 [b], which are at `places` int64 [b] in the epoch's `order`."""
 
     step: int
     epoch: int
-    order: np.ndarray
+    ids: np.ndarray
+    order: Ids
     places: np.ndarray
     repeat: np.ndarray
 
@@ -152,6 +163,8 @@ class Reading(AbstractContextManager["Reading[ResultT, BatchT]"], ABC, Generic[R
         self.cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
         self.readers: Executor = ThreadPoolExecutor(_READERS, "autogaze-read") if config.workers else _Inline()
         self.decoders: Executor = ThreadPoolExecutor(config.workers, "autogaze-decode") if config.workers else _Inline()
+        self.row_readers: Executor = ThreadPoolExecutor(_READERS, "autogaze-rows") if config.workers else _Inline()
+        self.located: OrderedDict[tuple[int, int], Future[Any]] = OrderedDict()
         self.of_thread, self.lock, self.opened = threading.local(), threading.Lock(), ExitStack()
 
     @abstractmethod
@@ -167,17 +180,30 @@ class Reading(AbstractContextManager["Reading[ResultT, BatchT]"], ABC, Generic[R
         """A batch of decoded samples."""
 
     def __exit__(self, *details: Any) -> None:
-        for pool in (self.decoders, self.readers):
+        pools = (self.decoders, self.readers, self.row_readers)
+        for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
-        for pool in (self.decoders, self.readers):
+        for pool in pools:
             pool.shutdown(wait=True)
         self.opened.close()
 
     # -- a batch, stage by stage -------------------------------------------------------------------------------------
 
+    def locate(self, step: BatchRequest) -> BatchRequest:
+        """Begin to read the index rows of a batch's shards."""
+        of = np.searchsorted(self.first_ids, step.ids, "right") - 1
+        for number in np.unique(of).tolist():
+            source = self.datasets[number]
+            for shard in np.unique(source.shards_of(step.ids[of == number] - self.first_ids[number])).tolist():
+                if (number, shard) not in self.located:
+                    self.located[number, shard] = self.row_readers.submit(source.rows, shard)
+                    while len(self.located) > _LOCATED:
+                        self.located.popitem(last=False)
+        return step
+
     def fetch(self, steps: list[BatchRequest]) -> list[tuple[BatchRequest, list[Sample]]]:
         """Begin to read the bytes of these batches."""
-        begun = [(step, [self._sample(int(step.order[place])) for place in step.places]) for step in steps]
+        begun = [(step, [self._sample(id_) for id_ in step.ids.tolist()]) for step in steps]
         groups: dict[tuple[str, int], list[Sample]] = {}
         for _, samples in begun:
             for sample in samples:

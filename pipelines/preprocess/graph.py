@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow.compute as pc
 
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig
@@ -19,8 +20,6 @@ from pipelines.preprocess.shard_job import ShardJob
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
 from pipelines.ray_data import configure_ray_data, pipeline_errors
-
-_INDEXES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -45,23 +44,23 @@ def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], N
     """Make the missing shards. Needs a running Ray. Raises as `run_stages` does."""
     config = job.config
     stages = (
-        decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus),
+        decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus, workers.decode_gpus),
         Stage(
             GazeStage,
             (job.output, job.gazer, config.frames, workers.device),
             workers.gaze,
             workers.gaze_cpus,
-            gpus=1.0 if workers.device == "cuda" else 0.0,
+            gpus=workers.gaze_gpus,
         ),
     )
     run_stages(job, stages, totals, on_shard)
 
 
-def decode_stage(job: ShardJob, storage: str, quality: int, actors: int, cpus: float) -> Stage:
+def decode_stage(job: ShardJob, storage: str, quality: int, actors: int, cpus: float, gpus: float = 0.0) -> Stage:
     """The stage that decodes the videos of a job's plan; its actors decode one shard while they hand over another."""
     cache_mb = job.config.cache_mb if job.keeps_videos else 0
     return Stage(
-        DecodeStage, (job.output, decode_config(job.config), storage, quality, cache_mb), actors, cpus, threads=2
+        DecodeStage, (job.output, decode_config(job.config), storage, quality, cache_mb), actors, cpus, gpus, threads=2
     )
 
 
@@ -112,12 +111,10 @@ def run_stages(job: ShardJob, stages: Sequence[Stage], totals: Totals, on_shard:
 def _failed_before(job: ShardJob) -> Counter[str]:
     """Reasons of the failed clips that earlier runs committed."""
 
-    def failed(shard: int) -> Counter[str]:
-        rows = job.read_index(shard).to_pandas()
-        return Counter(rows["reason"][rows["outcome"] == "failed"])
-
-    with ThreadPoolExecutor(_INDEXES_AT_ONCE) as pool:
-        return sum(pool.map(failed, set(job.rows["shard"]) - set(job.missing)), Counter[str]())
+    done, counts = sorted(set(job.rows["shard"]) - set(job.missing)), Counter[str]()
+    for index in job.indexes.tables(done, ["outcome", "reason"]):
+        counts.update(index.filter(pc.equal(index["outcome"], "failed"))["reason"].to_pylist())
+    return counts
 
 
 def _require_few(failed: Counter[str], clips: int, config: CorpusConfig) -> None:

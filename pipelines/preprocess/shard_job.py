@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
@@ -20,7 +21,9 @@ import pyarrow.compute as pc
 from pipelines.corpus.passed import PassedOver
 from pipelines.corpus.plan import clip_bytes
 from pipelines.dataset import shards
-from pipelines.dataset.shards import INDEX_SCHEMA, ShardedDataset
+from pipelines.dataset.indexes import INDEX_SCHEMA, Indexes
+from pipelines.dataset.merging import merge_indexes
+from pipelines.dataset.shards import ShardedDataset
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig, parse_part, shards_of_part
 from pipelines.storage import store
@@ -74,9 +77,10 @@ class ShardJob:
         """Bytes of the decoded frames of the largest shard: the most that one row of the Ray dataset holds."""
         return int(self.plan["shard"].value_counts().max()) * clip_bytes(int(self.plan["frames"].max()))
 
-    def read_index(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """The index of a committed shard."""
-        return shards.read_index(self.output, shard, columns, self.schema)
+    @cached_property
+    def indexes(self) -> Indexes:
+        """The indexes of the committed shards, as they were listed first."""
+        return Indexes(self.output, self.schema)
 
 
 def missing_shards(output: Location, plan: pd.DataFrame, part: str) -> list[int]:
@@ -121,20 +125,21 @@ def prepare_output(config: CorpusConfig, job: ShardJob | None) -> None:
     output = Location(config.output)
     store.require_writable(output)
     _, parts = parse_part(config.part)
-    if parts == 1:  # else another part may be writing them just now; remove_leftovers() clears them at the end
+    if parts == 1:  # else another part may be writing them just now; finish_dataset() clears them at the end
         _remove_temporaries(output)
     if job is not None and config.retry == "failed" and config.part != "plan":
         # A clip whose video the scan could not read has failed in the plan already, which stays as it is.
         worth = {
             int(shard): set(rows["position"]) for shard, rows in job.rows[job.rows["reason"].isna()].groupby("shard")
         }
-        for shard in shards.committed_shards(output):
-            if worth.get(shard) and worth[shard] & _failed_positions(job, shard):
-                shards.uncommit_shard(output, shard)
+        looked_at = [shard for shard in job.indexes.listing().committed if worth.get(shard)]
+        indexes = job.indexes.tables(looked_at, ["position", "outcome"])
+        again = [shard for shard, index in zip(looked_at, indexes, strict=True) if worth[shard] & _failed(index)]
+        shards.uncommit_shards(output, again, job.schema)
 
 
-def _failed_positions(job: ShardJob, shard: int) -> set[int]:
-    index = job.read_index(shard, ["position", "outcome"])
+def _failed(index: pa.Table) -> set[int]:
+    """Positions of the failed clips of a shard."""
     return set(index.filter(pc.equal(index["outcome"], "failed"))["position"].to_pylist())
 
 
@@ -144,11 +149,15 @@ def hopeless_clips(job: ShardJob) -> dict[str, int]:
     return counts
 
 
-def remove_leftovers(job: ShardJob) -> None:
-    """Remove temporaries of killed parts, if all parts are done now."""
+def finish_dataset(job: ShardJob) -> None:
+    """Merge the index files that can be; and if all parts are done now, remove temporaries of killed ones."""
     _, parts = parse_part(job.config.part)
-    if parts > 1 and len(shards.committed_shards(job.output)) == shards_planned(job.plan):
+    planned = shards_planned(job.plan)
+    whole = len(shards.committed_shards(job.output)) == planned
+    if parts > 1 and whole:
         _remove_temporaries(job.output)
+    # Another part may be taking shards back just now: while one is at work, its thousands are its own.
+    merge_indexes(job.output, job.schema, range(planned) if whole else shards_of_part(job.config.part, planned))
 
 
 def _remove_temporaries(output: Location) -> None:

@@ -15,12 +15,13 @@ class Totals:
     """Sums over the shards that a run has committed: see CommittedShard.
 
     Attributes:
-        shards: those whose rows are counted.
+        shards: those whose rows are counted. newest: the one that was added last.
         began: when the first decoding began, seconds since 1970; infinite before.
         first_commit, last_commit: when the first and the last shard were committed.
     """
 
     shards: set[int] = field(default_factory=set)
+    newest: int = -1
     clips: int = 0
     bytes: int = 0
     ok: int = 0
@@ -31,6 +32,7 @@ class Totals:
     restarts: int = 0
     filtered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = float("inf")
     first_commit: float = float("inf")
@@ -38,9 +40,11 @@ class Totals:
 
     def add(self, shard: CommittedShard) -> None:
         self.shards.add(shard.shard)
+        self.newest = shard.shard
         for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts", "filtered"):
             setattr(self, name, getattr(self, name) + getattr(shard, name))
         self.failed.update(shard.failed)
+        self.fallbacks.update(shard.fallbacks)
         for stage, spent in shard.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         self.began = min(self.began, shard.began)

@@ -155,7 +155,7 @@ class _Check:
             step = int(self.learnt_at[place])
             problem = f"sample {self.number_of[place]}, where the order has another"
             self.result.add(f"epoch {step // self.per_epoch} step {step}: {problem}")
-        if self.run.ids and len(known) == len(self.number_of) and ids_hash(numbers) != self.run.ids:
+        if self.run.ids and len(known) == len(self.number_of) and ids_hash([numbers]) != self.run.ids:
             self.result.add("the run used samples that its datasets do not have")
 
     def _open_epoch(self, number: int) -> None:

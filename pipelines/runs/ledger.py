@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -128,9 +128,12 @@ class Ledger:
         self._steps, self._rows = [], 0
 
 
-def ids_hash(ids: np.ndarray) -> str:
-    """A hash of the numbers of a run's samples, int64 [n], ascending."""
-    return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+def ids_hash(ids: Iterable[np.ndarray]) -> str:
+    """A hash of the numbers of a run's samples, ascending, in parts: int64 [n] each."""
+    digest = hashlib.sha256()
+    for part in ids:
+        digest.update(part.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def attempts(run_url: str) -> list[Attempt]:

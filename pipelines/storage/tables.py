@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import PipelineError
 from pipelines.storage import store
+
+_TAIL_BYTES = 256 << 10  # of a file, read at once: mostly all of its metadata
 
 
 def to_bytes(frame: pd.DataFrame, schema: pa.Schema, groups: list[int] | None = None) -> bytes:
@@ -53,20 +58,135 @@ def read(
         optional: columns that older versions did not write: null where they are missing.
     Raises FileNotFoundError; PipelineError when it is damaged or something else.
     """
-    names = schema.names if columns is None else list(columns)
     data = store.read(url)
-    try:
+    with _reading(url, what):
+        names = schema.names if columns is None else list(columns)
         # Not pq.read_table: what it starts in the background now and then aborts the process at its exit.
         file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name for name in names if name in dictionaries])
-        there = file.schema_arrow.names
-        if missing := [name for name in schema.names if name not in there and name not in optional]:
-            raise ValueError(f"no column {missing[0]}")
-        table = file.read([name for name in names if name in there], use_threads=False)
-        for name in set(names).difference(there):
-            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
-        table = table.select(names)
-        fields = [schema.field(name) for name in names]
-        fields = [f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in dictionaries else f for f in fields]
-        return table.cast(pa.schema(fields))
+        return _conformed(file, None, names, schema, dictionaries, optional)
+
+
+class TableFile:
+    """A table that is read a row group at a time, each in one request: for files that hold more than is wanted.
+
+    Any number of threads may read it. Of an object that was replaced since its size was seen nothing can be read.
+
+    Attributes:
+        schema: of its tables.
+        groups: how many row groups it has.
+        metadata: what the file says of itself, by name.
+
+    Raises FileNotFoundError; PipelineError when it is damaged or something else.
+    """
+
+    def __init__(self, url: str, size: int, schema: pa.Schema, what: str) -> None:
+        self._url, self._size, self.schema, self._what = url, size, schema, what
+        with _reading(url, what):
+            self._metadata = _footer(url, size)
+        self.groups: int = self._metadata.num_row_groups
+        self.metadata = {name.decode(): value for name, value in (self._metadata.metadata or {}).items()}
+
+    def ranges(self, column: str) -> list[tuple[int, int]] | None:
+        """The least and the largest number of a column in each row group; None where the file does not say."""
+        with _reading(self._url, self._what):
+            place = self._metadata.schema.names.index(column)
+            stated = [self._metadata.row_group(group).column(place).statistics for group in range(self.groups)]
+        if not all(one is not None and one.has_min_max for one in stated):
+            return None
+        return [(int(one.min), int(one.max)) for one in stated]
+
+    def read(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a row group, in the types of the schema."""
+        names = self.schema.names if columns is None else list(columns)
+        with _reading(self._url, self._what):
+            about = self._metadata.row_group(group)
+            chunks = [about.column(place) for place in range(about.num_columns)]
+            starts = [min(one.dictionary_page_offset or one.data_page_offset, one.data_page_offset) for one in chunks]
+            begin = min(starts)
+            end = max(start + one.total_compressed_size for start, one in zip(starts, chunks, strict=True))
+            data = store.read(self._url, begin, end - begin)
+            file = pq.ParquetFile(_Part(data, begin, self._size), metadata=self._metadata)
+            return _conformed(file, group, names, self.schema, (), ())
+
+
+def require_values(url: str, table: pa.Table, columns: Sequence[str], what: str) -> None:
+    """Raise PipelineError where an ok clip has no value in one of these columns."""
+    ok = pc.equal(table["outcome"], "ok")
+    for name in columns:
+        if table[name].null_count and (len(bad := table.filter(pc.and_(ok, pc.is_null(table[name]))))):
+            raise PipelineError(f"{url}: damaged, or not {what}: {bad['clip'][0]} is ok and has no {name}")
+
+
+@contextmanager
+def _reading(url: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise PipelineError(f"{url}: damaged, or not {what}: {' '.join(str(error).split())}") from error
+
+
+def _conformed(
+    file: pq.ParquetFile,
+    group: int | None,
+    names: Sequence[str],
+    schema: pa.Schema,
+    dictionaries: Collection[str],
+    optional: Collection[str],
+) -> pa.Table:
+    """Columns of a row group (None: of all) in the types of the schema."""
+    there = file.schema_arrow.names
+    if missing := [name for name in schema.names if name not in there and name not in optional]:
+        raise ValueError(f"no column {missing[0]}")
+    found = [name for name in names if name in there]
+    table = (
+        file.read(found, use_threads=False) if group is None else file.read_row_group(group, found, use_threads=False)
+    )
+    for name in set(names).difference(there):
+        table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
+    table = table.select(names)
+    fields = [schema.field(name) for name in names]
+    fields = [f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in dictionaries else f for f in fields]
+    return table.cast(pa.schema(fields))
+
+
+def _footer(url: str, size: int) -> pq.FileMetaData:
+    """The metadata at the end of a parquet file, in one request or two."""
+    begin = max(size - _TAIL_BYTES, 0)
+    tail = store.read(url, begin, size - begin)
+    if tail[-4:] != b"PAR1" or len(tail) != size - begin:
+        raise ValueError("it does not end as a parquet file")
+    wanted = int.from_bytes(tail[-8:-4], "little") + 8
+    if wanted > len(tail):
+        begin = max(size - wanted, 0)
+        tail = store.read(url, begin, size - begin)
+    return pq.ParquetFile(_Part(tail, begin, size)).metadata
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file, as if it were all of it."""
+
+    def __init__(self, data: bytes, begin: int, size: int) -> None:
+        self._data, self._begin, self._size, self._at = memoryview(data), begin, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, length: int = -1) -> bytes:
+        first = self._at - self._begin
+        length = self._size - self._at if length < 0 else length
+        if not 0 <= first <= first + length <= len(self._data):
+            raise ValueError(f"bytes {self._at} to {self._at + length} were not read")
+        self._at += length
+        return bytes(self._data[first : first + length])

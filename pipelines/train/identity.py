@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import PipelineError
+from pipelines.loading.loader import ShardLoader
 from pipelines.schema import settings_of
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -58,6 +59,16 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str, done: int = 0, 
         raise PipelineError(f"run={config.run}: has done {done} steps already, and {steps} are asked for; give more")
     history = [*begun.get("extended", []), {"step": done, "before": {name: before[name] for name in differing}}]
     _write(about | {"extended": history}, url)
+
+
+def data_fingerprint(config: TrainConfig, loader: ShardLoader) -> str:
+    """The fingerprint of a run's data, made as when the run was begun: older versions made it of all samples' rows."""
+    url = Location(config.run) / "config.yaml"
+    if store.exists(url):
+        begun = str(_read(url).get("data_fingerprint"))
+        if begun.partition("-")[0] != loader.fingerprint.partition("-")[0]:
+            return loader.row_fingerprint()
+    return loader.fingerprint
 
 
 def _read(url: Location) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.train.config import TrainConfig
-from pipelines.train.identity import claim_run
+from pipelines.train.identity import claim_run, data_fingerprint
 from pipelines.train.ranks import Ranks
 from pipelines.train.run import TrainingRun, best_so_far
 from pipelines.train.stopping import Stopping, never
@@ -101,7 +101,7 @@ def is_finished(config: TrainConfig, make_task: MakeTask) -> bool:
         return False
     cpu = torch.device("cpu")
     run = TrainingRun(config, make_task(config, cpu), Ranks(0, 1, cpu), Stopping(Ranks(0, 1, cpu), never))
-    claim_run(config, run.task, run.loader.fingerprint, done, run.steps)
+    claim_run(config, run.task, data_fingerprint(config, run.loader), done, run.steps)
     run.step, run.best = done, best_so_far(config, done)
     return done >= run.steps and not run.owes_validation
 

@@ -19,6 +19,7 @@ from autogaze.reconstruction.canvas import Canvas
 from autogaze.reconstruction.losses import FrameLoss, reweighted
 from autogaze.reconstruction.refiner.reconstructor import Refiner
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
+from autogaze.reconstruction.videomae.packed import Packed
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
@@ -130,10 +131,18 @@ class ReconstructorLosses(nn.Module):
         self.model = model
 
     def forward(self, frames: Tensor, shown: list[Gaze], at: list[list[int]]) -> dict[str, Tensor]:
-        """Loss [b] of clips uint8 [b, T, S, S, 3] that show a gaze each and rebuild the frames `at`."""
-        video = self.model.normalised(frames)
+        """Loss [b] of clips uint8 [b, T, S, S, 3] that show a gaze each and rebuild the frames `at`, as many of each.
+
+        On a GPU all clips are one pass; on a CPU they are computed one by one.
+        """
+        model, video = self.model, self.model.normalised(frames)
+        if model.wide:
+            rows = range(len(video))
+            rebuilt = model.rebuild(video, Packed.of(shown, rows, at, model.vocabulary, video.device))
+            original = video[np.repeat(rows, len(at[0])), np.concatenate(at)]
+            return {"loss": model.frame_loss(rebuilt.float(), original.float()).unflatten(0, (len(video), -1)).mean(1)}
         losses = []
         for b, (gaze, numbers) in enumerate(zip(shown, at, strict=True)):
-            rebuilt = self.model(video[b : b + 1], gaze, numbers)[0]
-            losses.append(self.model.frame_loss(rebuilt.float(), video[b, numbers].float()).mean())
+            rebuilt = model(video[b : b + 1], gaze, numbers)[0]
+            losses.append(model.frame_loss(rebuilt.float(), video[b, numbers].float()).mean())
         return {"loss": torch.stack(losses)}

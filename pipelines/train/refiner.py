@@ -7,6 +7,8 @@ that learnt the plain error would spoil it. What is drawn depends on (seed, epoc
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -96,20 +98,28 @@ class RefinerLosses(nn.Module):
         self.model = model
 
     def forward(self, frames: Tensor, shown: list[Gaze], at: list[list[int]]) -> dict[str, Tensor]:
-        """Of clips uint8 [b, T, S, S, 3] that show a gaze each and rebuild the frames `at`: float [b] by name."""
-        found: dict[str, list[Tensor]] = {"loss": [], "error": [], "canvas_error": []}
-        for clip, gaze, numbers in zip(frames, shown, at, strict=True):
-            memories = self.model.memories(clip[None], gaze, numbers)[0]
-            original = clip[numbers].movedim(3, 1).float() / 255
-            targets = self.model.targets(clip[numbers])
-            error = self._errors(self.model(memories).float(), original, targets)
-            with torch.no_grad():
-                canvas = torch.stack([memory.canvas() for memory in memories]).movedim(3, 1).float() / 255
-                canvas_error = self._errors(canvas, original, targets)
-            found["loss"].append((error / (canvas_error + _FLOOR)).mean())
-            found["error"].append(error.mean())
-            found["canvas_error"].append(canvas_error.mean())
-        return {name: torch.stack(values) for name, values in found.items()}
+        """Of clips uint8 [b, T, S, S, 3] that show a gaze each and rebuild the frames `at`: float [b] by name.
+
+        As many frames of each. On a GPU all clips are one pass; on a CPU they are computed one by one.
+        """
+        together = len(frames) if self.model.wide else 1
+        found = []
+        for first in range(0, len(frames), together):
+            part = slice(first, first + together)
+            found.append(self._of_clips(frames[part], shown[part], at[part]))
+        return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+    def _of_clips(self, clips: Tensor, shown: list[Gaze], at: list[list[int]]) -> dict[str, Tensor]:
+        rows, model = range(len(clips)), self.model
+        gaze = Gaze.cat([replace(one, losses=None, initial=None, origins=None) for one in shown])
+        memory = model.memories(clips, gaze, rows, at)
+        frames = clips[np.repeat(rows, len(at[0])), np.concatenate(at)]
+        original, targets = frames.movedim(3, 1).float() / 255, model.targets(frames)
+        error = self._errors(model(memory).float(), original, targets)
+        with torch.no_grad():
+            canvas_error = self._errors(memory.canvas().movedim(3, 1).float() / 255, original, targets)
+        losses = {"loss": error / (canvas_error + _FLOOR), "error": error, "canvas_error": canvas_error}
+        return {name: value.unflatten(0, (len(clips), -1)).mean(dim=1) for name, value in losses.items()}
 
     def _errors(self, predicted: Tensor, original: Tensor, targets: list[Tensor]) -> Tensor:
         """Errors [F] of frames float [F, 3, S, S] as shares of 255."""

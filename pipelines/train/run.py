@@ -27,7 +27,7 @@ from pipelines.runs.peak import measure_peak
 from pipelines.runs.state import pack_optimizer, pack_random, restore_random, unpack_optimizer
 from pipelines.train.average import WeightAverage
 from pipelines.train.config import TrainConfig, learning_rate
-from pipelines.train.identity import claim_run
+from pipelines.train.identity import claim_run, data_fingerprint
 from pipelines.train.ranks import Ranks
 from pipelines.train.step import accumulate_gradients, optimizer_step, require_finite
 from pipelines.train.stopping import Stopping, StopRequested
@@ -61,6 +61,7 @@ class TrainingRun:
         Raises PipelineError: the folder is of another run, or the checkpoint is damaged.
         """
         self.checkpoints = Checkpoints(self.config.run, keep=self.config.every.keep)
+        self.fingerprint = data_fingerprint(self.config, self.loader)
         self.step, self.attempt, self.best = self.ranks.decide(self._claim)
         self.saved = self.step
         if self.best is not None:
@@ -75,7 +76,7 @@ class TrainingRun:
     def _claim(self) -> tuple[int, int, BestCheckpoint | None]:
         """The newest checkpoint's step, the number of this attempt, and the best checkpoint so far."""
         done = self.checkpoints.latest() or 0
-        claim_run(self.config, self.task, self.loader.fingerprint, done, self.steps)
+        claim_run(self.config, self.task, self.fingerprint, done, self.steps)
         return done, _next_attempt(self.config.run), best_so_far(self.config, done)
 
     @property
@@ -103,7 +104,7 @@ class TrainingRun:
             window=config.loader.window,
             counts=[source.counts.tolist() for source in self.loader.sources],
             weights=[float(source.weight) for source in self.loader.sources],
-            datasets=[self.loader.fingerprint],
+            datasets=[self.fingerprint],
             ids=ids_hash(self.loader.ids()),
             lag=self.task.lag,
         )
@@ -143,8 +144,11 @@ class TrainingRun:
             recorded = self._prepared(batch)
             prepared = time.perf_counter() - began
             per_sample = [total / config.global_batch for total in totals]
-            within = self.stopping.within_step
-            losses = accumulate_gradients(config, task, self.model, batch, per_sample, self.ranks.device, within)
+            within, parts = self.stopping.within_step, task.parts(batch)
+            # Ranks ask together, so no rank may ask more often than the one with the fewest parts.
+            asks = None if parts is None else min(self.ranks.gather(len(parts))) - 1
+            device = self.ranks.device
+            losses = accumulate_gradients(config, task, self.model, batch, per_sample, device, within, parts, asks)
         except StopRequested:
             return False
         rate = learning_rate(config.optimizer, self.step, self.steps)

@@ -23,13 +23,18 @@ MOST = {
     "gaze-12-stops": (114, 4),
     "ntp-step": (660, 4),
     "rl-rollout": (100, 1),
-    "rl-reward": (510, 5),
+    "rl-reward": (447, 1),
     "rl-learner": (748, 17),
-    "reconstructor": (1_437, 4),
-    "search-round": (1_095, 0),
+    "reconstructor-1": (1_322, 0),
+    "reconstructor-8": (1_324, 0),
+    "search-1": (1_093, 0),
+    "search-8": (1_094, 0),
+    "refiner-1": (306, 1),
+    "refiner-8": (307, 1),
+    "refiner-search": (1_586, 0),
     "vision": (439, 0),
 }
-QUICK = {"gaze-12", "rl-reward", "reconstructor"}
+QUICK = {"gaze-12", "rl-reward", "reconstructor-1", "search-8"}
 
 
 def test_each_unit_has_a_bound() -> None:

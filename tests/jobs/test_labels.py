@@ -245,7 +245,7 @@ def test_other_mistakes_are_one_line_too(
         with pytest.raises(PipelineError, match=told):
             bring_in(dataset, files, tmp_path / output)
     half = gazed_dataset(tmp_path / "half")
-    shards.uncommit_shard(half, 1)
+    shards.uncommit_shards(half, [1])
     with pytest.raises(PipelineError, match="2 of its 3 shards are committed"):
         bring_in(half, file, tmp_path / "x")
     failed = gazed_dataset(tmp_path / "failed", videos=1, failing=(0, 1))

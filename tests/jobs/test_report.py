@@ -23,6 +23,7 @@ from jobs.pictures import charts
 from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
 from pipelines.dataset import shards
 from pipelines.dataset.frames import encode_frames
+from pipelines.dataset.indexes import Indexes
 from pipelines.dataset.shards import Outcome
 from pipelines.errors import PipelineError
 from pipelines.inspection import survey
@@ -256,8 +257,9 @@ def test_a_hundred_thousand_clips_take_one_pass_and_few_reads(tmp_path: Path, mo
     small = shards.open_dataset(make_dataset(tmp_path / "d", 4))
     one = shards.read_index(small.url, 0)
     monkeypatch.setattr(survey, "SAMPLED_CLIPS", 8)
-    monkeypatch.setattr(shards, "committed_shards", lambda url: list(range(25_000)))
-    monkeypatch.setattr(shards, "read_index", lambda url, shard: one)
+    monkeypatch.setattr(shards.Dataset, "committed", lambda self: list(range(25_000)))
+    monkeypatch.setattr(Indexes, "tables", lambda self, numbers: (one for _ in numbers))
+    monkeypatch.setattr(Indexes, "table", lambda self, shard, columns=None: one)
     opened = []
     read = shards.Dataset.read_clip
     monkeypatch.setattr(shards.Dataset, "read_clip", lambda self, row: opened.append(row) or read(self, row))

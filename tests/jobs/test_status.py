@@ -34,7 +34,7 @@ def test_a_finished_dataset_is_a_table_and_0(gazed_dataset: Callable[..., str], 
 
 def test_a_dataset_that_is_not_going_on_is_1(gazed_dataset: Callable[..., str], tmp_path: Path) -> None:
     url = gazed_dataset(tmp_path / "data")
-    shards.uncommit_shard(url, 2)
+    shards.uncommit_shards(url, [2])
     status, text = printed(StatusConfig(url))
     assert status == 0 and "running" in text and "2 of 3 committed" in text
     long_ago = time.time() - 3000

@@ -14,13 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autogaze.hub import CONFIG
+from autogaze.hub import CONFIG, WEIGHTS
 from autogaze.patches import VOCABULARY, PatchVocabulary
 from autogaze.reconstruction.base import ReconstructorError
 
 MODEL_TYPE = "autogaze_refiner"
 """What config.json says of it, under model_type."""
-WEIGHTS = "model.safetensors"
 _FEWEST_PIXELS = 4  # side of a block: smaller ones would make the network slow without seeing more
 
 

@@ -16,22 +16,22 @@ _GREY = 0.5
 
 
 def surfaces(canvas: Tensor, painted: Tensor, block: int) -> Tensor:
-    """Surfaces [SURFACES, 3, S, S] of a canvas [3, S, S] in [0, 1]. painted: bool [G, G], of its blocks."""
+    """Surfaces [n, SURFACES, 3, S, S] of canvases [n, 3, S, S] in [0, 1]. painted: bool [n, G, G], of their blocks."""
     side = block // 2 if block % 2 == 0 else block
-    weight = painted.to(canvas.dtype).repeat_interleave(block // side, 0).repeat_interleave(block // side, 1)[None]
-    levels = [(F.avg_pool2d(canvas[None], side)[0] * weight, weight)]
+    weight = painted.to(canvas.dtype).repeat_interleave(block // side, 1).repeat_interleave(block // side, 2)[:, None]
+    levels = [(F.avg_pool2d(canvas, side) * weight, weight)]
     while levels[-1][1].shape[-1] > 1:
-        colour, weight = (F.avg_pool2d(each[None], 2, ceil_mode=True)[0] for each in levels[-1])
+        colour, weight = (F.avg_pool2d(each, 2, ceil_mode=True) for each in levels[-1])
         levels.append((colour, weight))
     found = [torch.full_like(levels[-1][0], _GREY)]
     for colour, weight in reversed(levels):
         above = _resized(found[-1], weight.shape[-1])
         found.append(torch.where(weight > 0, colour / weight.clamp(min=1e-6), above))
-    return torch.stack([_resized(each, canvas.shape[-1]) for each in (found[-1], found[-2])])
+    return torch.stack([_resized(each, canvas.shape[-1]) for each in (found[-1], found[-2])], dim=1)
 
 
-def _resized(picture: Tensor, size: int) -> Tensor:
-    """[3, n, n] to [3, size, size], bilinear."""
-    if picture.shape[-1] == size:
-        return picture
-    return F.interpolate(picture[None], size=(size, size), mode="bilinear", align_corners=False)[0]
+def _resized(pictures: Tensor, size: int) -> Tensor:
+    """[n, 3, m, m] to [n, 3, size, size], bilinear."""
+    if pictures.shape[-1] == size:
+        return pictures
+    return F.interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)

@@ -9,7 +9,7 @@ where the finest scale painted a block in this very frame the canvas is the fram
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +59,15 @@ class RefinerNetwork(nn.Module):
         self.correct = nn.Conv2d(width, self.sources + pixels, 1)
         self._initialise()
 
-    def forward(self, memories: Sequence[Memory]) -> Tensor:
-        """Corrected canvases, float [n, 3, S, S] as shares of 255, not clipped."""
-        device = self.correct.weight.device
-        seen = [_Seen.of(memory, self.config.block, device) for memory in memories]
-        x = self.read(torch.stack([each.inputs for each in seen]))
-        x = self.before(x)
+    @property
+    def wide(self) -> bool:
+        """Whether whole batches are computed in few large steps, as GPUs need it, or in many small exact ones."""
+        return self.correct.weight.device.type != "cpu"
+
+    def forward(self, memory: Memory) -> Tensor:
+        """Corrected canvases of memories, float [n, 3, S, S] as shares of 255, not clipped."""
+        seen = _Seen.of(memory, self.config.block)
+        x = self.before(self.read(seen.inputs))
         high, wide = x.shape[2:]
         y = self.down(F.pad(x, (0, wide % 2, 0, high % 2)))
         y = y + self.whole(y.mean(dim=(2, 3)))[:, :, None, None]
@@ -72,25 +75,23 @@ class RefinerNetwork(nn.Module):
         x = self.after(x + y)
         mix, new = self.correct(x).split([self.sources, 3 * self.config.block**2], dim=1)
         gate = _LEAST + (1 - _LEAST) * torch.sigmoid(self.gate(x))
-        gate = gate * torch.stack([each.open for each in seen])
-        instead = torch.stack([each.instead for each in seen])
-        correction = gate * ((mix[:, :, None] * instead).sum(dim=1) + new)
-        return torch.stack([each.canvas for each in seen]) + F.pixel_shuffle(correction, self.config.block)
+        correction = gate * seen.open * ((mix[:, :, None] * seen.instead).sum(dim=1) + new)
+        return seen.canvas + F.pixel_shuffle(correction, self.config.block)
 
     @torch.no_grad()
-    def pixels(self, memories: Sequence[Memory]) -> Tensor:
-        """Rebuilt frames of some memories: uint8 [n, S, S, 3], on the network's device.
+    def pixels(self, memory: Memory) -> Tensor:
+        """Rebuilt frames of memories: uint8 [n, S, S, 3].
 
         In batches of a fixed size, so that a frame's pixels do not depend on what else is rebuilt.
         """
-        device = self.correct.weight.device
-        together = _TOGETHER.get(device.type, 1)
+        device, together = self.correct.weight.device, _TOGETHER if self.wide else 1
         rebuilt = []
         with torch.autocast(device.type, enabled=False), exact_convolutions():
-            for begin in range(0, len(memories), together):
-                part = list(memories[begin : begin + together])
-                padded = part + part[-1:] * (together - len(part))
-                frames = self(padded)[: len(part)].float().mul(255).round_().clamp_(0, 255)
+            for begin in range(0, len(memory), together):
+                # The last one is repeated.
+                places = torch.arange(begin, begin + together, device=device).clamp(max=len(memory) - 1)
+                part = memory[begin : begin + 1] if together == 1 else memory[places]
+                frames = self(part)[: len(memory) - begin].float().mul(255).round_().clamp_(0, 255)
                 rebuilt.append(frames.to(torch.uint8).movedim(1, 3))
         return torch.cat(rebuilt)
 
@@ -105,37 +106,46 @@ class RefinerNetwork(nn.Module):
         nn.init.ones_(self.gate.bias)  # type: ignore[arg-type]
 
 
-_TOGETHER = {"cpu": 1, "cuda": 16}
+_TOGETHER = 16
 
 
-class _Seen:
-    """A memory as the network takes it.
+class _Seen(NamedTuple):
+    """Memories as the network takes them.
 
-    inputs: float [channels, G, G]. canvas: [3, S, S]. instead: [sources, 3 * block * block, G, G], what might stand
-    there, less the canvas: of each scale, 0 where it has nothing, and of the surfaces. open: [1, G, G], 0 where the
-    canvas is the frame. Pixels are shares of 255.
+    inputs: float [n, channels, G, G]. canvas: [n, 3, S, S]. instead: [n, sources, 3 * block * block, G, G], what might
+    stand there, less the canvas: of each scale, 0 where it has nothing, and of the surfaces. open: [n, 1, G, G], 0
+    where the canvas is the frame. Pixels are shares of 255.
     """
 
-    def __init__(self, inputs: Tensor, canvas: Tensor, instead: Tensor, open_: Tensor) -> None:
-        self.inputs, self.canvas, self.instead, self.open = inputs, canvas, instead, open_
+    inputs: Tensor
+    canvas: Tensor
+    instead: Tensor
+    open: Tensor
 
     @classmethod
-    def of(cls, memory: Memory, block: int, device: torch.device) -> _Seen:
-        finest = len(memory.pixels) - 1
-        canvas = memory.canvas().to(device).movedim(2, 0).float() / 255
-        pixels = memory.pixels.to(device).movedim(3, 1).float() / 255
-        since, newest = memory.since.to(device), memory.newest.to(device)
+    def of(cls, memory: Memory, block: int) -> _Seen:
+        since, newest, t = memory.since, memory.newest, memory.t[:, None, None]
+        finest = since.shape[1] - 1
+        canvas = memory.canvas().movedim(3, 1).float() / 255
+        pixels = memory.pixels.movedim(4, 2).float() / 255
         known = (since != NEVER).float()
-        top = F.pixel_unshuffle(canvas, block)
-        below = (F.pixel_unshuffle(pixels, block) - top) * known[:, None]
+        top = F.pixel_unshuffle(canvas, block)[:, None]
+        below = (F.pixel_unshuffle(pixels, block) - top) * known[:, :, None]
         filled = F.pixel_unshuffle(surfaces(canvas, newest != NEVER, block), block) - top
-        instead = torch.cat((below, filled))
-        age = (memory.t - since).float()
-        on_top = newest == torch.arange(finest + 1, device=device)[:, None, None]
-        share = memory.gazed / (known.shape[1] ** 2)
-        even = torch.tensor([share, 1.0 if memory.gazed else 0.0], device=device)[:, None, None]
-        maps = (known, known / (1 + age), known * torch.log1p(age) / 3, on_top.float(), even.expand(2, *newest.shape))
-        open_ = ~((newest == finest) & (since[finest] == memory.t))
+        instead = torch.cat((below, filled), dim=1)
+        age = (t[:, None] - since).float()
+        on_top = newest[:, None] == torch.arange(finest + 1, device=newest.device)[:, None, None]
+        share = (memory.gazed.double() / newest.shape[1] ** 2).float()
+        even = torch.stack((share, (memory.gazed > 0).float()), dim=1)[:, :, None, None]
+        even = even.expand(-1, -1, *newest.shape[1:])
+        maps = (
+            known,
+            known / (1 + age),
+            known * torch.log1p(age) / 3,
+            on_top.float(),
+            even.expand(-1, -1, *newest.shape[1:]),
+        )
+        open_ = ~((newest == finest) & (since[:, finest] == t))
         # Differences are small: they become about as large as the other inputs.
-        inputs = torch.cat((2 * top - 1, 4 * instead.flatten(0, 1), *maps))
-        return cls(inputs, canvas, instead, open_[None].float())
+        inputs = torch.cat((2 * top[:, 0] - 1, 4 * instead.flatten(1, 2), *maps), dim=1)
+        return cls(inputs, canvas, instead, open_[:, None])

@@ -9,28 +9,27 @@ An untrained refiner gives the canvas' pixels and errors.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from autogaze.gaze import Gaze
-from autogaze.hub import CONFIG
-from autogaze.reconstruction.base import Reconstruction, ReconstructorError, require_gaze
+from autogaze.reconstruction.base import Reconstruction, require_gaze
+from autogaze.reconstruction.checkpoints import LearnedReconstructor, require_weights
 from autogaze.reconstruction.losses import FrameLoss, reweighted
-from autogaze.reconstruction.refiner.config import WEIGHTS, read_refiner
+from autogaze.reconstruction.refiner.config import read_refiner
 from autogaze.reconstruction.refiner.network import RefinerNetwork
 from autogaze.reconstruction.refiner.search import RefinerSearch
 from autogaze.reconstruction.refiner.steps import RefinerSteps
 
+FRAMES_AT_ONCE = 128
+"""Rebuilt together where wide steps are fast; what is known of a frame takes about a megabyte."""
 
-class Refiner(RefinerSteps):
+
+class Refiner(RefinerSteps, LearnedReconstructor):
     """A learned reconstructor (see autogaze/reconstruction/base.py)."""
 
     name = "refiner"
@@ -56,26 +55,11 @@ class Refiner(RefinerSteps):
             config = reweighted(config, teachers or {}, weights)
         with torch.device("meta"):
             expected = {name: tensor.shape for name, tensor in RefinerNetwork(config).state_dict().items()}
-        wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name]]
-        if wrong or set(tensors) - set(expected):
-            names = ", ".join((wrong + sorted(set(tensors) - set(expected)))[:3])
-            raise ReconstructorError(f"{path}: tensors that are missing, of another shape or not known: {names}")
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise ReconstructorError(f"{path}: holds NaN or infinite weights")
+        require_weights(path, tensors, expected)
         loss = FrameLoss.from_config(config.loss_type, config.loss_weights, teachers or {}, device=device, dtype=dtype)
         model = cls(config, loss)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return model.to(device).eval()
-
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder that `from_pretrained` reads, weights as float32. Teachers are left out."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / f".{WEIGHTS}.part", metadata={"format": "pt"})
-        (folder / f".{CONFIG}.part").write_text(json.dumps(self.config.to_json(), indent=1) + "\n")
-        for name in (WEIGHTS, CONFIG):
-            (folder / f".{name}.part").replace(folder / name)
 
     @property
     def max_frames(self) -> int | None:
@@ -91,14 +75,8 @@ class Refiner(RefinerSteps):
             return f"{self.canvas.units}, after the refiner"
         return f"loss of the refiner ({self.config.loss_type}, weights {self.config.loss_weights}, l1 a share of 255)"
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with everything that errors depend on."""
-        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
-        digest.update(self.frame_loss.fingerprint.encode() + self.canvas.fingerprint.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-        return f"refiner-{digest.hexdigest()}"
+    def _measured_by(self) -> list[str]:
+        return [*super()._measured_by(), self.canvas.fingerprint]
 
     @torch.no_grad()
     def reconstruct(
@@ -112,22 +90,76 @@ class Refiner(RefinerSteps):
 
         targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
         """
-        clips = self.as_own_clips(frames)
-        at = list(range(clips.shape[1])) if at is None else list(at)
-        require_gaze(gaze, self.vocabulary, clips.shape[0], clips.shape[1], at)
-        pixels, errors = [], []
-        for clip, memories in zip(clips, self.memories(clips, gaze, at), strict=True):
-            rebuilt = self.pixels(memories)
-            wanted = targets if targets is not None else self.targets(clip[at])
-            errors.append(self.errors_of(rebuilt, clip[at], wanted))
-            pixels.append(rebuilt)
-        return Reconstruction(torch.stack(pixels).cpu(), self.loss(torch.stack(errors)))
+        clips, of, wanted = self._clips(frames, at)
+        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
+        parts = list(self._rebuilt(clips, gaze, of, [wanted] * len(clips), of_each))
+        pixels = torch.cat([rebuilt for rebuilt, _ in parts])
+        return Reconstruction(pixels.cpu(), torch.cat([error for _, error in parts]))
 
+    @torch.no_grad()
     def errors(
-        self, frames: Tensor | np.ndarray, gaze: Gaze, at: Sequence[int], targets: Sequence[Tensor] | None = None
+        self,
+        frames: Tensor | np.ndarray,
+        gaze: Gaze,
+        at: Sequence[int] | None = None,
+        targets: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """The errors of `reconstruct` alone: float32 [B, F], on the CPU."""
-        return self.reconstruct(frames, gaze, at, targets).error
+        """The errors of `reconstruct`, float32 [B, F] on the CPU; no pixels leave the device."""
+        clips, of, wanted = self._clips(frames, at)
+        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
+        return self.group_errors(clips, gaze, of, [wanted] * len(clips), of_each)
+
+    @torch.no_grad()
+    def group_errors(
+        self,
+        clips: Tensor | np.ndarray,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Errors float32 [R, F], on the CPU, of R gazes at C clips, uint8 [C, T, S, S, 3].
+
+        of: the clip that each row of the gaze is at. at: of each clip, the F frames to rebuild. targets: of each
+        teacher, [C, F, tokens, channels], what `frame_loss.targets` gives for these frames; None: computed.
+        """
+        clips = self.as_own_clips(clips)
+        return torch.cat([error for _, error in self._rebuilt(clips, gaze, of, at, targets)])
+
+    def _clips(self, frames: Tensor | np.ndarray, at: Sequence[int] | None) -> tuple[Tensor, list[int], list[int]]:
+        """The clips, a group's clip once; which of them each row is at; and the frames to rebuild."""
+        clips = self.as_own_clips(frames)
+        wanted, rows = list(range(clips.shape[1])) if at is None else list(at), len(clips)
+        if clips.stride(0) == 0:  # a group: the same clip again and again
+            return clips[:1], [0] * rows, wanted
+        return clips, list(range(rows)), wanted
+
+    def _rebuilt(
+        self,
+        clips: Tensor,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames uint8 [n, F, S, S, 3] and errors [n, F] of some rows at a time. Arguments: see `group_errors`."""
+        for numbers in at:
+            require_gaze(gaze, self.vocabulary, len(of), clips.shape[1], numbers)
+        together = max(1, FRAMES_AT_ONCE // len(at[0])) if self.wide else 1
+        for first in range(0, len(of), together):
+            rows = range(first, min(first + together, len(of)))
+            low, high = min(of[row] for row in rows), max(of[row] for row in rows)
+            place, wanted = [of[row] - low for row in rows], [at[of[row]] for row in rows]
+            seen = clips[low : high + 1]
+            memory = self.memories(seen, Gaze.cat([gaze[row] for row in rows]), place, wanted)
+            rebuilt = self.pixels(memory)
+            original = seen[np.repeat(place, [len(numbers) for numbers in wanted]), np.concatenate(wanted)]
+            if targets is None:
+                of_each = self.targets(original)
+            else:
+                of_each = [features[[of[row] for row in rows]].flatten(0, 1) for features in targets]
+            error = self.errors_of(rebuilt, original, of_each)
+            yield rebuilt.unflatten(0, (len(rows), -1)), self.loss(error).unflatten(0, (len(rows), -1))
 
     def search(self, frames: Tensor | np.ndarray) -> RefinerSearch:
         """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""

@@ -48,13 +48,14 @@ class RefinerSteps(RefinerNetwork):
             )
         return clips
 
-    def memories(self, clips: Tensor, gaze: Gaze, at: Sequence[int]) -> list[list[Memory]]:
-        """What each of the clips uint8 [B, T, S, S, 3] has shown at the end of its frames `at`."""
-        order = painting_order(gaze)
-        return [
-            self.painter.after(self.canvas.views(clip[: max(at) + 1]), order[b], list(at))
-            for b, clip in enumerate(clips)
-        ]
+    def memories(self, clips: Tensor, gaze: Gaze, of: Sequence[int], at: Sequence[Sequence[int]]) -> Memory:
+        """What the rows of a gaze have shown at the end of their frames, row by row.
+
+        clips: uint8 [C, T, S, S, 3]. of: the clip that each row is at. at: the frames of each row.
+        """
+        last = 1 + max(max(numbers) for numbers in at)
+        views = self.canvas.views(clips[:, :last].flatten(0, 1)).unflatten(0, (len(clips), last))
+        return self.painter.after(views, painting_order(gaze), of, at)
 
     def normalised(self, frames: Tensor) -> Tensor:
         """uint8 [..., S, S, 3] -> [..., 3, S, S], as teachers are given frames, on the refiner's device."""
@@ -67,9 +68,9 @@ class RefinerSteps(RefinerNetwork):
     def errors_of(self, rebuilt: Tensor, frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """Errors float64 [n] of rebuilt frames against the originals, both uint8 [n, S, S, 3] on one device."""
         difference = (rebuilt.to(torch.int32) - frames.to(torch.int32)).abs_().flatten(1)
-        # Divided on the CPU, as the canvas does, so that the bits are the same from every device.
-        share = difference.sum(dim=1, dtype=torch.int64).cpu().double() / (difference.shape[1] * 255)
-        errors = self.frame_loss.l1 * share.to(rebuilt.device)
+        total = difference.sum(dim=1, dtype=torch.int64).double()
+        # By a tensor: a GPU multiplies by the reciprocal of a number, and may differ in the last bit.
+        errors = self.frame_loss.l1 * (total / torch.full_like(total, difference.shape[1] * 255))
         if self.frame_loss.names:
             errors = errors + self.frame_loss.of_features(self.normalised(rebuilt), targets).double()
         return errors

@@ -5,13 +5,15 @@ Modules and parameters have the names of Hugging Face's ViT-MAE, as in the refer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from autogaze.attention import of_new_shapes
 from autogaze.gaze import Gaze
@@ -19,6 +21,7 @@ from autogaze.images import MEAN, STD, preprocess
 from autogaze.reconstruction.base import require_gaze
 from autogaze.reconstruction.losses import FrameLoss
 from autogaze.reconstruction.videomae.config import VideoMAEConfig
+from autogaze.reconstruction.videomae.packed import Packed
 
 
 class Dense(nn.Module):
@@ -145,27 +148,19 @@ class MAEDecoder(nn.Module):
 
 @of_new_shapes()
 def transformer_layers(
-    layers: nn.ModuleList, x: Tensor, counts: Sequence[int], seen: Tensor | None, wide: bool = False
+    layers: nn.ModuleList, x: Tensor, counts: Sequence[int], seen: Tensor | None, recompute: bool = False
 ) -> Tensor:
     """Tokens [B, 1 + N, hidden] after the layers: the class token, then `counts` tokens of each frame.
 
     A frame's tokens see the class token and all tokens up to the frame's end that are `seen`, bool [B, N] (None: all).
-    The class token sees only itself.
-
-    wide: attend once a layer under a mask [N, N], in place of once a frame. More arithmetic and fewer kernels.
+    The class token sees only itself. recompute: see VideoMAENetwork.
     """
-    if wide:
-        visible = frame_causal_mask(counts, seen, x.device)
-        for layer in layers:
-            assert isinstance(layer, MAELayer)
-            x = layer.finish(x, F.scaled_dot_product_attention(*layer.project(x), attn_mask=visible))
-        return x
     ends = np.cumsum([1, *counts]).tolist()
     keys_seen = None
     if seen is not None:
         keys_seen = torch.cat((seen.new_ones(len(seen), 1), seen), dim=1)[:, None, None]
-    for layer in layers:
-        assert isinstance(layer, MAELayer)
+
+    def after(layer: MAELayer, x: Tensor) -> Tensor:
         queries, keys, values = layer.project(x)
         attended = [values[:, :, :1]]  # attention to one token is its value
         for begin, end in pairwise(ends):
@@ -177,17 +172,38 @@ def transformer_layers(
                     queries[:, :, begin:end], keys[:, :, :end], values[:, :, :end], attn_mask=mask
                 )
             )
-        x = layer.finish(x, torch.cat(attended, dim=2))
+        return layer.finish(x, torch.cat(attended, dim=2))
+
+    return _through(layers, x, after, recompute)
+
+
+@of_new_shapes()
+def packed_layers(layers: nn.ModuleList, x: Tensor, mask: Tensor, recompute: bool = False) -> Tensor:
+    """Tokens [R, n, hidden] after the layers, which attend once each under one mask [R, 1, n, n], added to scores.
+
+    More arithmetic and far fewer kernels than frame by frame.
+    """
+
+    def after(layer: MAELayer, x: Tensor) -> Tensor:
+        return layer.finish(x, F.scaled_dot_product_attention(*layer.project(x), attn_mask=mask))
+
+    return _through(layers, x, after, recompute)
+
+
+def _through(layers: nn.ModuleList, x: Tensor, after: Callable[[MAELayer, Tensor], Tensor], recompute: bool) -> Tensor:
+    """Tokens after the layers. recompute: keep what goes into each layer, and compute the rest again for gradients."""
+    for layer in layers:
+        assert isinstance(layer, MAELayer)
+        if recompute and torch.is_grad_enabled():
+            # Computed again with the same attention: see `of_new_shapes`.
+            x = checkpoint(after, layer, x, use_reentrant=False, preserve_rng_state=False, context_fn=_again)
+        else:
+            x = after(layer, x)
     return x
 
 
-def frame_causal_mask(counts: Sequence[int], seen: Tensor | None, device: torch.device) -> Tensor:
-    """Which of 1 + N tokens each sees, as `transformer_layers` has it: bool [B or 1, 1, 1 + N, 1 + N]."""
-    frame = torch.from_numpy(np.repeat(np.arange(-1, len(counts)), [1, *counts])).to(device)
-    mask = (frame[:, None] >= frame)[None, None]
-    if seen is None:
-        return mask
-    return mask & torch.cat((seen.new_ones(len(seen), 1), seen), dim=1)[:, None, None]
+def _again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), of_new_shapes()
 
 
 def to_pixels(frames: Tensor) -> Tensor:
@@ -210,12 +226,16 @@ def sincos_positions(grid: int, hidden: int) -> Tensor:
 
 
 class VideoMAENetwork(nn.Module):
-    """Encoder and decoder: `forward` rebuilds frames of clips from their gaze.
+    """Encoder and decoder: `forward` rebuilds frames of clips from their gaze, `rebuild` those of packed rows.
 
-    The other methods are its steps, which greedy search (autogaze/reconstruction/videomae/search.py) takes one by one.
+    The other methods are their steps, which greedy search (autogaze/reconstruction/videomae/search.py) takes singly.
 
     loss: the error of a rebuilt frame; by default l1 alone.
+    recompute: with gradients, keep only what goes into each layer, and compute the rest again when it is needed: a
+        third more arithmetic, and memory for larger batches.
     """
+
+    recompute = False
 
     def __init__(self, config: VideoMAEConfig, loss: FrameLoss | None = None) -> None:
         super().__init__()
@@ -249,6 +269,11 @@ class VideoMAENetwork(nn.Module):
         """
         clips, frames = video.shape[:2]
         self.check_gaze(gaze, clips, frames, at)
+        if self.wide:
+            rows = range(clips)
+            packed = Packed.of([gaze], rows, [at for _ in rows], self.vocabulary, video.device)
+            rebuilt: Tensor = self.rebuild(video, packed).unflatten(0, (clips, len(at)))
+            return rebuilt
         ids, real, lengths = self._slots(gaze)
         every = bool(real.all())  # asked of the gaze, which is the host's
         ids, real = ids.to(video.device), real.to(video.device)
@@ -282,10 +307,31 @@ class VideoMAENetwork(nn.Module):
         cls = x[:, :1] + self.decoder.decoder_pos_embed[:, :1]
         x = torch.cat((cls, *parts), dim=1)
         x = transformer_layers(
-            self.decoder.decoder_layers, x, counts, None if seen is None else torch.cat(part_seen, dim=1), self.wide
+            self.decoder.decoder_layers,
+            x,
+            counts,
+            None if seen is None else torch.cat(part_seen, dim=1),
+            self.recompute,
         )
         x = self.predict(x[:, places.to(x.device)])
         return self.unpatchify(x.unflatten(1, (len(at), finest)))
+
+    def rebuild(self, video: Tensor, packed: Packed) -> Tensor:
+        """The frames [n, 3, S, S] that packed rows rebuild, row by row, of normalised clips [C, T, 3, S, S]."""
+        patches = self.patches(video).flatten(0, -2)
+        x = self.embed(patches[packed.patch], packed.ids, packed.frame)
+        x = torch.cat((self.cls(len(x)), x), dim=1)
+        dtype = x.dtype if not torch.is_autocast_enabled(x.device.type) else torch.get_autocast_dtype(x.device.type)
+        x = packed_layers(self.vit.encoder.layer, x, packed.mask(dtype), self.recompute)
+        x = self.decoder.decoder_embed(self.vit.layernorm(x))
+        # No slot holds a class token, so its number 0 stands for the mask token.
+        slots = F.embedding(packed.source, x.flatten(0, 1), padding_idx=0)
+        slots = torch.where((packed.source == 0)[..., None], self.decoder.mask_token.to(x.dtype), slots)
+        slots = slots + F.embedding(packed.slot_ids, self._decoder_positions())
+        slots = slots + F.embedding(packed.slot_frame, self.decoder.time_embed)
+        x = torch.cat((x[:, :1] + self.decoder.decoder_pos_embed[:, :1], slots), dim=1)
+        x = packed_layers(self.decoder.decoder_layers, x, packed.slot_mask(dtype), self.recompute)
+        return self.unpatchify(self.predict(x.flatten(0, 1)[packed.rebuilt]))
 
     def patches(self, video: Tensor) -> Tensor:
         """The pixels of every patch of every scale: [..., V, 3 * patch * patch] of frames [..., 3, S, S]."""
@@ -308,17 +354,8 @@ class VideoMAENetwork(nn.Module):
         return x + self._encoder_positions()[ids] + embeddings.time_embed[frame]
 
     def slot_positions(self, t: int) -> Tensor:
-        """The decoder's embedding of place, scale and time of the slots of frame t: [V, hidden].
-
-        The reference interpolates the flattened grid in one dimension, which scrambles the coarse scales. Its weights
-        were trained that way.
-        """
-        grid = self.decoder.decoder_pos_embed[:, 1:].transpose(1, 2)[:, :, None]
-        parts = [
-            F.interpolate(grid, size=(1, count), mode="bicubic", align_corners=False)[0, :, 0].T + scale
-            for count, scale in zip(self.vocabulary.counts, self.decoder.decoder_scale_embed, strict=True)
-        ]
-        return torch.cat(parts) + self.decoder.time_embed[t]
+        """The decoder's embedding of place, scale and time of the slots of frame t: [V, hidden]."""
+        return self._decoder_positions() + self.decoder.time_embed[t]
 
     def predict(self, x: Tensor) -> Tensor:
         """Pixels of the finest patches [..., patch * patch * 3] from the decoder's tokens [..., hidden]."""
@@ -339,7 +376,8 @@ class VideoMAENetwork(nn.Module):
 
     def _encode(self, x: Tensor, counts: Sequence[int], seen: Tensor | None) -> Tensor:
         """Decoder inputs [B, 1 + N, decoder hidden] of embedded tokens [B, N, hidden], the class token first."""
-        x = transformer_layers(self.vit.encoder.layer, torch.cat((self.cls(len(x)), x), dim=1), counts, seen, self.wide)
+        x = torch.cat((self.cls(len(x)), x), dim=1)
+        x = transformer_layers(self.vit.encoder.layer, x, counts, seen, self.recompute)
         embedded: Tensor = self.decoder.decoder_embed(self.vit.layernorm(x))
         return embedded
 
@@ -350,6 +388,19 @@ class VideoMAENetwork(nn.Module):
         parts = [
             F.interpolate(grid, size=(size, size), mode="bicubic", align_corners=False)[0].flatten(1).T + scale
             for size, scale in zip(self.vocabulary.grids, embeddings.scale_embed, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _decoder_positions(self) -> Tensor:
+        """The decoder's embedding of place and scale of each slot: [V, hidden].
+
+        The reference interpolates the flattened grid in one dimension, which scrambles the coarse scales. Its weights
+        were trained that way.
+        """
+        grid = self.decoder.decoder_pos_embed[:, 1:].transpose(1, 2)[:, :, None]
+        parts = [
+            F.interpolate(grid, size=(1, count), mode="bicubic", align_corners=False)[0, :, 0].T + scale
+            for count, scale in zip(self.vocabulary.counts, self.decoder.decoder_scale_embed, strict=True)
         ]
         return torch.cat(parts)
 

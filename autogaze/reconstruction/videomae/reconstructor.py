@@ -9,30 +9,31 @@ is a slice and needs no mask. Results and parameter names are the reference's.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from autogaze.gaze import Gaze
-from autogaze.reconstruction.base import Reconstruction, ReconstructorError, as_clips
+from autogaze.reconstruction.base import Reconstruction, as_clips
+from autogaze.reconstruction.checkpoints import LearnedReconstructor, require_weights
 from autogaze.reconstruction.losses import FrameLoss, reweighted
 from autogaze.reconstruction.videomae.config import VideoMAEConfig, read_checkpoint
 from autogaze.reconstruction.videomae.network import VideoMAENetwork, to_pixels
+from autogaze.reconstruction.videomae.packed import Packed
 from autogaze.reconstruction.videomae.search import VideoMAESearch
 from autogaze.reconstruction.videomae.vit_mae import read_vit_mae
+from autogaze.reconstruction.videomae.wide_search import WideSearch
 
-CLIPS_AT_ONCE = 16
-"""Rebuilt together where wide steps are fast; 12 of the released size with teachers take some GB."""
+ROWS_AT_ONCE = 64
+"""Rebuilt together where wide steps are fast; 64 rows of two frames of the released size with teachers take some GB."""
+PAIRS_AT_ONCE = 1 << 28
+"""The same limit where rows are long, in pairs of tokens: a number each in the mask of an attention."""
 
 
-class VideoMAE(VideoMAENetwork):
+class VideoMAE(VideoMAENetwork, LearnedReconstructor):
     """A learned reconstructor (see autogaze/reconstruction/base.py)."""
 
     name = "videomae"
@@ -83,12 +84,7 @@ class VideoMAE(VideoMAENetwork):
         with torch.device("meta"):
             model = cls(config)
         expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        wrong = [name for name in expected if name not in tensors or tensors[name].shape != expected[name]]
-        if wrong or set(tensors) - set(expected):
-            names = ", ".join((wrong + sorted(set(tensors) - set(expected)))[:3])
-            raise ReconstructorError(f"{path}: tensors that are missing, of another shape or not known: {names}")
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise ReconstructorError(f"{path}: holds NaN or infinite weights")
+        require_weights(path, tensors, expected)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
         loss = FrameLoss.from_config(config.loss_type, config.loss_weights, teachers or {}, device=device, dtype=dtype)
         model._loss = [loss]
@@ -96,16 +92,6 @@ class VideoMAE(VideoMAENetwork):
         for fixed in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
             fixed.requires_grad_(False)
         return model.to(device, dtype).eval()
-
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write a folder that the reference and `from_pretrained` read, weights as float32. Teachers are left out."""
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / ".model.safetensors.part", metadata={"format": "pt"})
-        (folder / ".config.json.part").write_text(json.dumps(self.config.to_json(), indent=1) + "\n")
-        for name in ("model.safetensors", "config.json"):
-            (folder / f".{name}.part").replace(folder / name)
 
     # -- the interface of all reconstructors ------------------------------------------------------------------------
 
@@ -118,15 +104,6 @@ class VideoMAE(VideoMAENetwork):
     def units(self) -> str:
         """What errors measure, in words."""
         return f"training loss of the reconstructor ({self.config.loss_type}, weights {self.config.loss_weights})"
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with everything that errors depend on."""
-        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
-        digest.update(self.frame_loss.fingerprint.encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-        return f"videomae-{digest.hexdigest()}"
 
     @torch.no_grad()
     def reconstruct(
@@ -143,7 +120,9 @@ class VideoMAE(VideoMAENetwork):
         As in the reference, frames also see earlier frames that are rebuilt with them. Errors of several frames at once
         therefore differ a little from those of each frame alone, which greedy labels hold.
         """
-        parts = list(self._rebuilt(frames, gaze, at, targets))
+        clips, of, wanted = self._clips(frames, at)
+        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
+        parts = list(self._rebuilt(clips, gaze, of, [wanted] * len(clips), of_each))
         pixels = torch.cat([to_pixels(rebuilt) for rebuilt, _ in parts])
         return Reconstruction(pixels, torch.cat([error for _, error in parts]).cpu())
 
@@ -156,28 +135,75 @@ class VideoMAE(VideoMAENetwork):
         targets: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """The errors of `reconstruct`, float32 [B, F] on the CPU; no pixels leave the device."""
-        return torch.cat([error for _, error in self._rebuilt(frames, gaze, at, targets)]).cpu()
+        clips, of, wanted = self._clips(frames, at)
+        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
+        return self.group_errors(clips, gaze, of, [wanted] * len(clips), of_each)
+
+    @torch.no_grad()
+    def group_errors(
+        self,
+        clips: Tensor | np.ndarray,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Errors float32 [R, F], on the CPU, of R gazes at C clips, uint8 [C, T, S, S, 3].
+
+        of: the clip that each row of the gaze is at. at: of each clip, the F frames to rebuild. targets: of each
+        teacher, [C, F, tokens, channels], what `frame_loss.targets` gives for these frames; None: computed.
+
+        On a GPU all rows are one pass. On a CPU it is row by row, so that errors do not depend on the other rows.
+        """
+        clips = as_clips(clips, self.vocabulary)
+        return torch.cat([error for _, error in self._rebuilt(clips, gaze, of, at, targets)]).cpu()
+
+    def _clips(self, frames: Tensor | np.ndarray, at: Sequence[int] | None) -> tuple[Tensor, list[int], list[int]]:
+        """The clips, a group's clip once; which of them each row is at; and the frames to rebuild."""
+        clips = as_clips(frames, self.vocabulary)
+        wanted, rows = list(range(clips.shape[1])) if at is None else list(at), len(clips)
+        if clips.stride(0) == 0:  # a group: the same clip again and again
+            return clips[:1], [0] * rows, wanted
+        return clips, list(range(rows)), wanted
 
     def _rebuilt(
-        self, frames: Tensor | np.ndarray, gaze: Gaze, at: Sequence[int] | None, targets: Sequence[Tensor] | None
+        self,
+        clips: Tensor,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised frames [n, F, 3, S, S] and errors [n, F] of some clips at a time."""
-        clips = as_clips(frames, self.vocabulary)
-        at = list(range(clips.shape[1])) if at is None else list(at)
-        self.check_gaze(gaze, clips.shape[0], clips.shape[1], at)
-        # One by one on a CPU, so that results do not depend on the batch.
-        at_once = CLIPS_AT_ONCE if self.wide else 1
-        for first in range(0, len(clips), at_once):
-            part = clips[first : first + at_once]
-            one = part.stride(0) == 0  # a group: the same clip again and again
+        """Normalised frames [n, F, 3, S, S] and errors [n, F] of some rows at a time. Arguments: see `group_errors`."""
+        for numbers in at:
+            self.check_gaze(gaze, len(of), clips.shape[1], numbers)
+        for rows in self._parts(gaze, of, at):
+            shown, low, high = [gaze[row] for row in rows], min(of[row] for row in rows), max(of[row] for row in rows)
             with self.own_precision():
-                video = self.normalised(part[:1] if one else part).expand(len(part), -1, -1, -1, -1)
-                rebuilt = self(video, Gaze.cat([gaze[first + b] for b in range(len(part))]), at)
-                of_each = None if targets is None else [features.repeat(len(part), 1, 1) for features in targets]
-                error = self.frame_loss(rebuilt.float().flatten(0, 1), video[:, at].float().flatten(0, 1), of_each)
-            yield rebuilt, error.unflatten(0, (len(part), len(at)))
+                video = self.normalised(clips[low : high + 1])
+                if self.wide:
+                    wanted = [at[of[row]] for row in rows]
+                    place = [of[row] - low for row in rows]
+                    packed = Packed.of(shown, place, wanted, self.vocabulary, video.device)
+                    rebuilt = self.rebuild(video, packed)
+                    original = video[np.repeat(place, [len(numbers) for numbers in wanted]), np.concatenate(wanted)]
+                else:
+                    rebuilt, original = self(video, shown[0], at[low])[0], video[0, at[low]]
+                of_each = None
+                if targets is not None:
+                    of_each = [features[[of[row] for row in rows]].flatten(0, 1) for features in targets]
+                error = self.frame_loss(rebuilt.float(), original.float(), of_each)
+            yield rebuilt.unflatten(0, (len(rows), -1)), error.unflatten(0, (len(rows), -1))
 
-    def search(self, frames: Tensor | np.ndarray) -> VideoMAESearch:
+    def _parts(self, gaze: Gaze, of: Sequence[int], at: Sequence[Sequence[int]]) -> Iterator[range]:
+        """The rows that are computed at once: each alone on a CPU, so that results do not depend on the others."""
+        most = 1
+        if self.wide:
+            tokens = gaze.counts().numpy() + [len(at[clip]) * self.vocabulary.size for clip in of]
+            most = max(1, min(ROWS_AT_ONCE, int(PAIRS_AT_ONCE // max(int(tokens.max()), 1) ** 2)))
+        return (range(first, min(first + most, len(of))) for first in range(0, len(of), most))
+
+    def search(self, frames: Tensor | np.ndarray) -> VideoMAESearch | WideSearch:
         """Begin to choose the gaze of uint8 clips [B, T, S, S, 3]. Raises ValueError if they are on another device."""
         clips, device = as_clips(frames, self.vocabulary), self.decoder.mask_token.device
         self.check_length(clips.shape[1])
@@ -185,7 +211,7 @@ class VideoMAE(VideoMAENetwork):
             raise ValueError(
                 f"frames on {clips.device}, the reconstructor on {device}: give frames.to({str(device)!r})"
             )
-        return VideoMAESearch(self, clips)
+        return WideSearch(self, clips) if self.wide else VideoMAESearch(self, clips)
 
     def loss(self, errors: Tensor) -> Tensor:
         """Errors of a search, float32 on the CPU."""

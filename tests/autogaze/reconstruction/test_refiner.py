@@ -124,14 +124,13 @@ def test_memory_knows_what_lies_beneath_and_since_when(footage):
     frames, refiner = footage("noise", 1, 3, 32), a_refiner()
     fine, coarse = SMALL.offsets[-1], 0
     gaze = Gaze.from_lists([[[fine], [coarse], []]], vocabulary=SMALL)
-    (memories,) = refiner.memories(torch.from_numpy(frames), gaze, [0, 2])
-    first, last = memories
-    assert first.newest[0, 0] == 2 and first.newest[1, 1] == NEVER and first.gazed == 1
-    assert np.array_equal(last.pixels[2, :8, :8].numpy(), frames[0, 0, :8, :8])
-    assert (last.since[2, 0, 0], last.since[0, 3, 3], last.since[1, 0, 0]) == (0, 1, NEVER)
-    assert bool((last.newest == 0).all()) and last.gazed == 0
+    memory = refiner.memories(torch.from_numpy(frames), gaze, [0], [[0, 2]])
+    assert memory.newest[0, 0, 0] == 2 and memory.newest[0, 1, 1] == NEVER and memory.gazed.tolist() == [1, 0]
+    assert np.array_equal(memory.pixels[1, 2, :8, :8].numpy(), frames[0, 0, :8, :8])
+    assert [memory.since[(1, *place)] for place in ((2, 0, 0), (0, 3, 3), (1, 0, 0))] == [0, 1, NEVER]
+    assert bool((memory.newest[1] == 0).all())
     painted = Canvas(SMALL).reconstruct(frames, gaze)
-    assert torch.equal(last.canvas(), painted.pixels[0, 2])
+    assert torch.equal(memory.canvas()[1], painted.pixels[0, 2])
 
 
 def test_limit_is_the_largest_error_that_meets_a_threshold():

@@ -19,7 +19,7 @@ from autogaze.gaze import Gaze
 from pipelines.corpus.plan import PLAN_SCHEMA, plan_bytes
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames, encode_frames
-from pipelines.dataset.shards import Outcome, build_shard, commit_shard, open_dataset, uncommit_shard
+from pipelines.dataset.shards import Outcome, build_shard, commit_shard, open_dataset, uncommit_shards
 from pipelines.errors import PipelineError
 from pipelines.inspection.verify import verify
 from pipelines.storage import store
@@ -166,7 +166,7 @@ def test_a_shard_without_its_index_does_not_exist(dataset: Path) -> None:
 def test_taking_a_shard_back_removes_the_index_first(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     removed: list[str] = []
     monkeypatch.setattr(store, "remove", removed.append)
-    uncommit_shard(str(dataset), 1)
+    uncommit_shards(str(dataset), [1])
     assert [Path(url).parent.name for url in removed] == ["index", "shards"]
 
 

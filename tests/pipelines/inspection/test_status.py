@@ -100,7 +100,7 @@ def test_shards_that_take_long_by_nature_are_not_stalled(half_made: str) -> None
 
 def test_planned_and_not_begun_is_starting_and_then_stalled(half_made: str) -> None:
     for shard in shards.committed_shards(half_made):
-        shards.uncommit_shard(half_made, shard)
+        shards.uncommit_shards(half_made, [shard])
     assert of_dataset(half_made).state == "starting"
     later = of_dataset(half_made, now=time.time() + 3600)
     assert later.state == "stalled" and later.notice.startswith("planned, and no commit for 1 h 0 min")

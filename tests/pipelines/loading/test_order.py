@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 
 import numpy as np
 import pytest
@@ -11,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import PipelineError
-from pipelines.loading.order import DatasetCounts, Order, batches, epoch_order, epoch_samples, rank_part
+from pipelines.loading import order as order_module
+from pipelines.loading.order import (
+    DatasetCounts,
+    EpochOrder,
+    Order,
+    batch_places,
+    batches,
+    epoch_order,
+    epoch_samples,
+    rank_part,
+)
+from tests.pipelines.loading import plain_order
 
 COUNTS = st.lists(st.integers(0, 7), min_size=1, max_size=20).filter(any).map(np.array)
 
@@ -154,3 +166,41 @@ def test_what_cannot_work_is_told_in_one_line(act: object, told: str) -> None:
     with pytest.raises(PipelineError) as error:
         act()  # type: ignore[operator]
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.tuples(COUNTS, st.sampled_from([0.1, 0.5, 0.7, 1.0, 1.5, 3.0])), min_size=1, max_size=4),
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 50),
+    st.integers(1, 9),
+    st.randoms(use_true_random=False),
+)
+def test_any_stretch_of_an_epoch_is_that_of_the_whole_order_written_out(
+    made: list[tuple[np.ndarray, float]], seed: int, epoch: int, window: int, chance: random.Random
+) -> None:
+    plain = plain_order.epoch_order(
+        [plain_order.DatasetCounts(*one) for one in made], seed=seed, epoch=epoch, window=window
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order_module, "_CHUNK", 5)
+        order = EpochOrder([DatasetCounts(*one) for one in made], seed=seed, epoch=epoch, window=window)
+        begin = chance.randrange(len(plain))
+        end = chance.randrange(begin, len(plain)) + 1
+        places = np.array([*range(begin, end), *range(min(3, begin)), chance.randrange(len(plain))])
+        for part, wanted in (
+            (order.stretch(0, len(order)), np.arange(len(plain))),
+            (order.at(places), places),
+            (order.stretch(begin, end), np.arange(begin, end)),
+        ):
+            for name in ("source", "shard", "sample", "repeat"):
+                np.testing.assert_array_equal(getattr(part, name), getattr(plain, name)[wanted])
+
+
+def test_a_rank_finds_its_part_of_a_batch_without_the_others() -> None:
+    order = epoch_order([DatasetCounts(np.array([9, 4]))], seed=1, epoch=0, window=2)
+    cut = batches(order, global_batch=6)
+    for step, rank in itertools.product(range(3), range(2)):
+        mine = batch_places(len(order), step, global_batch=6, rank=rank, world=2)
+        np.testing.assert_array_equal(mine.places, rank_part(cut.places[step], rank, 2))
+        np.testing.assert_array_equal(mine.repeat, rank_part(cut.repeat[step], rank, 2))

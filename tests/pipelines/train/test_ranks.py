@@ -36,7 +36,7 @@ def order_of(data: str, val_fraction: float, steps: int, seed: int = 0, window: 
     """Samples of each step as pipelines.loading.order has them: [steps, batch]."""
     samples = open_samples(data)
     usable = samples.split("train", val_fraction)
-    counts = np.bincount(samples.column("shard")[usable], minlength=samples.shards)
+    counts = np.bincount(samples.table["shard"].to_numpy()[usable], minlength=samples.shards)
     firsts, found = np.cumsum(counts) - counts, []
     for epoch in range(steps):
         order = epoch_order([DatasetCounts(counts)], seed=seed, epoch=epoch, window=window)
