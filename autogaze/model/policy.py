@@ -318,8 +318,8 @@ class AutoGaze(nn.Module):
             ends = None if thresholds is None else thresholds.T.to(self.device, non_blocking=True)
             rows = [cap if isinstance(cap, list) else [cap] * len(vision) for cap in caps]
             limits = torch.tensor(rows).to(self.device, non_blocking=True)
-            for t, cap in enumerate(most):
-                wide.frame(vision[:, t], cap, limits[t], None if ends is None else ends[t])
+            for t, slots in enumerate(most):
+                wide.frame(vision[:, t], slots, limits[t], None if ends is None else ends[t])
             return wide.results()
         cache, decoder = self._cache(len(vision), room), self.gazing_model.gaze_decoder
         generation = Generation(decoder, cache, self.positions, sample, None, batches)
