@@ -88,8 +88,8 @@ def curve(
 
 
 def measured(reconstructor: Reconstructor, clip: torch.Tensor, gaze: Gaze) -> torch.Tensor:
-    """Error of each frame, as the reconstructor reports it."""
-    return reconstructor.loss(reconstructor.reconstruct(clip, gaze).error)
+    """Error of each frame [1, T]."""
+    return reconstructor.reconstruct(clip, gaze).error
 
 
 def needed(found: dict[int, float], error: float) -> float:
