@@ -58,6 +58,10 @@ class Task(Protocol):
         """
         return None
 
+    def augmented(self, batch: Batch) -> Batch:
+        """A rank's part of a batch as it is learned from, before `totals`: as it was read, or other clips of it."""
+        return batch
+
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """Called before a batch is learned from. Time spent here counts as waiting for data.
 
@@ -75,6 +79,13 @@ class Task(Protocol):
 
     def close(self) -> None:
         """Called at the end of an attempt, also after an error."""
+        return None
+
+    def parts(self, batch: Batch) -> list[list[int]] | None:
+        """Which rows of a rank's part of a batch are learned from at once, each once; called after `prepare`.
+
+        Ranks may have different numbers of parts. None: `micro_batch` rows at a time, which is the same on all ranks.
+        """
         return None
 
     def totals(self, gaze: Gaze) -> list[float]:
