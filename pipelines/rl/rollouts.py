@@ -57,6 +57,7 @@ class RolloutMaker:
             vocabulary=policy.vocabulary,
             teachers=config.teachers.given(),
             device=device,
+            dtype=getattr(torch, config.reconstructor_dtype),
         )
         one_clip = replace(config.loader_config, global_batch=1, workers=0)
         self.reader = ShardLoader(one_clip, split="train")

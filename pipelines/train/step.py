@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autogaze.gaze import Gaze
+from autogaze.precision import tf32_products
 from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
-from pipelines.train.config import TrainConfig
+from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.ranks import Ranks
 from pipelines.train.stopping import StopRequested, never
 from pipelines.train.task import RandomKey, Task
@@ -28,30 +28,62 @@ def accumulate_gradients(
     totals: Sequence[float],
     device: torch.device,
     stopping: Callable[[], bool] = never,
+    parts: Sequence[Sequence[int]] | None = None,
+    asks: int | None = None,
 ) -> dict[str, Tensor]:
-    """Add up the gradients of a rank's part of a batch, `micro_batch` samples at a time.
+    """Add up the gradients of a rank's part of a batch, a few samples at a time.
 
     model: the task's module, or DistributedDataParallel around it, which averages over the ranks at the last part.
     totals: see Task.totals; per sample of the global batch. stopping: asked between the parts, on all ranks alike.
-    Returns the losses by name, float [b] each, without their graphs.
+    parts: rows that are learned from at once (None: `micro_batch` at a time). asks: how often `stopping` is asked at
+        most (None: between all parts); where ranks differ in their number of parts, all must give the same.
+    Returns the losses by name, float [b] each, without their graphs, in the order of the batch.
     Raises StopRequested after a yes of `stopping`; the gradients are then worth nothing.
     """
-    size, parts = len(batch.ids), []
-    for begin in range(0, size, config.micro_batch):
-        if begin and stopping():
+    size, made = len(batch.ids), []
+    cut = micro_batches(size, config.micro_batch) if parts is None else list(parts)
+    for number, rows in enumerate(cut):
+        if 0 < number <= (len(cut) if asks is None else asks) and stopping():
             raise StopRequested
-        rows = range(begin, min(begin + config.micro_batch, size))
-        last = rows.stop == size
-        frames = batch.frames[rows.start : rows.stop].to(device, non_blocking=True)
+        last = number + 1 == len(cut)
+        frames = _rows_of(batch.frames, rows).to(device, non_blocking=True)
         gaze = Gaze.cat([batch.gaze[row] for row in rows])
-        key = RandomKey(config.loader.seed, batch.epoch, tuple(batch.ids[rows.start : rows.stop].tolist()))
+        key = RandomKey(config.loader.seed, batch.epoch, tuple(int(batch.ids[row]) for row in rows))
         wait = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
         with wait:
             with precision(config, device):
                 losses = task.losses(model, frames, gaze, key, list(totals))
-            (losses["loss"].sum() / size).backward()
-        parts.append({name: value.detach() for name, value in losses.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            with tf32_products(config.scale.tf32):
+                (losses["loss"].sum() / size).backward()
+        made.append({name: value.detach() for name, value in losses.items()})
+    whole = {name: torch.cat([part[name] for part in made]) for name in made[0]}
+    order = [row for rows in cut for row in rows]
+    if order == list(range(size)):
+        return whole
+    back = torch.tensor(order).argsort().to(device)
+    return {name: value[back] for name, value in whole.items()}
+
+
+def micro_batches(size: int, at_once: int) -> list[range]:
+    """The rows of `size` samples, `at_once` at a time."""
+    return [range(begin, min(begin + at_once, size)) for begin in range(0, size, at_once)]
+
+
+def _rows_of(frames: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows, without a copy where they lie together."""
+    if isinstance(rows, range) and rows.step == 1:
+        return frames[rows.start : rows.stop]
+    return frames[torch.tensor(list(rows))]
+
+
+def make_optimizer(config: OptimizerConfig, module: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay on the weights that learn.
+
+    fused: one kernel for many weights, in place of some for each step of the formula; the same numbers to rounding.
+    """
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # None and not False: PyTorch then chooses, and says so in what is saved, as it always did.
+    return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
 
 
 def optimizer_step(config: TrainConfig, optimizer: torch.optim.Optimizer, rate: float) -> float:
@@ -83,8 +115,11 @@ def require_finite(norm: float, losses: dict[str, Tensor], batch: Batch, step: i
     )
 
 
-def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which losses are computed: autocast to scale.dtype."""
-    if config.scale.dtype == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+@contextmanager
+def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """The context in which losses are computed: autocast to scale.dtype, and TF32 where scale.tf32 allows it."""
+    with (
+        tf32_products(config.scale.tf32),
+        torch.autocast(device.type, torch.bfloat16, config.scale.dtype == "bfloat16"),
+    ):
+        yield

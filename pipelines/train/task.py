@@ -43,6 +43,9 @@ class Task(Protocol):
     """In RL: by how many versions the policy that sampled a step's groups is older than the one that learns (None:
     no RL). The ledger records it."""
 
+    same_graph: bool = False
+    """Whether every pass takes all weights in the same way, so that ranks need not look which ones it took."""
+
     def notes(self) -> list[str]:
         """Sentences to tell at the beginning of an attempt: what the data or the settings do not do."""
         return []
@@ -75,6 +78,13 @@ class Task(Protocol):
 
     def close(self) -> None:
         """Called at the end of an attempt, also after an error."""
+        return None
+
+    def parts(self, batch: Batch) -> list[list[int]] | None:
+        """Which rows of a rank's part of a batch are learned from at once, each once; called after `prepare`.
+
+        Ranks may have different numbers of parts. None: `micro_batch` rows at a time, which is the same on all ranks.
+        """
         return None
 
     def totals(self, gaze: Gaze) -> list[float]:
