@@ -91,6 +91,7 @@ class EncodeStage:
             met=float(sum(float(gaze.met(stops).float().mean()) for gaze in seen)),
             failed=Counter(str(outcome.reason) for outcome in failed),
             restarts=decoded.restarts,
+            fallbacks=decoded.fallbacks,
             seconds=watch,
             began=decoded.began,
             ended=time.time(),

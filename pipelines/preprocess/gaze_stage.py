@@ -69,6 +69,7 @@ class GazeStage:
             met=float(sum(float(gaze.met(self.gazer.stops).float().mean()) for gaze in gazes)),
             failed=Counter(str(outcome.reason) for outcome in outcomes if outcome.gaze is None),
             restarts=decoded.restarts,
+            fallbacks=decoded.fallbacks,
             seconds=watch,
             began=decoded.began,
             ended=time.time(),

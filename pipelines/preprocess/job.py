@@ -19,6 +19,7 @@ from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.description import describe, require_same, with_own_threshold
 from pipelines.preprocess.inputs import JobInput, Progress, planned_input, read_input, require_input
+from pipelines.preprocess.parity import parity_of
 from pipelines.preprocess.shard_job import (
     ShardJob,
     missing_shards,
@@ -72,7 +73,8 @@ def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress
     gazer, output = resolve_gaze(config), Location(config.output)
     found, plan, notice = plan_corpus(config, on_progress)
     if write:
-        write_corpus_plan(output, found, plan, describe(config, gazer))
+        parity = parity_of(config, found.manifest)
+        write_corpus_plan(output, found, plan, describe(config, gazer) | parity)
     return _job(config, gazer, output, plan, found.passed, notice)
 
 

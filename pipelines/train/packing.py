@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def packed_parts(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def parts_by_tokens(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Cut samples into parts that come to at most `tokens` tokens each, padded to the longest of their part.
 
     Samples of like lengths lie together, the longest first. A sample that is longer by itself is a part of its own.

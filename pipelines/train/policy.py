@@ -22,7 +22,7 @@ from pipelines.loading.reading import Batch
 from pipelines.networks.open import open_policy, open_reconstructor
 from pipelines.train.augment import flip_clips, require_canvas_labels
 from pipelines.train.config import PolicyTrainConfig
-from pipelines.train.packing import packed_parts
+from pipelines.train.packing import parts_by_tokens
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
 
@@ -97,7 +97,7 @@ class PolicyTask(Task):
         if not self.config.micro_tokens:
             return None
         vision = batch.gaze.num_frames * self.policy.config.num_vision_tokens
-        return packed_parts((batch.gaze.counts() + vision).tolist(), self.config.micro_tokens)
+        return parts_by_tokens((batch.gaze.counts() + vision).tolist(), self.config.micro_tokens)
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]

@@ -28,7 +28,7 @@ from pipelines.networks.open import open_reconstructor
 from pipelines.train.augment import flip_clips
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.learned import LearnedTask
-from pipelines.train.packing import packed_parts
+from pipelines.train.packing import parts_by_tokens
 from pipelines.train.sizes import require_own_sizes
 from pipelines.train.task import RandomKey
 
@@ -77,7 +77,7 @@ class ReconstructorTask(LearnedTask):
         size, lengths = self.model.vocabulary.size, []
         for shown, at in zip(*self._drawn(batch.gaze, key), strict=True):  # a mirrored gaze is as long
             lengths.append(int(shown.lengths.sum() - shown.lengths[0, at].sum()) + len(at) * size)
-        return packed_parts(lengths, self.config.micro_tokens)
+        return parts_by_tokens(lengths, self.config.micro_tokens)
 
     def _drawn(self, gaze: Gaze, key: RandomKey) -> tuple[list[Gaze], list[list[int]]]:
         """What each clip shows, and the frames it rebuilds. gaze: stored with the clips."""

@@ -13,14 +13,14 @@ from pipelines.runs.events import read_events
 from pipelines.runs.state import pack_optimizer, unpack_optimizer
 from pipelines.train.config import OptimizerConfig
 from pipelines.train.feed import fed
-from pipelines.train.packing import packed_parts
+from pipelines.train.packing import parts_by_tokens
 from pipelines.train.step import make_optimizer
 from tests.support.training import policy_config, train, write_dataset
 
 
 def test_parts_hold_each_sample_once_and_no_more_tokens_than_they_may() -> None:
     lengths = [5, 90, 7, 6, 40, 200, 41, 5]
-    parts = packed_parts(lengths, 100)
+    parts = parts_by_tokens(lengths, 100)
     assert parts == [[5], [1], [6, 4], [2, 3, 0, 7]]
     assert all(len(part) == 1 or max(lengths[place] for place in part) * len(part) <= 100 for part in parts)
 
