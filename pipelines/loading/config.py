@@ -39,3 +39,9 @@ class LoaderConfig(ReadConfig):
     cache_dir: str = setting("", "where the cache is, shared by all ranks ('' = in the temporary folder)")
     targets: bool = setting(False, "also give the stored targets of each sample")
     pinned: bool = setting(False, "frames in page-locked memory, which a GPU copies from by itself")
+    starts: bool = setting(False, "of datasets without frames: decode each clip from another frame on in each epoch")
+    max_stride: int = setting(
+        0,
+        "and take every n-th frame, n drawn from 1 to this (0 = as planned); the gaze is then of other frames",
+        at_least=0,
+    )

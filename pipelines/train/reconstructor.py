@@ -25,7 +25,6 @@ from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
 from pipelines.networks.open import open_reconstructor
-from pipelines.train.augment import flip_clips
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.learned import LearnedTask
 from pipelines.train.packing import parts_by_tokens
@@ -64,8 +63,6 @@ class ReconstructorTask(LearnedTask):
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
         """The reconstruction loss of each clip. gaze: stored with the clips."""
-        if self.config.augment.flip:
-            frames, gaze = flip_clips(frames, gaze, key, None)
         losses: dict[str, Tensor] = model(frames, *self._drawn(gaze, key))
         return losses
 
@@ -75,7 +72,7 @@ class ReconstructorTask(LearnedTask):
             return None
         key = RandomKey(self.config.loader.seed, batch.epoch, tuple(batch.ids.tolist()))
         size, lengths = self.model.vocabulary.size, []
-        for shown, at in zip(*self._drawn(batch.gaze, key), strict=True):  # a mirrored gaze is as long
+        for shown, at in zip(*self._drawn(batch.gaze, key), strict=True):
             lengths.append(int(shown.lengths.sum() - shown.lengths[0, at].sum()) + len(at) * size)
         return parts_by_tokens(lengths, self.config.micro_tokens)
 
