@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from pipelines.corpus.parity import Parity, compare, sampled
 from pipelines.errors import PipelineError
@@ -15,8 +17,10 @@ from pipelines.video.base import ON_GPU
 _GPU = 0.1  # of one, for as long as the comparison takes
 
 
-def parity_of(config: CorpusConfig, manifest: pd.DataFrame) -> dict[str, Any]:
+def parity_of(config: CorpusConfig, manifest: Iterable[pa.Table]) -> dict[str, Any]:
     """What dataset.json says of the comparison; nothing for decoders on CPUs. Needs a running Ray.
+
+    manifest: its rows, of which some are in memory at a time.
 
     Raises PipelineError: the decoder's frames are not PyAV's, or no node has a GPU.
     """
@@ -27,9 +31,12 @@ def parity_of(config: CorpusConfig, manifest: pd.DataFrame) -> dict[str, Any]:
 
     if not ray.cluster_resources().get("GPU"):
         raise PipelineError(f"decoder={config.decoder}: this cluster has no GPU; use decoder=pyav")
+    rows: list[dict[str, Any]] = []
+    for table in manifest:
+        rows = sampled(pd.concat([pd.DataFrame(rows), table.to_pandas()]))
     task = ray.remote(compare).options(num_gpus=_GPU, num_cpus=1)
     try:
-        parity: Parity = ray.get(task.remote(sampled(manifest), decode_config(config)))
+        parity: Parity = ray.get(task.remote(rows, decode_config(config)))
     except RayTaskError as error:
         if isinstance(error.cause, PipelineError):
             raise PipelineError(str(error.cause).splitlines()[0]) from error
