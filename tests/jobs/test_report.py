@@ -86,7 +86,7 @@ def make_dataset(
             continue
         outcomes = []
         for row in rows.to_dict("records"):
-            if row["reason"] is not None:
+            if isinstance(row["reason"], str):
                 outcomes.append(Outcome(reason=row["reason"], detail="<b>audio</b> only"))
                 continue
             frames = footage(int(row["video"][-6:-4]) * 6)
