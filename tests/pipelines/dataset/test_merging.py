@@ -147,7 +147,7 @@ def killed_before(change: int, action: Callable[[], object]) -> bool:
 
 
 def test_a_merge_may_be_killed_at_every_moment(dataset: Path, whole: str) -> None:
-    all_rows, summary = rows(whole), read_summary(Indexes(Location(whole), INDEX_SCHEMA)).to_text()
+    all_rows, summary = rows(whole), read_summary(Indexes(Location(whole), INDEX_SCHEMA), SHARDS).to_text()
     merge(dataset)
     undisturbed = runs.tree(dataset / "index")
     for moment in range(99):
@@ -157,7 +157,7 @@ def test_a_merge_may_be_killed_at_every_moment(dataset: Path, whole: str) -> Non
             (dataset / "index" / path.name).write_bytes(path.read_bytes())
         killed = killed_before(moment, lambda: merge(dataset))
         assert committed_shards(str(dataset)) == list(range(SHARDS)) and rows(dataset).equals(all_rows)
-        assert read_summary(Indexes(Location(str(dataset)), INDEX_SCHEMA)).to_text() == summary
+        assert read_summary(Indexes(Location(str(dataset)), INDEX_SCHEMA), SHARDS).to_text() == summary
         store.remove_temporaries(str(dataset / "index"))
         merge(dataset)
         assert runs.tree(dataset / "index") == undisturbed
