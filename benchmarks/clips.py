@@ -8,7 +8,6 @@ A dataset holds frames as JPEGs and a gaze of a fixed number of tokens a frame, 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -90,27 +89,33 @@ def labelled(frames: np.ndarray, tokens: int, device: torch.device | str = "cpu"
 
 def write_dataset(folder: Path, frames: np.ndarray, gaze: Gaze, per_shard: int = 8) -> str:
     """What preprocess would leave of these clips, each of a video of its own. Returns where it is."""
-    import pandas as pd
+    import pyarrow as pa
 
-    from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+    from pipelines.corpus.manifest import MANIFEST_SCHEMA
+    from pipelines.corpus.plan import ClipConfig
+    from pipelines.corpus.plan_writer import write_plan
+    from pipelines.corpus.planning import Planner
     from pipelines.dataset.frames import encode_frames
     from pipelines.dataset.shards import DATASET_FORMAT, Outcome, build_shard, commit_shard
     from pipelines.storage import store
 
-    facts = {"offset": 0, "bytes": 1, "fingerprint": "0", "width": SIZE, "height": SIZE, "rotation": 0, "fps": 25.0}
-    facts |= {"frames": FRAMES, "status": "ok", "reason": None, "detail": None}
+    facts = {"offset": 0, "bytes": 1, "version": "", "fingerprint": "0", "container": "", "codec": "", "duration": 0.0}
+    facts |= {"width": SIZE, "height": SIZE, "rotation": 0, "fps": 25.0, "frames": FRAMES, "status": "ok"}
     uris = [f"/videos/{number:06d}.mp4" for number in range(len(frames))]
-    manifest = pd.DataFrame([{"uri": uri, "object": uri} | facts for uri in uris])
-    plan, url = make_plan(manifest, "/videos", ClipConfig(FRAMES), per_shard), str(folder)
-    store.publish(plan_bytes(plan), str(folder / "plan.parquet"))
-    for shard, rows in plan.groupby("shard"):
-        made = [Outcome(gaze[number], encode_frames(frames[number], "jpeg", 85)) for number in rows.index]
-        commit_shard(url, int(shard), *build_shard(rows.reset_index(drop=True), made, THRESHOLD))
+    manifest = pa.Table.from_pylist([{"uri": uri, "object": uri} | facts for uri in uris], MANIFEST_SCHEMA)
+    url = str(folder)
+    plan = write_plan(url, Planner("/videos", ClipConfig(FRAMES), per_shard), [manifest])
+    at = 0
+    for shard in range(plan.shards):
+        rows = plan.clips_of(shard)
+        numbers = range(at, at := at + len(rows))
+        made = [Outcome(gaze[number], encode_frames(frames[number], "jpeg", 85)) for number in numbers]
+        commit_shard(url, shard, *build_shard(rows, made, THRESHOLD))
     about = {
         "format": DATASET_FORMAT,
         "config": {"clip": {"frames": FRAMES}, "frames": "jpeg", "decoder": "pyav", "threshold": THRESHOLD},
-        "plan": hashlib.sha256(plan_bytes(plan)).hexdigest(),
-        "shards": int(plan["shard"].max()) + 1,
+        "plan": plan.about(),
+        "shards": plan.shards,
         "units": reconstruction.load("canvas").units,
         "vocabulary": {"scales": list(VOCABULARY.scales), "patch_size": VOCABULARY.patch_size},
     }

@@ -1,4 +1,5 @@
 """What a dataset of millions of clips costs before anything is computed: how a loader starts on its index.
+`plan` is what planning and resuming cost: benchmarks/scale_plan.py.
 
     python benchmarks/scale.py index                                     # a million samples, in shards of 32 clips
     python benchmarks/scale.py index --before CHECKOUT                   # and an older version beside it
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scale_plan
 
 HERE = Path(__file__).resolve().parent.parent
 BATCH = 32
@@ -32,8 +34,11 @@ VIDEO = 10  # clips of a video
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["plan"]:
+        scale_plan.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["index"])
+    parser.add_argument("what", choices=["index", "plan"])
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--shard", type=int, default=32, help="clips of a shard")
     parser.add_argument("--rounds", type=int, default=3)

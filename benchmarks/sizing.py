@@ -15,7 +15,6 @@ Nothing of Ray, the network or storage is in it: docs/benchmarks.md has what a w
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import tempfile
@@ -25,13 +24,16 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from generation import calibrated_policy, packaged_videos
 
 from autogaze import greedy, reconstruction
 from autogaze.images import preprocess
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.manifest import MANIFEST_SCHEMA
+from pipelines.corpus.plan import ClipConfig
+from pipelines.corpus.plan_writer import write_plan
+from pipelines.corpus.planning import Planner
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.loading.config import ReadConfig
@@ -84,31 +86,21 @@ def decode(path: Path, stride: int) -> list[np.ndarray]:
 def dataset(folder: Path, clips: np.ndarray, storage: str, canvas) -> float:
     """A dataset of these clips in one shard; its bytes a clip, index included."""
     videos = [f"/videos/v{number}.mp4" for number in range(len(clips))]
-    known = {"object": videos, "offset": 0, "bytes": 1, "fingerprint": "0", "width": 1280, "height": 720, "rotation": 0}
-    known |= {"fps": 25.0, "frames": FRAMES, "status": "ok", "reason": None, "detail": None}
-    plan = make_plan(pd.DataFrame({"uri": videos, **known}), "/videos", ClipConfig(), len(clips))
+    known = {"version": "", "fingerprint": "0", "container": "", "codec": "", "duration": 0.0, "status": "ok"}
+    known |= {"offset": 0, "bytes": 1, "width": 1280, "height": 720, "rotation": 0, "fps": 25.0, "frames": FRAMES}
+    manifest = pa.Table.from_pylist([{"uri": uri, "object": uri} | known for uri in videos], MANIFEST_SCHEMA)
+    plan = write_plan(str(folder), Planner("/videos", ClipConfig(), len(clips)), [manifest])
     gazes = [greedy.label(clip[None], canvas, threshold=0.05, max_ratio=0.75) for clip in clips]
     outcomes = [
         Outcome(gaze=gaze, members=encode_frames(clip, storage, 90)) for gaze, clip in zip(gazes, clips, strict=True)
     ]
-    tar, index = build_shard(plan, outcomes, 0.05)
+    tar, index = build_shard(plan.clips_of(0), outcomes, 0.05)
     commit_shard(str(folder), 0, tar, index)
-    data = plan_bytes(plan)
-    (folder / "plan.parquet").write_bytes(data)
     config = PreprocessConfig(input="/videos", output=str(folder), frames=storage)
     about = describe(config, resolve_gaze(config)) | {"videos": len(clips), "clips": len(clips), "shards": 1}
-    about |= {"plan": hashlib.sha256(data).hexdigest()}
+    about |= {"plan": plan.about()}
     (folder / "dataset.json").write_text(json.dumps(about))
     return (len(tar) + len(index)) / len(clips)
-
-
-def plan_bytes_of_clip() -> float:
-    """Memory that a clip's row of the plan takes where preprocess runs: 187,500 clips of 200 videos."""
-    videos = [f"s3://bucket/videos/part-{number // 100:05d}/{number:08d}.mp4" for number in range(200)]
-    known = {"object": videos, "offset": 0, "bytes": 1, "fingerprint": "0" * 32, "width": 1280, "height": 720}
-    known |= {"rotation": 0, "fps": 25.0, "frames": 15_000, "status": "ok", "reason": None, "detail": None}
-    plan = make_plan(pd.DataFrame({"uri": videos, **known}), "s3://bucket/videos", ClipConfig(), 32)
-    return float(plan.memory_usage(deep=True).sum()) / len(plan)
 
 
 def training(data: Path, run: Path, steps: int) -> float:
@@ -223,11 +215,6 @@ def main() -> None:
                     f"{times:.1f} times | {read} | "
                     f"{2 * shards:.3g} | {videos * times + 2 * shards:.3g} |"
                 )
-    planned = plan_bytes_of_clip()
-    print(
-        f"\nthe plan takes {planned:.0f} bytes of memory a clip where preprocess and status run: "
-        f"{planned * 1e7 / 1e9:.1f} GB for a dataset of 10 million clips"
-    )
 
 
 if __name__ == "__main__":

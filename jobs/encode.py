@@ -15,6 +15,7 @@ from cluster.local import RayConfig
 from jobs import making
 from jobs.scan_progress import show_passed
 from jobs.wording import fewer
+from pipelines.corpus.inputs import is_manifest
 from pipelines.dataset.run_records import RunRecord
 from pipelines.dataset.shards import open_dataset
 from pipelines.encode.config import POOLED, EncodeConfig, check_encode_config
@@ -49,7 +50,7 @@ def run(config: EncodeCommand, console: Console, dry_run: bool = False) -> int:
         name="encode",
         resume=resume_encode,
         plan=plan_encode,
-        plans_on_ray=not config.data,  # a gaze dataset has a plan
+        plans_on_ray=bool(config.input) and not is_manifest(config.input),  # a gaze dataset has a plan
         share=share_encode_workers,
         execute=execute_encode,
         how=lambda job, workers: {
@@ -64,16 +65,16 @@ def run(config: EncodeCommand, console: Console, dry_run: bool = False) -> int:
 
 def _show_plan(job: EncodeJob, console: Console) -> None:
     facts, config = job.encoder.facts, job.config
-    todo = job.plan[job.plan["shard"].isin(job.missing) & job.plan["reason"].isna()]
+    _, todo = job.clips_to_make()
     table = Table(title=f"what autogaze encode would write to {job.output}", show_header=False, title_justify="left")
     values = facts["width"] * len(job.encoder.layers)
     for name, value in (
-        ("clips", f"{len(job.rows):,} planned, of them {len(todo):,} to encode, {int(todo['frames'].sum()):,} frames"),
+        ("clips", f"{job.clips:,} planned, of them {todo:,} to encode, {todo * job.plan.frames:,} frames"),
         ("shards", f"{job.shards:,} planned, {len(job.missing):,} to make"),
         ("encoder", job.encoder.words),
         ("of a token", f"{values * 2:,} bytes: {', '.join(job.encoder.layers) or 'nothing'} in {config.store}"),
         ("pooled", ", ".join(POOLED[config.pooled]) or "nothing"),
-        ("memory per row", f"{job.row_bytes / 1e6:.0f} MB of frames per shard in flight"),
+        ("memory per row", f"{job.plan.row_bytes / 1e6:.0f} MB of frames per shard in flight"),
     ):
         table.add_row(name, value)
     console.print(table)

@@ -32,7 +32,7 @@ def build_features_page(dataset: FeatureDataset) -> str:
         stored=_stored(dataset),
         survey=survey,
         planned_shards=dataset.shards,
-        planned_clips=len(dataset.plan),
+        planned_clips=dataset.plan.clips,
         size=wording.byte_size(survey.bytes),
         vit_tokens=full,
         fewer=wording.times(full / survey.per_frame) if survey.per_frame else "",

@@ -103,9 +103,9 @@ def import_(config: ImportConfig, console: Console) -> int:
     with console.status("reading the labels"):
         measurer = _measurer(config, dataset)
         names = files.label_files(config.labels)
-        labels = files.read_labels(names, dataset.plan, dataset.vocabulary, with_losses=measurer is None)
+        labels = files.read_labels(names, dataset.plan.rows(), dataset.vocabulary, with_losses=measurer is None)
     if not labels.gazes:
-        key = next(iter(keys.clip_keys(dataset.plan.head(1))), "none")
+        key = next(iter(keys.clip_keys(dataset.plan.clips_of(0))), "none")
         raise PipelineError(
             f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {key}, "
             f"in the labels {labels.example or 'none'}"

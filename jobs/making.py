@@ -151,9 +151,7 @@ def _end_without_work(steps: MakingJob[ConfigT, JobT, WorkersT], job: JobT, cons
     if dry_run:
         steps.show_plan(job, console)
     elif job.config.part == "plan":
-        console.print(
-            f"planned: {len(job.rows)} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False
-        )
+        console.print(f"planned: {job.clips} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False)
     else:
         finish_dataset(job)
         of_part = "" if not job.config.part else f" of part {job.config.part}"
@@ -174,7 +172,7 @@ def _make_shards(
     from pipelines.preprocess.merging import IndexMerger
     from pipelines.preprocess.shard_job import finish_dataset
 
-    planned = int(job.plan["shard"].isin(job.missing).sum())
+    planned, _ = job.clips_to_make()
     done_before = job.shards - len(job.missing)
     first, last = workers.actors
     console.print(

@@ -13,6 +13,7 @@ from cluster.local import RayConfig
 from jobs import making
 from jobs.scan_progress import show_passed
 from jobs.wording import fewer
+from pipelines.corpus.inputs import is_manifest
 from pipelines.dataset.run_records import RunRecord
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.totals import Totals
@@ -43,7 +44,7 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
         name="preprocess",
         resume=resume,
         plan=plan_job,
-        plans_on_ray=True,
+        plans_on_ray=not is_manifest(config.input),
         share=share_workers,
         execute=execute,
         how=lambda job, workers: {"gaze": how_gazed(job.gazer, workers.device)},
@@ -54,22 +55,21 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
 
 
 def _show_plan(job: Job, console: Console) -> None:
-    plan, config = job.rows, job.config
-    todo = plan[plan["shard"].isin(job.missing) & plan["reason"].isna()]
-    frames = int(todo["frames"].sum())
+    plan, config = job.plan, job.config
+    frames = job.clips_to_make()[1] * plan.frames
     # Shards of the demo footage hold this many bytes a frame, tar padding and gaze included.
     per_frame = {"jpeg": 17_000, "raw": 150_528, "none": 500}[config.frames]
     table = Table(
         title=f"what autogaze preprocess would write to {job.output}", show_header=False, title_justify="left"
     )
-    refused = int(plan["reason"].notna().sum())
+    refused = int(plan.outline.refused[job.part.start : job.part.stop].sum())
     for name, value in (
-        ("videos", f"{plan['video'].nunique():,}"),
-        ("clips", f"{len(plan):,} planned, {refused:,} already known to fail"),
+        ("videos", f"{plan.outline.videos(job.part):,}"),
+        ("clips", f"{job.clips:,} planned, {refused:,} already known to fail"),
         ("shards", f"{job.shards:,} planned, {len(job.missing):,} to make"),
         ("frames", f"{frames:,} to gaze"),
         ("estimated bytes", f"{frames * per_frame / 1e9:.3f} GB"),
-        ("memory per row", f"{job.row_bytes / 1e6:.0f} MB of decoded frames per shard in flight"),
+        ("memory per row", f"{plan.row_bytes / 1e6:.0f} MB of decoded frames per shard in flight"),
     ):
         table.add_row(name, value)
     console.print(table)

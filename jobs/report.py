@@ -150,8 +150,8 @@ def build(dataset: Dataset, clips: int = 12, sight: Sight | None = None) -> str:
         palette=[hex_colour(level) for level in range(len(vocabulary.scales))],
         survey=survey,
         planned_shards=dataset.shards,
-        planned_clips=len(dataset.plan),
-        planned_videos=int(dataset.plan["video"].nunique()),
+        planned_clips=dataset.plan.clips,
+        planned_videos=dataset.plan.videos,
         ratio_chart=charts.histogram(survey.ratio, "gaze ratio of a clip (% of its patches)", "clips", scale=100),
         error_chart=charts.histogram(
             survey.error,

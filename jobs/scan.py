@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ClassVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from cluster.local import RayConfig, running
 from jobs.scan_progress import ScanProgress, show_passed
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus.inputs import is_manifest, list_input
+from pipelines.corpus.passed import PassedOver
+from pipelines.corpus.scan import scan
 from pipelines.corpus.unfinished import UnfinishedScan
 from pipelines.errors import PipelineError
 from pipelines.schema import check, section, setting
@@ -48,24 +54,47 @@ def run(config: ScanConfig, console: Console) -> int:
             f"input=VIDEOS output={config.input}"
         )
     output = Location(config.output)
-    previous = manifests.read_manifest(output) if store.exists(output) else None
-    listing = list_input(config.input)  # a missing input is reported before Ray starts
+    listing = list_input(config.input)
+    first = next(listing.found)  # a missing input is reported before Ray starts
+    listing = replace(listing, found=chain([first], listing.found))
+    previous = manifests.manifest_tables(output) if store.exists(output) else ()
     store.require_writable(output.parent)  # so is an output that cannot be written
-    unfinished = UnfinishedScan(output)
+    unfinished, summary = UnfinishedScan(output), _Summary()
     with running(config.ray), ScanProgress(console) as progress:
-        manifest = manifests.scan(listing, previous, config.decoder_timeout_s, unfinished, progress.update)
-    store.publish(manifests.manifest_bytes(manifest), output)
+        found = scan(listing, previous, config.decoder_timeout_s, unfinished, progress.update)
+        manifests.write_manifest(map(summary.note, found), output)
     unfinished.remove()
-    ok = manifest[manifest["status"] == "ok"]
-    console.print(
-        f"{len(manifest)} videos: {len(ok)} ok, {len(manifest) - len(ok)} failed; {int(ok['frames'].sum()):,} frames, "
-        f"{ok['duration'].sum() / 3600:.2f} h, {manifest['bytes'].sum() / 1e9:.3f} GB",
-        highlight=False,
-    )
-    failed = manifest[manifest["status"] != "ok"]
-    for reason, count in failed["reason"].value_counts().items():
-        console.print(f"  {count} {reason}", highlight=False)
-    listing.passed.add_texts(manifest["passed_over"])
+    summary.show(console)
+    listing.passed.merge(summary.passed)
     show_passed(console, listing.passed)
     console.print(f"manifest: {output}", highlight=False, soft_wrap=True, markup=False)
     return 0
+
+
+class _Summary:
+    """A manifest in numbers, counted as its rows go by."""
+
+    def __init__(self) -> None:
+        self.videos, self.frames, self.bytes, self.seconds = 0, 0, 0, 0.0
+        self.failed: Counter[str] = Counter()
+        self.passed = PassedOver()
+
+    def note(self, table: pa.Table) -> pa.Table:
+        ok = pc.equal(table["status"], "ok")
+        self.videos += len(table)
+        self.frames += pc.sum(table["frames"].filter(ok)).as_py() or 0
+        self.seconds += pc.sum(table["duration"].filter(ok)).as_py() or 0.0
+        self.bytes += pc.sum(table["bytes"]).as_py() or 0
+        self.failed.update(table["reason"].filter(pc.invert(ok)).to_pylist())
+        self.passed.add_texts(table["passed_over"].drop_null().to_pylist())
+        return table
+
+    def show(self, console: Console) -> None:
+        failed = self.failed.total()
+        console.print(
+            f"{self.videos} videos: {self.videos - failed} ok, {failed} failed; {self.frames:,} frames, "
+            f"{self.seconds / 3600:.2f} h, {self.bytes / 1e9:.3f} GB",
+            highlight=False,
+        )
+        for reason, count in self.failed.most_common():
+            console.print(f"  {count} {reason}", highlight=False)

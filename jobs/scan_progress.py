@@ -30,7 +30,7 @@ class ScanProgress(AbstractContextManager["ScanProgress"]):
                 self._begin(done, total)
         self.done, self.total = done, total
         if self.bar is not None:
-            self.bar.update(self.task, completed=done)
+            self.bar.update(self.task, completed=done, total=total)
         elif time.monotonic() - self.printed >= _PLAIN_SECONDS:
             self.printed = time.monotonic()
             rate = (done - self.before) / max(self.printed - self.began, 1e-9)

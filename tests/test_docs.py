@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import reference
-from pipelines.corpus import manifest, plan
+from pipelines.corpus import manifest, plan, plan_part
 from pipelines.dataset import features, shards
 from pipelines.video.base import REASONS
 from tests.support import places, references
@@ -32,7 +32,14 @@ def test_every_reason_is_listed_with_its_meaning() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema", [manifest.MANIFEST_SCHEMA, plan.PLAN_SCHEMA, shards.INDEX_SCHEMA, features.FEATURE_INDEX_SCHEMA]
+    "schema",
+    [
+        manifest.MANIFEST_SCHEMA,
+        plan_part.VIDEO_SCHEMA,
+        plan.PLAN_SCHEMA,
+        shards.INDEX_SCHEMA,
+        features.FEATURE_INDEX_SCHEMA,
+    ],
 )
 def test_every_column_is_described(schema: object) -> None:
     words = set(re.findall(r"[a-z_0-9]+", FORMATS))

@@ -12,6 +12,8 @@ What exists by the very name that was given is that, whatever characters it has.
 from __future__ import annotations
 
 import glob
+import heapq
+import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpus.lists import beside, read_list
+from pipelines.corpus.manifest import manifest_files
 from pipelines.corpus.passed import REPEATED, PassedOver
 from pipelines.corpus.suffixes import (
+    LIST_SUFFIXES,
     TAR_SUFFIX,
     VIDEO_SUFFIXES,
     is_archive,
@@ -37,9 +41,10 @@ from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
 from pipelines.storage.credentials import refuse_credentials
 from pipelines.storage.filesystem import HIDDEN
-from pipelines.storage.location import Entry, Location, scheme_of
+from pipelines.storage.location import Entry, Location, escaped, scheme_of
 
-_AT_ONCE = 32  # objects of a list that are looked up at the same time
+_AT_ONCE = 32  # objects of a list that are looked up at the same time ...
+_LOOKED_UP = 4096  # ... and of which the answers wait
 _WILD = re.compile(r"[*?[]")
 
 
@@ -57,20 +62,26 @@ class Part(NamedTuple):
         return _before_wild(self.url) if self.kind == "pattern" else self.url
 
 
+class Found(NamedTuple):
+    """A video or tar of an input. problem: why it cannot be asked for; it is a failed video then."""
+
+    entry: Entry
+    problem: str = ""
+
+
 @dataclass
 class Listing:
     """What a scan of an input opens.
 
     Attributes:
         root: what names of videos are relative to.
-        entries: videos and tars, sorted by URL, each once. One that a list names and that is not there has no version.
-        unusable: objects that cannot be asked for, and why. They are failed videos.
-        passed: what is not opened.
+        found: videos and tars, sorted by URL, each once: as they are listed, so they can be taken once. One that a list
+            names and that is not there has no version. Taking the last raises what `list_input` says.
+        passed: what is not opened, of what was taken.
     """
 
     root: str
-    entries: list[Entry] = field(default_factory=list)
-    unusable: list[tuple[Entry, str]] = field(default_factory=list)
+    found: Iterator[Found]
     passed: PassedOver = field(default_factory=PassedOver)
 
 
@@ -136,10 +147,10 @@ def covers(text: str, url: str) -> bool:
 
 def is_manifest(text: str) -> bool:
     """Whether an input is a manifest of `autogaze scan`, or a damaged one; else it is a list of videos, or no table."""
-    if suffix_of(text) != ".parquet" or _is_pattern(text) or store.entry(url := Location(text)) is None:
+    if suffix_of(text) != ".parquet" or _is_pattern(text) or not (files := manifest_files(text)):
         return False
     try:
-        with store.open_read(url) as file:
+        with store.open_read(files[0]) as file:
             return "fingerprint" in pq.ParquetFile(file).schema_arrow.names
     except (pa.ArrowException, OSError, ValueError):
         return True  # reading it says what is wrong
@@ -148,83 +159,113 @@ def is_manifest(text: str) -> bool:
 def list_input(text: str) -> Listing:
     """The objects of an input that a scan opens.
 
-    Raises PipelineError: nothing there, nothing that looks like a video, a list that cannot be read. StoreError.
+    Raises PipelineError, here or from `found`: nothing there, nothing that looks like a video, a list that cannot be
+    read, a store that lists its objects in no order. StoreError.
     """
-    parts = split_input(text)
-    listing = Listing(common_folder([part.root for part in parts]) if len(parts) > 1 else parts[0].root)
-    found: dict[Location, Entry] = {}
+    parts, passed = split_input(text), PassedOver()
+    streams = [stream for part in parts for stream in _streams(part, passed)]
+    root = common_folder([part.root for part in parts]) if len(parts) > 1 else parts[0].root
+    return Listing(root, _each_once(text, streams, passed), passed)
 
-    def add(entry: Entry) -> None:
-        if entry.url in found:
-            listing.passed.add(REPEATED, entry.url)
-        found[entry.url] = entry
 
-    for part in parts:
-        if part.kind == "list":
-            _add_list(part.url, listing, add)
-        elif part.kind == "pattern":
-            _add_pattern(part.url, listing, add)
-        else:
-            _add_place(part.url, listing, add)
-    listing.entries = sorted(found.values(), key=lambda entry: entry.url)
-    if not listing.entries and not listing.unusable:
-        told = "; ".join(listing.passed.lines()) or "it is empty"
+def _each_once(text: str, streams: list[Iterator[Found]], passed: PassedOver) -> Iterator[Found]:
+    """All that some streams hold, in order."""
+    last, key = "", ""
+    for found in heapq.merge(*streams, key=lambda each: escaped(each.entry.url)):
+        key = escaped(found.entry.url)
+        if key == last:
+            passed.add(REPEATED, found.entry.url)
+            continue
+        if key < last:
+            raise PipelineError(
+                f"input={text}: its store lists {key} after {last}, in no order; give a list of videos instead"
+            )
+        last = key
+        yield found
+    if not key:
+        told = "; ".join(passed.lines()) or "it is empty"
         raise PipelineError(
-            f"input={text}: no videos among its {listing.passed.total} files ({told}); looked for {TAR_SUFFIX} and "
+            f"input={text}: no videos among its {passed.total} files ({told}); looked for {TAR_SUFFIX} and "
             + " ".join(sorted(VIDEO_SUFFIXES))
         )
-    return listing
 
 
-def _add_place(url: Location, listing: Listing, add: Callable[[Entry], None]) -> None:
+def _streams(part: Part, passed: PassedOver) -> list[Iterator[Found]]:
+    if part.kind == "list":
+        return [_of_list(part.url, passed)]
+    if part.kind == "place":
+        return [_of_place(part.url, passed)]
+    lists = (
+        []
+        if suffix_of(part.url) not in LIST_SUFFIXES
+        else [
+            _of_list(entry.url, passed)
+            for entry in _matches(part.url, PassedOver())
+            if _is_named_list(part.url, entry.url)
+        ]
+    )
+    return [_of_pattern(part.url, passed), *lists]
+
+
+def _of_place(url: Location, passed: PassedOver) -> Iterator[Found]:
     """The videos and tars of a folder or prefix; an object by its own name, whatever that is."""
     there = False
-    for entry in store.list_objects(url, lambda hidden, why: listing.passed.add(why, hidden)):
+    for entry in store.list_objects(url, lambda hidden, why: passed.add(why, hidden)):
         there = True
         if entry.url == url:
             if is_archive(url):
                 raise PipelineError(
                     f"input={url}: a compressed archive cannot be read in place; unpack it, or make it a plain .tar"
                 )
-            add(entry)
+            yield Found(entry)
         elif is_hidden(entry.url.removeprefix(url)):
-            listing.passed.add(HIDDEN, entry.url)
+            passed.add(HIDDEN, entry.url)
         elif is_video(entry.url) or is_tar(entry.url):
-            add(entry)
+            yield Found(entry)
         else:
-            listing.passed.add_file(entry.url, entry.url)
+            passed.add_file(entry.url, entry.url)
     if not there and not store.exists(url):
         raise PipelineError(f"input={url}: does not exist")
 
 
-def _add_pattern(pattern: Location, listing: Listing, add: Callable[[Entry], None]) -> None:
+def _of_pattern(pattern: Location, passed: PassedOver) -> Iterator[Found]:
     """The files that a pattern names, and the videos and tars of the folders that it names.
 
-    A pattern that ends in a suffix means the files of that suffix, whatever it is; lists are read.
+    A pattern that ends in a suffix means the files of that suffix, whatever it is; lists are streams of their own.
     """
-    suffix = suffix_of(pattern)
-    meant = "" if _WILD.search(suffix) else suffix
-    passed_before, found = listing.passed.total, False
-    for entry in _matches(pattern, listing.passed):
-        found, name = True, entry.url.removeprefix(_before_wild(pattern))
-        by_suffix = bool(meant) and suffix_of(name) == meant
+    own, there = PassedOver(), False
+    for entry in _matches(pattern, own):
+        there, name = True, entry.url.removeprefix(_before_wild(pattern))
         if is_hidden(name):
-            listing.passed.add(HIDDEN, entry.url)
-        elif by_suffix and is_list(name):
-            _add_list(entry.url, listing, add)
-        elif is_video(name) or is_tar(name) or (by_suffix and not is_archive(name)):
-            add(entry)
+            own.add(HIDDEN, entry.url)
+        elif _is_named_list(pattern, entry.url):
+            continue
+        elif is_video(name) or is_tar(name) or (_by_suffix(pattern, name) and not is_archive(name)):
+            yield Found(entry)
         else:
-            listing.passed.add_file(name, entry.url)
-    if not found and listing.passed.total == passed_before:
+            own.add_file(name, entry.url)
+    if not there and not own.total:
         raise PipelineError(f"input={pattern}: does not exist; as a pattern it matches nothing either")
+    passed.merge(own)
+
+
+def _by_suffix(pattern: str, name: str) -> bool:
+    """Whether a pattern means a file by its suffix."""
+    suffix = suffix_of(pattern)
+    return bool(suffix) and not _WILD.search(suffix) and suffix_of(name) == suffix
+
+
+def _is_named_list(pattern: str, url: str) -> bool:
+    """Whether a pattern names an object as a list of videos."""
+    name = url.removeprefix(_before_wild(pattern))
+    return not is_hidden(name) and _by_suffix(pattern, name) and is_list(name)
 
 
 def _matches(pattern: Location, passed: PassedOver) -> Iterator[Entry]:
-    """The objects that a pattern names, and those of folders that it names."""
+    """The objects that a pattern names, and those of folders that it names, sorted."""
     if pattern.is_local and "**" not in pattern:
         # Not a walk through all of the folder: /data/*.mp4 has nothing to do with what else is in /data.
-        for name in sorted(glob.glob(pattern)):
+        for name in sorted(glob.glob(pattern), key=lambda name: escaped(name) + ("/" if os.path.isdir(name) else "")):
             yield from store.list_objects(name, lambda url, why: passed.add(why, url))
         return
     named = _named_by(pattern)
@@ -255,28 +296,24 @@ def _before_wild(pattern: str) -> str:
     return _WILD.split(pattern, maxsplit=1)[0].rpartition("/")[0] or "/"
 
 
-def _add_list(url: Location, listing: Listing, add: Callable[[Entry], None]) -> None:
-    """The objects that a list names: also those that are not there, which are failed videos."""
-    wanted: dict[Location, None] = {}
-    problems: list[Exception] = []
-
-    def unusable(name: str, error: Exception) -> None:
-        problems.append(error)
-        listing.unusable.append((Entry(Location.as_is(name), 0, ""), " ".join(str(error).split())))
-
+def _of_list(url: Location, passed: PassedOver) -> Iterator[Found]:
+    """The objects that a list names, sorted: also those that are not there, which are failed videos."""
+    wanted: dict[Location, str] = {}  # with what is wrong with the name itself
+    first_problem: Exception | None = None
+    usable = False
     for name in read_list(url):
         try:
             refuse_credentials(name)
         except PipelineError as error:  # no row: it would hold them
             raise PipelineError(f"input={url}: a line of it: {error}") from None
         try:
-            place = Location(beside(url, name))
+            place, problem = Location(beside(url, name)), ""
         except PipelineError as error:
-            unusable(name, error)
-            continue
+            place, problem = Location.as_is(name), " ".join(str(error).split())
+            first_problem = first_problem or error
         if place in wanted:
-            listing.passed.add(REPEATED, place)
-        wanted[place] = None
+            passed.add(REPEATED, place)
+        wanted[place] = problem
 
     def look(place: Location) -> Entry | Exception:
         try:
@@ -286,16 +323,20 @@ def _add_list(url: Location, listing: Listing, add: Callable[[Entry], None]) -> 
         except retry.StoreError as error:
             return error
 
-    usable = False
+    places = sorted(wanted, key=escaped)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for place, entry in zip(wanted, pool.map(look, wanted), strict=True):
-            if isinstance(entry, Exception):
-                unusable(place, entry)
-            else:
-                usable = True
-                add(entry)
-    if not usable:  # no credentials, a bucket that does not exist: not a matter of one video
-        raise problems[0]
+        for begin in range(0, len(places), _LOOKED_UP):
+            part = places[begin : begin + _LOOKED_UP]
+            looked = pool.map(lambda place: Entry(place, 0, "") if wanted[place] else look(place), part)
+            for place, entry in zip(part, looked, strict=True):
+                if isinstance(entry, Exception):
+                    first_problem = first_problem or entry
+                    yield Found(Entry(place, 0, ""), " ".join(str(entry).split()))
+                else:
+                    usable = usable or not wanted[place]
+                    yield Found(entry, wanted[place])
+    if not usable and first_problem is not None:  # no credentials, a bucket that does not exist
+        raise first_problem
 
 
 def common_folder(urls: list[str]) -> str:

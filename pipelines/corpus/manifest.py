@@ -1,29 +1,22 @@
-"""Scan a video store into a manifest: one parquet row per video, with what the plan needs to know.
+"""The manifest of a store: a row per video, in one parquet file or, within a dataset, in a folder of parts.
 
-For what can be scanned see pipelines.corpus.inputs. A tar member is read in place by its byte range and never unpacked.
-A scan made over an earlier manifest opens only the objects that are new, changed, or could not be read.
+Rows are in order of object and uri where we wrote them. They are read as a stream, whatever program wrote the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, Protocol
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from pipelines.corpus.inputs import Listing, list_input
-from pipelines.corpus.passed import PassedOver
-from pipelines.corpus.suffixes import is_archive, is_tar
-from pipelines.corpus.tars import TarVideos, tar_videos
-from pipelines.corpus.videos import escaped, local_copy, reading_video, video_fingerprint
 from pipelines.errors import PipelineError
-from pipelines.ray_data import configure_ray_data, pipeline_errors
 from pipelines.storage import store, tables
-from pipelines.storage.location import Entry, Location
-from pipelines.video.base import DecodeConfig, VideoError
-from pipelines.video.isolated import IsolatedDecoder, index_folder
+from pipelines.storage.location import Location
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -50,231 +43,119 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("duration_source", pa.string()),
     ]
 )
-OPTIONAL_COLUMNS = (
-    "passed_over",
-    "mirrored",
-    "fps_source",
-    "duration_source",
-)  # older versions did not write them: null
-_OBJECTS_PER_TASK = 16
-Rows = list[dict[str, Any]]
+OPTIONAL_COLUMNS = ("passed_over", "mirrored", "fps_source", "duration_source")  # null where older versions wrote
+_WHAT = "a manifest; make one with `autogaze scan`"
+_ORDER = ("object", "uri")
+_GROUP_ROWS = 1 << 17
 
 
-class Keeper(Protocol):
-    """Keeps what a scan has found so far: pipelines.corpus.unfinished.UnfinishedScan."""
-
-    def read(self) -> dict[str, Rows]: ...
-    def add(self, rows: Rows) -> None: ...
-    def keep(self) -> None: ...
-
-
-def scan(
-    input: str | Listing,
-    previous: pd.DataFrame | None = None,
-    timeout_s: float = DecodeConfig.timeout_s,
-    keeper: Keeper | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> pd.DataFrame:
-    """The manifest of an input, rows sorted by uri. Needs a running Ray.
-
-    Args:
-        input: what a user gives (pipelines.corpus.inputs), or its listing.
-        previous: an earlier manifest; rows of objects that were read and are unchanged are kept as they are.
-        timeout_s: a video that takes longer to open fails as decoder_timeout; the next scan tries it again.
-        keeper: has the rows of scans that were interrupted, and keeps those of this one; also when it is.
-        on_progress: called with the number of objects that are done, and of all.
-    Raises:
-        PipelineError: nothing there, or nothing that looks like a video.
-    """
-    listing = list_input(input) if isinstance(input, str) else input
-    known: dict[str, Rows] = {}
-    if previous is not None:
-        known = by_object(pa.Table.from_pandas(previous, schema=MANIFEST_SCHEMA, preserve_index=False).to_pylist())
-    if keeper is not None:
-        known |= keeper.read()
-    rows = [_failed(escaped(entry.url), entry, 0, 0, "", "unreadable", detail) for entry, detail in listing.unusable]
-    fresh: list[Entry] = []
-    for entry in listing.entries:
-        kept = known.get(entry.url, [])
-        if kept and all(unchanged(row, entry) and not _failed_for_now(row) for row in kept):
-            rows.extend(kept)
-        elif (shown := escaped(entry.url)) != entry.url:
-            # Parquet holds UTF-8 only, and nobody could open a video by a name that differs from its own.
-            rows.append(_failed(shown, entry, 0, entry.bytes, "", "bad_name", "the file name is not valid UTF-8"))
-        else:
-            fresh.append(entry)
-    done = len(listing.entries) - len(fresh)
-    on_progress(done, len(listing.entries))
-    try:
-        for objects, found in _probe_all(fresh, timeout_s) if fresh else ():
-            rows += found
-            done += objects
-            if keeper is not None:
-                keeper.add(found)
-            on_progress(done, len(listing.entries))
-    finally:
-        if keeper is not None:
-            keeper.keep()
-    table = pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
-    return table.to_pandas().sort_values("uri", kind="stable", ignore_index=True)
-
-
-def by_object(rows: Rows) -> dict[str, Rows]:
-    """Rows of a manifest by the URL of their object."""
-    found: dict[str, Rows] = {}
-    for row in rows:
-        found.setdefault(str(row["object"]), []).append(row)
-    return found
-
-
-def unchanged(row: dict[str, Any], entry: Entry) -> bool:
-    """Whether a row is about the object as it is now. Nobody can tell where the store has no versions."""
-    if row["version"] == entry.version:
-        return bool(entry.version)
-    # Manifests of older versions have times without the size. A row of a tar does not say how large the tar was.
-    time = entry.version.removesuffix(f"-{entry.bytes}")
-    return bool(time) and row["version"] == time and row["bytes"] == entry.bytes and row["uri"] == row["object"]
-
-
-def _failed_for_now(row: dict[str, Any]) -> bool:
-    """Whether a video is to be opened again although it is the same.
-
-    It was not read, the time limit was too short, or an older version opened it, which took packets for frames and
-    believed headers.
-    """
-    return not row["fingerprint"] or row["reason"] == "decoder_timeout" or row["fps_source"] is None
-
-
-def _probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, Rows]]:
-    """Probe objects on Ray; (how many objects, all their rows) as they are done."""
-    import ray.data  # here, not above: see cluster.local
-
-    configure_ray_data()
-    tars = [[entry] for entry in entries if is_tar(entry.url)]  # which may hold thousands of videos
-    others = [entry for entry in entries if not is_tar(entry.url)]
-    parts = tars + [others[i : i + _OBJECTS_PER_TASK] for i in range(0, len(others), _OBJECTS_PER_TASK)]
-    tasks = [
-        {"urls": [e.url for e in part], "bytes": [e.bytes for e in part], "versions": [e.version for e in part]}
-        for part in parts
-    ]
-    probed = ray.data.from_items(tasks, override_num_blocks=len(tasks)).flat_map(
-        partial(_probe, timeout_s=timeout_s), num_cpus=1
+def manifest_bytes(manifest: pa.Table | pd.DataFrame) -> bytes:
+    """Rows of a manifest as parquet."""
+    return tables.table_bytes(
+        manifest if isinstance(manifest, pa.Table) else tables.as_table(manifest, MANIFEST_SCHEMA)
     )
-    for answer in pipeline_errors(probed.iter_rows()):
-        yield int(answer["objects"]), pa.ipc.open_stream(answer["rows"]).read_all().to_pylist()
 
 
-def _probe(task: dict[str, Any], timeout_s: float) -> Rows:
-    """Ray Data task: objects -> their manifest rows, as one value, so that they stay together.
+def write_manifest(rows: Iterable[pa.Table], url: str) -> None:
+    """Write a manifest as one file, some rows at a time. It appears when it is complete."""
+    with store.publishing(url) as out, pq.ParquetWriter(out, MANIFEST_SCHEMA, compression="zstd") as writer:
+        for part in in_parts(rows, _GROUP_ROWS):
+            writer.write_table(part.combine_chunks())
 
-    Untrusted bytes are opened in a decoder's child process.
+
+def in_parts(rows: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The rows of some tables, in tables of `size` rows; fewer in the last."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for table in rows:
+        waiting.append(table)
+        count += len(table)
+        if count >= size:
+            joined = pa.concat_tables(waiting)
+            whole = count // size * size
+            for begin in range(0, whole, size):
+                yield joined.slice(begin, size)
+            waiting, count = [joined.slice(whole)], count - whole
+    if count:
+        yield pa.concat_tables(waiting)
+
+
+def manifest_files(url: str) -> list[Location]:
+    """The file of a manifest, or its parts in order; [] where there is none."""
+    place = Location(url)
+    if store.entry(place) is not None:
+        return [place]
+    return [entry.url for entry in store.list_objects(place) if entry.url.endswith(".parquet")]
+
+
+def manifest_tables(url: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a manifest, or some columns of it, as they are stored, some thousand at a time.
+
+    Raises PipelineError when it is not one.
     """
-    rows: Rows = []
-    with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s, index_dir=index_folder())) as decoder:
-        for url, size, version in zip(task["urls"], task["bytes"], task["versions"], strict=True):
-            rows.extend(probe_object(Entry(Location.as_is(url), int(size), str(version)), decoder))
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, MANIFEST_SCHEMA) as writer:
-        writer.write_table(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
-    return [{"objects": len(task["urls"]), "rows": sink.getvalue().to_pybytes()}]
-
-
-def probe_object(entry: Entry, decoder: IsolatedDecoder) -> Rows:
-    """Manifest rows of one object: one for a video, one per video member for a tar."""
-    if is_archive(entry.url):
-        detail = "a compressed archive: unpack it, or make it a plain .tar"
-        return [_failed(entry.url, entry, 0, entry.bytes, "", "unreadable", detail)]
-    if not is_tar(entry.url):
-        return [_probe_video(entry.url, entry, 0, entry.bytes, decoder)]
-    try:
-        found = reading_video(partial(tar_videos, entry.url), entry.url)
-    except VideoError as error:
-        found = TarVideos({}, PassedOver(), (error.reason, error.detail))
-    rows = []
-    for name, (offset, size) in found.videos.items():
-        uri = f"{entry.url}#{name}"
-        if offset is None:
-            rows.append(_failed(uri, entry, 0, 0, "", "unreadable", "stored sparse; make the tar without -S"))
-        else:
-            rows.append(_probe_video(uri, entry, offset, size, decoder))
-    if found.problem:
-        rows.append(_failed(entry.url, entry, 0, entry.bytes, "", *found.problem))
-    rows[0]["passed_over"] = found.passed.to_text()
-    return rows
-
-
-def _probe_video(uri: str, entry: Entry, offset: int, size: int, decoder: IsolatedDecoder) -> dict[str, Any]:
-    mark = ""
-    try:
-        if not size and not store.exists(entry.url):  # of no bytes, none would be asked for
-            raise FileNotFoundError(entry.url)
-        with local_copy(entry.url, offset, size) as source:
-            mark = video_fingerprint(source.path, source.offset, source.size)
-            info = decoder.probe(source)
-    except FileNotFoundError:
-        return _failed(uri, entry, offset, size, mark, "missing", "no such object; removed since it was listed?")
-    except VideoError as error:
-        return _failed(uri, entry, offset, size, mark, error.reason, error.detail)
-    return {
-        "uri": uri,
-        "object": entry.url,
-        "offset": offset,
-        "bytes": size,
-        "version": entry.version,
-        "fingerprint": mark,
-        "container": info.container,
-        "codec": info.codec,
-        "width": info.width,
-        "height": info.height,
-        "rotation": info.rotation,
-        "fps": info.fps,
-        "frames": info.frames,
-        "duration": info.duration,
-        "status": "ok",
-        "reason": None,
-        "detail": None,
-        "passed_over": None,
-        "mirrored": info.mirrored,
-        "fps_source": info.fps_source,
-        "duration_source": info.duration_source,
-    }
-
-
-def _failed(uri: str, entry: Entry, offset: int, size: int, mark: str, reason: str, detail: str) -> dict[str, Any]:
-    return {
-        "uri": uri,
-        "object": escaped(entry.url),
-        "offset": offset,
-        "bytes": size,
-        "version": entry.version,
-        "fingerprint": mark,
-        "container": "",
-        "codec": "",
-        "width": 0,
-        "height": 0,
-        "rotation": 0,
-        "fps": 0.0,
-        "frames": 0,
-        "duration": 0.0,
-        "status": "failed",
-        "reason": reason,
-        "detail": detail,
-        "passed_over": None,
-        "mirrored": False,
-        "fps_source": "",
-        "duration_source": "",
-    }
-
-
-def manifest_bytes(manifest: pd.DataFrame) -> bytes:
-    """The manifest as parquet."""
-    return tables.to_bytes(manifest, MANIFEST_SCHEMA)
+    files = manifest_files(url)
+    if not files:
+        raise PipelineError(f"{url}: no such manifest")
+    for file in files:
+        try:
+            yield from tables.batches(file, MANIFEST_SCHEMA, _WHAT, columns, OPTIONAL_COLUMNS)
+        except FileNotFoundError as error:
+            raise PipelineError(f"{file}: removed while it was read") from error
 
 
 def read_manifest(url: str) -> pd.DataFrame:
-    """A manifest written by manifest_bytes. Raises PipelineError when it is not one."""
-    try:
-        what = "a manifest; make one with `autogaze scan`"
-        return tables.read(url, MANIFEST_SCHEMA, what, optional=OPTIONAL_COLUMNS).to_pandas()
-    except FileNotFoundError as error:
-        raise PipelineError(f"{url}: no such manifest") from error
+    """A whole manifest. Raises PipelineError when it is not one."""
+    return pa.concat_tables([*manifest_tables(url), MANIFEST_SCHEMA.empty_table()]).to_pandas()
+
+
+@dataclass
+class OrderedManifest:
+    """A manifest to be planned.
+
+    Attributes:
+        tables: its rows in order of object and uri, each video once.
+        folder: the deepest folder that holds all its videos.
+        videos: how many rows it has, and `repeated`: the uris of those that are left out, since an earlier one names
+            the same video.
+    """
+
+    tables: Iterator[pa.Table]
+    folder: str
+    videos: int
+    repeated: list[str]
+
+
+def ordered_manifest(url: str) -> OrderedManifest:
+    """Read a manifest in order. One that is not in order is sorted in memory.
+
+    Raises PipelineError when it is not one.
+    """
+    count, in_order, prefix = 0, True, ""
+    last: tuple[str, str] | None = None
+    for table in manifest_tables(url, _ORDER):
+        if not len(table):
+            continue
+        ends = pc.min_max(table["uri"])
+        names = [ends["min"].as_py(), ends["max"].as_py(), *([prefix] if count else [])]
+        prefix = os.path.commonprefix(names)  # noqa: RUF071 (of letters: it ends at a folder below)
+        count += len(table)
+        in_order = in_order and _rising(table, last)
+        last = (table["object"][-1].as_py(), table["uri"][-1].as_py())
+    folder = prefix.rpartition("/")[0]
+    if in_order:
+        return OrderedManifest(manifest_tables(url), folder, count, [])
+    table = pa.concat_tables(manifest_tables(url))
+    table = table.take(pc.sort_indices(table, [(name, "ascending") for name in _ORDER]))
+    uri = table["uri"].combine_chunks()
+    same = pa.concat_arrays([pa.array([False] * min(count, 1)), pc.equal(uri[1:], uri[:-1])])
+    return OrderedManifest(iter([table.filter(pc.invert(same))]), folder, count, table["uri"].filter(same).to_pylist())
+
+
+def _rising(table: pa.Table, last: tuple[str, str] | None) -> bool:
+    """Whether each row of a table, and its first after `last`, comes after the one before it, by object and uri."""
+    keys = [table[name].combine_chunks() for name in _ORDER]
+    if last is not None and last >= tuple(key[0].as_py() for key in keys):
+        return False
+    (lower, higher), (before, after) = ((key[:-1], key[1:]) for key in keys)
+    rising = pc.or_(pc.less(lower, higher), pc.and_(pc.equal(lower, higher), pc.less(before, after)))
+    return bool(pc.all(rising, min_count=0).as_py())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import pyarrow as pa
 
-from pipelines.corpus.manifest import MANIFEST_SCHEMA, OPTIONAL_COLUMNS, by_object
+from pipelines.corpus.manifest import MANIFEST_SCHEMA, OPTIONAL_COLUMNS
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store, tables
 from pipelines.storage.location import Location
@@ -30,26 +30,23 @@ class UnfinishedScan:
     def __init__(self, output: Location) -> None:
         self.url = Location.as_is(f"{output}.scan")
         self.problem = ""
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[pa.Table] = []
         self._kept = time.monotonic()
 
-    def read(self) -> dict[str, list[dict[str, Any]]]:
-        """The rows that earlier scans kept, by object; of an object that was scanned twice, the newer ones.
+    def read(self) -> Iterator[pa.Table]:
+        """The rows that earlier scans kept, the older ones first.
 
         Files of another version, or damaged, are passed over: what they held is scanned again.
         """
-        found: dict[str, list[dict[str, Any]]] = {}
         for entry in store.list_objects(self.url):  # in order of time
             try:
-                table = tables.read(entry.url, MANIFEST_SCHEMA, "part of a scan", optional=OPTIONAL_COLUMNS)
+                yield tables.read(entry.url, MANIFEST_SCHEMA, "part of a scan", optional=OPTIONAL_COLUMNS)
             except (PipelineError, FileNotFoundError):
                 continue
-            found |= by_object(table.to_pylist())
-        return found
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: pa.Table) -> None:
         """Keep all rows of some objects, at the latest at the next `keep`."""
-        self._rows += rows
+        self._rows.append(rows)
         if time.monotonic() - self._kept >= _SECONDS:
             self.keep()
 
@@ -57,11 +54,11 @@ class UnfinishedScan:
         """Write what is not written yet."""
         self._kept = time.monotonic()
         if not self._rows or self.problem:
+            self._rows = []
             return
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:6]}.parquet"
-        data = tables.table_bytes(pa.Table.from_pylist(self._rows, schema=MANIFEST_SCHEMA))
         try:
-            store.publish(data, self.url / name)
+            store.publish(tables.table_bytes(pa.concat_tables(self._rows)), self.url / name)
             self._rows = []
         except (retry.StoreError, FileNotFoundError) as error:
             self.problem = str(error)

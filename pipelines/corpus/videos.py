@@ -83,8 +83,3 @@ def local_copy(url: str, offset: int, length: int, mark: str = "", cache: LocalC
     with tempfile.TemporaryDirectory(prefix="autogaze-") as folder:
         path = os.path.join(folder, "video")
         yield Source(path, 0, store.fetch(url, path, offset, length))
-
-
-def escaped(url: str) -> str:
-    """A URL as manifests hold it: bytes of a local name that are not UTF-8 are written as \\x.."""
-    return url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -25,7 +25,8 @@ from pipelines.dataset.shards import PackedClip, ShardedDataset, kind_of, read_a
 from pipelines.errors import PipelineError
 from pipelines.storage.location import Location
 
-FEATURES_FORMAT = 1
+FEATURES_FORMAT = 2
+READABLE_FEATURES = (1, 2)  # 1: with a row per clip in its plan
 FEATURE_INDEX_SCHEMA = pa.schema(
     [
         *PLACE_SCHEMA,
@@ -173,9 +174,10 @@ def open_features(url: str) -> FeatureDataset:
         raise PipelineError(
             f"{Location(url)}: is a dataset of gaze, not of features; make them with: autogaze encode data={url}"
         )
-    if about.get("format") != FEATURES_FORMAT:
+    if about.get("format") not in READABLE_FEATURES:
         raise PipelineError(
-            f"{Location(url)}: holds features in format {about.get('format')}, this version reads {FEATURES_FORMAT}"
+            f"{Location(url)}: holds features in format {about.get('format')}, this version reads "
+            + " and ".join(map(str, READABLE_FEATURES))
         )
     for name in ("config", "encoder", "vocabulary", "shards"):
         if name not in about:

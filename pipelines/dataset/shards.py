@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 
 from autogaze.patches import VOCABULARY, PatchVocabulary
-from pipelines.corpus.plan import PLAN_SCHEMA
+from pipelines.corpus.plan_reader import Plan, open_plan
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.indexes import INDEX_SCHEMA, PLACE_SCHEMA, Indexes, IndexListing, Span, span_url
 from pipelines.dataset.members import BadSample, Members, split_members
@@ -39,7 +39,8 @@ from pipelines.storage.location import Location
 if TYPE_CHECKING:
     from autogaze.gaze import Gaze
 
-DATASET_FORMAT = 2
+DATASET_FORMAT = 3
+READABLE_FORMATS = (2, 3)  # 2: with a row per clip in its plan
 OUTCOMES = ("ok", "filtered", "failed")
 TARGETS = "targets.npz"  # a member, pipelines/dataset/targets.py
 CARRIED = ("clip", "shard", "position", "video", "start", "stride", "frames", "padded", "tile")
@@ -184,13 +185,9 @@ class ShardedDataset:
     about: dict[str, Any]
 
     @cached_property
-    def plan(self) -> pd.DataFrame:
-        """plan.parquet, read when it is first needed. Raises PipelineError when it is missing or damaged."""
-        place = self.url / "plan.parquet"
-        try:
-            return tables.read(place, PLAN_SCHEMA, "a plan").to_pandas()
-        except FileNotFoundError as error:
-            raise PipelineError(f"{place}: missing; the dataset is not whole, copy or make it again") from error
+    def plan(self) -> Plan:
+        """Its plan, read when it is needed: its methods raise PipelineError when it is missing or damaged."""
+        return open_plan(self.url, self.about)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -208,7 +205,7 @@ class ShardedDataset:
     @property
     def shards(self) -> int:
         """How many shards are planned."""
-        return int(self.plan["shard"].max()) + 1 if len(self.plan) else 0
+        return self.plan.shards
 
     @cached_property
     def indexes(self) -> Indexes:
@@ -341,6 +338,13 @@ def read_about(url: str) -> dict[str, Any]:
 def kind_of(about: Mapping[str, Any]) -> str:
     """What a dataset holds, by its dataset.json: "gaze", which says nothing of it, or "features"."""
     return str(about.get("kind", "gaze"))
+
+
+def copy_planned(source: str, output: str, names: Sequence[str]) -> None:
+    """Copy what a dataset was planned with into another: files or folders of parts, by name, those that there are."""
+    for name in names:
+        for entry in store.list_objects(Location(source) / name):
+            store.publish(store.read(entry.url), Location.as_is(str(output) + entry.url.removeprefix(str(source))))
 
 
 def committed_shards(dataset: str) -> list[int]:

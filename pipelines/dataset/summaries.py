@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.corpus.plan import video_of_clip
+from pipelines.corpus.names import video_of_clip
 from pipelines.dataset.indexes import Indexes, IndexFile, block_of
 from pipelines.errors import PipelineError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 from pipelines.corpus.inputs import normal_input
@@ -39,7 +40,7 @@ def describe_features(
         return about | {
             "config": kept | stored,
             "models": source.about.get("models", {}),
-            "source": {"dataset": _sha256_of(source), "plan": source.about.get("plan", "")},
+            "source": {"dataset": _sha256_of(source), "plan": _plan_of(source)},
         }
     assert gazer is not None
     kept = {name: value for name, value in compared_settings(config).items() if name not in _STORED}
@@ -73,6 +74,12 @@ def require_same_features(written: dict[str, Any], described: dict[str, Any], co
                 f"output={config.output} was begun with; give that one, or another output"
             )
     require_same(written, described, config.output)
+
+
+def _plan_of(source: Dataset) -> str:
+    """The hash of a gaze dataset's plan; of a plan in parts, of what its dataset.json says of them."""
+    plan = source.about.get("plan", "")
+    return plan if isinstance(plan, str) else hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256_of(source: Dataset) -> str:

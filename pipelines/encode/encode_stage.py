@@ -13,7 +13,7 @@ import torch
 from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from autogaze.vision import GazedEncoder, TokenFeatures, by_coverage
-from pipelines.corpus.plan import PlanReader
+from pipelines.corpus.plan_reader import Plan
 from pipelines.dataset import shards
 from pipelines.dataset.features import FINAL, ClipFeatures, FeatureOutcome, build_feature_shard
 from pipelines.encode.encoders import ResolvedEncoder, start_encoder
@@ -22,7 +22,6 @@ from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.preprocess.gaze_stage import gaze_each
 from pipelines.preprocess.rows import CommittedShard, DecodedShard
 from pipelines.preprocess.stopwatch import Stopwatch
-from pipelines.storage.location import Location
 
 
 class Storing(NamedTuple):
@@ -37,7 +36,7 @@ class EncodeStage:
     """Ray Data actor: a shard's frames -> encoded, packed and committed; CommittedShard is left, as a row.
 
     Args:
-        output: URL of the dataset of features, whose plan is there.
+        plan: of the dataset of features.
         encoder: what encodes, and which layers are stored.
         storing: what else is stored, and how.
         gaze: what gazes; or the vocabulary of the gazes that come with the frames.
@@ -46,18 +45,17 @@ class EncodeStage:
 
     def __init__(
         self,
-        output: str,
+        plan: Plan,
         encoder: ResolvedEncoder,
         storing: Storing,
         gaze: ResolvedGaze | PatchVocabulary,
         device: str,
     ) -> None:
         torch.set_num_threads(1)  # this actor asks Ray for at most one CPU
-        self.output, self.resolved, self.storing = output, encoder, storing
+        self.plan, self.resolved, self.storing = plan, encoder, storing
         self.encoder = start_encoder(encoder, device)
         self.gazer = gazers.start(gaze, device) if isinstance(gaze, ResolvedGaze) else None
         self.gazed = gaze.vocabulary if isinstance(gaze, ResolvedGaze) else gaze
-        self.plan = PlanReader(Location(output) / "plan.parquet")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return self.commit(DecodedShard.from_row(row)).to_row()
@@ -66,7 +64,7 @@ class EncodeStage:
         """Encode a shard's clips, pack it and commit it."""
         watch = Stopwatch(decoded.seconds)
         with watch.time("features"):
-            rows = self.plan.shard(decoded.shard)
+            rows = self.plan.clips_of(decoded.shard)
             with watch.time("gazing"):
                 outcomes, gazes = self._gazes(decoded, rows["clip"].tolist())
             with watch.time("forward"):
@@ -75,7 +73,7 @@ class EncodeStage:
                 each = [outcomes[position] for position in range(len(rows))]
                 size = self.encoder.vocabulary.size
                 tar, index = build_feature_shard(rows, each, self.storing.dtype, size)
-                shards.commit_shard(self.output, decoded.shard, tar, index)
+                shards.commit_shard(self.plan.url, decoded.shard, tar, index)
         ok = {position: outcome.features for position, outcome in outcomes.items() if outcome.features is not None}
         seen = [gazes[position] for position in ok] if self.gazer is not None else []
         stops = 0.0 if self.gazer is None else self.gazer.stops

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import pandas as pd
 import pyarrow as pa
 
 from pipelines.corpus.passed import PassedOver
+from pipelines.corpus.plan_reader import Plan
 from pipelines.dataset import shards
 from pipelines.dataset.features import FEATURE_INDEX_SCHEMA, FeatureDataset
 from pipelines.dataset.shards import Dataset, read_about
@@ -20,14 +20,14 @@ from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.loading.samples import require_decoder
 from pipelines.preprocess.description import with_own_threshold
 from pipelines.preprocess.inputs import Progress, planned_input, require_input
-from pipelines.preprocess.job import plan_corpus, resolve_corpus_gaze, write_corpus_plan
+from pipelines.preprocess.job import resolve_corpus_gaze
+from pipelines.preprocess.plan_corpus import plan_corpus
 from pipelines.preprocess.shard_job import (
     ShardJob,
     missing_shards,
     parts_to_make,
-    publish_plan,
+    publish_about,
     require_new,
-    require_own_plan,
 )
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -67,7 +67,7 @@ class _Parts:
     def about(self) -> dict[str, Any]:
         return describe_features(self.config, self.encoder, self.gazer, self.source)
 
-    def job(self, plan: pd.DataFrame, passed: PassedOver | None = None, notice: str = "") -> EncodeJob:
+    def job(self, plan: Plan, passed: PassedOver | None = None, notice: str = "") -> EncodeJob:
         config, output = self.config, Location(self.config.output)
         missing = missing_shards(output, plan, config.part)
         parts = (self.encoder, self.gazer, self.source)
@@ -93,7 +93,6 @@ def resume_encode(config: EncodeConfig) -> EncodeJob | None:
         return None
     require_same_features(written, parts.about, config)
     dataset = FeatureDataset(output, written)
-    require_own_plan(dataset)
     return parts.job(dataset.plan, *(planned_input(config, output) if config.input else ()))
 
 
@@ -106,14 +105,13 @@ def plan_encode(
     """
     parts, output = _open(config), Location(config.output)
     if parts.source is None:
-        found, plan, notice = plan_corpus(config, on_progress)
-        if write:
-            write_corpus_plan(output, found, plan, parts.about)
-        return parts.job(plan, found.passed, notice)
+        planned = plan_corpus(config, parts.about if write else None, on_progress)
+        return parts.job(planned.plan, planned.passed, planned.notice)
     source = parts.source
     if write:
-        data = store.read(source.url / "plan.parquet")
-        publish_plan(output, {"plan.parquet": data}, parts.about | {"videos": source.about.get("videos")}, source.plan)
+        shards.copy_planned(source.url, output, ["plan.parquet"])
+        about = parts.about | {name: source.about.get(name) for name in ("videos", "plan")}
+        publish_about(output, about, source.plan)
     return parts.job(source.plan)
 
 
@@ -142,11 +140,11 @@ def _open(config: EncodeConfig) -> _Parts:
 def _open_source(config: EncodeConfig) -> Dataset:
     """The gaze dataset. Raises PipelineError unless it is one, whole, and its frames can be had."""
     source = shards.open_dataset(config.data)
-    if source.about.get("format") != shards.DATASET_FORMAT:
+    if source.about.get("format") not in shards.READABLE_FORMATS:
         raise PipelineError(
-            f"data={config.data}: holds format {source.about.get('format')}, this version reads {shards.DATASET_FORMAT}"
+            f"data={config.data}: holds format {source.about.get('format')}, this version reads "
+            + " and ".join(map(str, shards.READABLE_FORMATS))
         )
-    require_own_plan(source)
     committed = len(source.committed())
     if committed != source.shards:
         raise PipelineError(

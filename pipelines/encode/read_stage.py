@@ -36,7 +36,9 @@ class ReadStage:
 
     def __init__(self, source: str, config: DecodeConfig, cache_mb: int = 0) -> None:
         self.dataset = shards.open_dataset(source)
-        self.videos = None if self.dataset.frames_stored else DecodeStage(source, config, "none", 0, cache_mb)
+        self.videos = (
+            None if self.dataset.frames_stored else DecodeStage(self.dataset.plan, config, "none", 0, cache_mb)
+        )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return self.read(int(row["shard"])).to_row()

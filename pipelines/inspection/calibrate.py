@@ -82,14 +82,18 @@ def videos_of(dataset: Dataset, rows: pd.DataFrame, clips: int, seed: int) -> li
 
     clips: of each video at most, drawn at random; 0: all.
     """
-    plan = dataset.plan.set_index("clip")["fingerprint"]
+    ends = rows.groupby("video", sort=False)[["shard", "position"]].first().sort_values("shard")
+    marks = {
+        str(name): str(dataset.plan.clips_of(int(shard))["fingerprint"].iloc[int(position)])
+        for name, shard, position in ends.itertuples()
+    }
     videos = []
     for name, part in sorted(rows.groupby("video", sort=True)):
         taken = part.to_dict("records")
         random = np.random.default_rng([seed, *str(name).encode()])
         if clips and len(taken) > clips:
             taken = [taken[place] for place in sorted(random.choice(len(taken), clips, replace=False))]
-        videos.append((random.random(), CalibrationVideo(str(name), str(plan.loc[taken[0]["clip"]]), taken)))
+        videos.append((random.random(), CalibrationVideo(str(name), marks[str(name)], taken)))
     return [video for _, video in sorted(videos, key=lambda each: (each[0], each[1].name))]
 
 

@@ -8,6 +8,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.indexes import IndexListing
@@ -64,10 +66,10 @@ class StatusCache:
 def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCache, now: float) -> DatasetStatus:
     """The status of the dataset at `url`; the arguments are those of read_status. Raises PipelineError."""
     dataset = seen.dataset = seen.dataset or open_any(url)
-    sizes: dict[int, int] = dataset.plan["shard"].value_counts().to_dict()
+    sizes, planned = dataset.plan.outline.clips, dataset.plan.clips
     listing = dataset.indexes.listing(fresh=True)
-    commits = {shard: at for shard, at in _commits(listing).items() if shard in sizes}
-    clips, planned = sum(sizes[shard] for shard in commits), len(dataset.plan)
+    commits = {shard: at for shard, at in _commits(listing).items() if shard < len(sizes)}
+    clips = int(sizes[list(commits)].sum()) if commits else 0
     rate, interval = _rate(_events(listing, sizes))
     counts = _count_outcomes(dataset, commits, seen) if outcomes else None
     record = newest_record(url)
@@ -116,7 +118,7 @@ def _commits(listing: IndexListing) -> dict[int, float]:
     return {shard: at for span, at in timed for shard in span.shards}
 
 
-def _events(listing: IndexListing, sizes: dict[int, int]) -> list[tuple[float, int]]:
+def _events(listing: IndexListing, sizes: np.ndarray) -> list[tuple[float, int]]:
     """Time and clips of commits, in order of time: of single shards; of merged files where no two are single.
 
     A merge says when a thousand shards were all there, and not how fast the last few were made.
@@ -124,7 +126,7 @@ def _events(listing: IndexListing, sizes: dict[int, int]) -> list[tuple[float, i
     single = [file for file in listing.files if file.span.first == file.span.last]
     counted = single if len(single) > 1 else listing.files
     return sorted(
-        (file.entry.modified, sum(sizes.get(shard, 0) for shard in file.span.shards))
+        (file.entry.modified, int(sizes[file.span.first : file.span.last + 1].sum()))
         for file in counted
         if file.entry.modified is not None
     )

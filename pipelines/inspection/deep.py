@@ -81,9 +81,8 @@ def verify_deep(
 def _sample(dataset: Dataset) -> list[list[dict[str, Any]]]:
     """For each video the rows (of plan and index together) of the clips to compare, in the order of their start."""
     chosen: dict[str, dict[str, dict[str, Any]]] = {}
-    plan = dataset.plan
     for shard in dataset.committed():
-        planned = plan[plan["shard"] == shard].reset_index(drop=True)
+        planned = dataset.plan.clips_of(shard)
         index = dataset.read_index(shard).to_pandas()
         for place in np.flatnonzero(index["outcome"] == "ok").tolist():
             row = planned.iloc[place].to_dict()

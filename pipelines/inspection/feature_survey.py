@@ -44,8 +44,8 @@ def survey_features(dataset: FeatureDataset) -> FeatureSurvey:
     outcomes = dict.fromkeys(shards.OUTCOMES, 0)
     failures: dict[tuple[str, str], FailedClips] = {}
     tokens, frames, ok = [], [], 0
-    every = max(1, -(-len(dataset.plan) // _OPENED_CLIPS))
-    length = int(dataset.plan["frames"].max()) if len(dataset.plan) else 0
+    every = max(1, -(-dataset.plan.clips // _OPENED_CLIPS))
+    length = dataset.plan.frames
     counts, opened = np.zeros((length, len(dataset.vocabulary.scales))), 0
     for table in dataset.indexes.tables(committed):
         for row in table.to_pylist():

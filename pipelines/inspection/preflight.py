@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import islice
 
 from pipelines.corpus import manifest as manifests
@@ -83,15 +84,20 @@ def find_sample(input: str, decoder: str) -> SampleVideo:
 def _smallest(input: str, failed: list[str]) -> Iterator[SampleVideo]:
     """Videos to try, small ones first. Tars that hold no video, or are damaged, are added to `failed`."""
     if is_manifest(input):
-        rows = manifests.read_manifest(Location(input))
-        good = rows[rows["status"] == "ok"].nsmallest(_TRIED, "bytes")
-        if good.empty:
+        good = (
+            row
+            for table in manifests.manifest_tables(input, ["uri", "object", "offset", "bytes", "status"])
+            for row in table.to_pylist()
+            if row["status"] == "ok"
+        )
+        small = nsmallest(_TRIED, good, key=lambda row: int(row["bytes"]))
+        if not small:
             raise PipelineError(f"input={input}: the manifest has no video that is ok")
-        for row in good.itertuples():
-            yield SampleVideo(str(row.uri), str(row.object), int(row.offset), int(row.bytes))
+        for row in small:
+            yield SampleVideo(row["uri"], row["object"], row["offset"], row["bytes"])
         return
-    there = [entry for entry in list_input(input).entries if entry.bytes]
-    for entry in sorted(there, key=lambda entry: entry.bytes)[:_TRIED]:
+    there = (found.entry for found in list_input(input).found if found.entry.bytes)
+    for entry in nsmallest(_TRIED, there, key=lambda entry: entry.bytes):
         if not is_tar(entry.url):
             yield SampleVideo(entry.url, entry.url, 0, entry.bytes)
             continue

@@ -59,10 +59,10 @@ def _add(found: TrainingVideos, dataset: Location, version: int, held_out: float
     found.datasets.append(str(dataset))
     try:
         samples = open_samples(dataset, version=version)
-        plan = samples.dataset.plan.set_index("clip")["fingerprint"]
         for shard in range(samples.shards):
-            clips = samples.rows(shard)["clip"].take(samples.split_places(shard, "train", held_out))
-            found.fingerprints |= set(plan.loc[clips.to_pylist()])
+            places = samples.split_places(shard, "train", held_out)
+            positions = samples.rows(shard)["position"].take(places).to_numpy()
+            found.fingerprints |= set(samples.dataset.plan.clips_of(shard)["fingerprint"].to_numpy()[positions])
     except PipelineError:
         found.lost.append(str(dataset))
         return

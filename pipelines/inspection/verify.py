@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset, open_any
@@ -53,15 +52,14 @@ def verify(
         raise PipelineError(f"threads={threads}: must be at least 1")
     dataset = open_any(url)
     verdict = Verdict()
-    planned = {int(number): rows for number, rows in dataset.plan.groupby("shard")}
-    plan = store.read(dataset.url / "plan.parquet")
-    if hashlib.sha256(plan).hexdigest() != dataset.about.get("plan"):
-        verdict.problems.append("plan.parquet: its hash is not the one in dataset.json")
+    plan, planned = dataset.plan, range(dataset.plan.shards)
+    verdict.problems += plan.damage()
     committed = set(dataset.committed())
-    for shard in sorted(committed - planned.keys()):
+    for shard in sorted(shard for shard in committed if shard not in planned):
         verdict.problems.append(f"shard {shard}: committed but not planned")
-    for shard in sorted(planned.keys() - committed):
-        verdict.problems.append(f"shard {shard}: not committed ({len(planned[shard])} clips missing)")
+    if missing := [shard for shard in planned if shard not in committed]:
+        sizes = plan.outline.clips
+        verdict.problems += [f"shard {shard}: not committed ({sizes[shard]} clips missing)" for shard in missing]
     for entry in store.list_objects(dataset.url / "shards"):
         name = entry.url.name.removesuffix(".tar")
         if not name.isdigit() or int(name) not in planned:
@@ -69,8 +67,8 @@ def verify(
     verdict.problems += _wrong_summaries(dataset)
     errors = errors and isinstance(dataset, Dataset) and not not_measurable(dataset)
     with ThreadPoolExecutor(threads) as pool:
-        checked = sorted(committed & planned.keys())
-        parts = pool.map(lambda shard: _check_shard(dataset, shard, planned[shard], errors), checked)
+        checked = [shard for shard in planned if shard in committed]
+        parts = pool.map(lambda shard: _check_shard(dataset, shard, errors), checked)
         for number, part in enumerate(parts):
             for name in ("shards", "clips", "ok", "filtered", "failed", "bytes", "measured", "problems"):
                 setattr(verdict, name, getattr(verdict, name) + getattr(part, name))
@@ -99,13 +97,14 @@ def _wrong_summaries(dataset: Dataset | FeatureDataset) -> list[str]:
     return problems
 
 
-def _check_shard(dataset: Dataset | FeatureDataset, shard: int, planned: pd.DataFrame, errors: bool) -> Verdict:
+def _check_shard(dataset: Dataset | FeatureDataset, shard: int, errors: bool) -> Verdict:
     verdict = Verdict(shards=1)
 
     def wrong(what: str) -> None:
         verdict.problems.append(f"shard {shard}: {what}")
 
     try:
+        planned = dataset.plan.clips_of(shard)
         index = dataset.read_index(shard).to_pandas()
         tar = store.read(shards.tar_url(dataset.url, shard))
     except FileNotFoundError:

@@ -12,10 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from pipelines.dataset import shards
-from pipelines.dataset.shards import Dataset, Outcome
+from pipelines.dataset.shards import Dataset, Outcome, copy_planned
 from pipelines.errors import PipelineError
 from pipelines.labels.files import Labels
 from pipelines.labels.keys import clip_key
@@ -51,9 +49,9 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
 
     Raises PipelineError: the old dataset is not complete; the output holds another dataset, or cannot be written.
     """
-    planned = sorted(set(dataset.plan["shard"].tolist()))
+    planned = range(dataset.shards)
     done = dataset.committed()
-    if done != planned:
+    if done != list(planned):
         raise PipelineError(
             f"{dataset.url}: {len(done)} of its {len(planned)} shards are committed; finish it with autogaze preprocess"
         )
@@ -69,10 +67,7 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
     elif shards.committed_shards(output):
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
     else:
-        for name in ("manifest.parquet", "plan.parquet"):
-            source = dataset.url / name
-            if name == "plan.parquet" or store.exists(source):
-                store.publish(store.read(source), output / name)
+        copy_planned(dataset.url, output, ("manifest.parquet", "plan.parquet"))
         store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", place)
     for folder in (output, output / "shards", output / "index"):
         store.remove_temporaries(folder)
@@ -97,9 +92,8 @@ def make(
     Raises PipelineError: a clip of the dataset cannot be read, the output is full or denied.
     """
     outcomes: Counter[str] = Counter()
-    plan = {int(shard): rows for shard, rows in dataset.plan.groupby("shard")}
     with ThreadPoolExecutor(threads) as pool:
-        pending = [pool.submit(_make_shard, dataset, output, plan[n], labels, threshold, measurer) for n in missing]
+        pending = [pool.submit(_make_shard, dataset, output, n, labels, threshold, measurer) for n in missing]
         try:
             for future in pending:
                 outcomes.update(future.result())
@@ -114,7 +108,7 @@ def make(
 def _make_shard(
     dataset: Dataset,
     output: str,
-    planned: pd.DataFrame,
+    shard: int,
     labels: Labels,
     threshold: float,
     measurer: Reconstructor | None,
@@ -122,7 +116,6 @@ def _make_shard(
     from autogaze.gaze import Gaze  # here, not above: a job is checked before it is loaded
     from autogaze.measuring import measure_errors
 
-    shard = int(planned["shard"].iloc[0])
     made = []
     for row in dataset.read_index(shard).to_pylist():
         if row["outcome"] != "ok":
@@ -142,6 +135,6 @@ def _make_shard(
         else:
             key = clip_key(row["video"], row["start"], row["tile"])
             made.append(Outcome(reason="no_label", detail=f"the labels have no {key}", filtered=True))
-    tar, index = shards.build_shard(planned.reset_index(drop=True), made, threshold)
+    tar, index = shards.build_shard(dataset.plan.clips_of(shard), made, threshold)
     shards.commit_shard(output, shard, tar, index)
     return Counter(outcome.name for outcome in made)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from pipelines.errors import PipelineError
@@ -27,10 +29,10 @@ def clip_keys(plan: pd.DataFrame, full: bool = False) -> list[str]:
     return [clip_key(uri, start, tile, full) for uri, start, tile in rows]
 
 
-def require_distinct(plan: pd.DataFrame) -> None:
-    """Raise PipelineError if two videos of a plan have the same key."""
+def require_distinct(videos: Iterable[str]) -> None:
+    """Raise PipelineError if two videos, by their uris, have the same key."""
     names: dict[str, str] = {}
-    for uri in plan["video"].unique():
+    for uri in videos:
         other = names.setdefault(video_key(uri), uri)
         if other != uri:
             raise PipelineError(

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from autogaze.patches import PatchVocabulary
-from pipelines.corpus.plan import PLAN_SCHEMA, PlanReader
+from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset
 from pipelines.dataset.shards import Dataset, open_dataset
@@ -242,9 +242,8 @@ class _Rows:
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._lock, self._plan_lock = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._kept: OrderedDict[int, _Shard] = OrderedDict()
-        self._plan: PlanReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset}
@@ -283,14 +282,7 @@ class _Rows:
 
     def _planned(self, dataset: Dataset, shard: int, positions: np.ndarray) -> pa.Table:
         """The plan's rows of a shard at these positions, without what is not needed to decode them."""
-        with self._plan_lock:
-            try:
-                self._plan = self._plan or PlanReader(dataset.url / "plan.parquet")
-            except FileNotFoundError as error:
-                raise PipelineError(
-                    f"{dataset.url}/plan.parquet: missing; the dataset is not whole, copy or make it again"
-                ) from error
-            rows = self._plan.shard(shard).iloc[positions][_PLAN_COLUMNS]
+        rows = dataset.plan.clips_of(shard).iloc[positions][_PLAN_COLUMNS]
         schema = pa.schema([PLAN_SCHEMA.field(name) for name in _PLAN_COLUMNS])
         return pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
 

@@ -20,13 +20,12 @@ import numpy as np
 import pandas as pd
 
 from pipelines.corpus.clips import PlannedClip, decode_planned, require_unchanged
-from pipelines.corpus.plan import PlanReader
+from pipelines.corpus.plan_reader import Plan
 from pipelines.corpus.videos import local_copy
 from pipelines.dataset.frames import encode_frames
 from pipelines.preprocess.rows import DecodedShard, Failure
 from pipelines.preprocess.stopwatch import Stopwatch
 from pipelines.storage.cache import LocalCache
-from pipelines.storage.location import Location
 from pipelines.video.base import DecodeConfig, Source, VideoError
 from pipelines.video.isolated import IsolatedDecoder, index_folder
 
@@ -38,15 +37,15 @@ class DecodeStage:
     of the work, never waits.
 
     Args:
-        dataset: URL of the dataset, whose plan is there.
+        plan: of the dataset.
         config: of the decoder.
         storage: how frames are stored: see pipelines.dataset.frames.
         quality: of the JPEGs.
         cache_mb: disk for remote videos that several shards need; 0 = none are kept.
     """
 
-    def __init__(self, dataset: str, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
-        self.plan = PlanReader(Location(dataset) / "plan.parquet")
+    def __init__(self, plan: Plan, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
+        self.plan = plan
         self.config = config
         self.storage, self.quality = storage, quality
         self.decoder = IsolatedDecoder(replace(config, index_dir=index_folder()))
@@ -62,7 +61,7 @@ class DecodeStage:
         with self.turn, watch.time("decode"):
             began, restarts = time.time(), self.decoder.restarts
             shared = self.plan.straddling(shard) if self.cache else set()
-            frames, failures = self._decode(self.plan.shard(shard), shared, watch)
+            frames, failures = self._decode(self.plan.clips_of(shard), shared, watch)
             restarts = self.decoder.restarts - restarts
         decoded = DecodedShard(shard, frames, failures, [], began, watch, restarts)
         if self.storage == "jpeg":

@@ -52,7 +52,8 @@ def require_same(written: dict[str, Any], described: dict[str, Any], output: str
         )
     if written.get("format") != described["format"]:
         raise PipelineError(
-            f"output={output}: holds format {written.get('format')}, this version writes {described['format']}"
+            f"output={output}: holds format {written.get('format')}, this version writes {described['format']}; finish "
+            "it with the version that began it, or choose another output and train on both (data=OLD,NEW)"
         )
     old, new = dict(_flat({name: written.get(name, {}) for name in described})), dict(_flat(described))
     differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]

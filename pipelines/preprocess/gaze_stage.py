@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from autogaze.gaze import Gaze
-from pipelines.corpus.plan import PlanReader
+from pipelines.corpus.plan_reader import Plan
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames_into, encode_frames, jpeg_members
 from pipelines.dataset.shards import Outcome
@@ -25,24 +25,22 @@ from pipelines.gazing import gazers
 from pipelines.gazing.gazers import Gazer, ResolvedGaze
 from pipelines.preprocess.rows import CommittedShard, DecodedShard
 from pipelines.preprocess.stopwatch import Stopwatch
-from pipelines.storage.location import Location
 
 
 class GazeStage:
     """Ray Data actor: a decoded shard -> gazed, packed and committed; CommittedShard is left, as a row.
 
     Args:
-        dataset: URL of the dataset, whose plan is there.
+        plan: of the dataset.
         gazer: what gazes.
         storage: how frames are stored: see pipelines.dataset.frames.
         device: cpu, cuda or mps.
     """
 
-    def __init__(self, dataset: str, gazer: ResolvedGaze, storage: str, device: str) -> None:
+    def __init__(self, plan: Plan, gazer: ResolvedGaze, storage: str, device: str) -> None:
         torch.set_num_threads(1)  # this actor asks Ray for at most one CPU
-        self.dataset, self.storage = dataset, storage
+        self.plan, self.storage = plan, storage
         self.gazer = gazers.start(gazer, device)
-        self.plan = PlanReader(Location(dataset) / "plan.parquet")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         return self.commit(DecodedShard.from_row(row)).to_row()
@@ -51,12 +49,12 @@ class GazeStage:
         """Gaze at a shard's clips, pack it and commit it."""
         watch = Stopwatch(decoded.seconds)
         with watch.time("gaze"):
-            rows = self.plan.shard(decoded.shard)
+            rows = self.plan.clips_of(decoded.shard)
             with watch.time("search"):
                 outcomes = self._outcomes(decoded, rows["clip"].tolist())
             with watch.time("write"):
                 tar, index = shards.build_shard(rows, outcomes, self.gazer.stops)
-                shards.commit_shard(self.dataset, decoded.shard, tar, index)
+                shards.commit_shard(self.plan.url, decoded.shard, tar, index)
         gazes = [outcome.gaze for outcome in outcomes if outcome.gaze is not None]
         return CommittedShard(
             shard=decoded.shard,

@@ -47,7 +47,7 @@ def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], N
         decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus),
         Stage(
             GazeStage,
-            (job.output, job.gazer, config.frames, workers.device),
+            (job.plan, job.gazer, config.frames, workers.device),
             workers.gaze,
             workers.gaze_cpus,
             gpus=1.0 if workers.device == "cuda" else 0.0,
@@ -60,7 +60,7 @@ def decode_stage(job: ShardJob, storage: str, quality: int, actors: int, cpus: f
     """The stage that decodes the videos of a job's plan; its actors decode one shard while they hand over another."""
     cache_mb = job.config.cache_mb if job.keeps_videos else 0
     return Stage(
-        DecodeStage, (job.output, decode_config(job.config), storage, quality, cache_mb), actors, cpus, threads=2
+        DecodeStage, (job.plan, decode_config(job.config), storage, quality, cache_mb), actors, cpus, threads=2
     )
 
 
@@ -78,13 +78,13 @@ def run_stages(job: ShardJob, stages: Sequence[Stage], totals: Totals, on_shard:
     if not job.missing:
         return
     counts = [min(stage.actors, len(job.missing)) for stage in stages]
-    config, clips = job.config, len(job.rows)
+    config, clips = job.config, job.clips
     failed_before = _failed_before(job) if config.max_failed_fraction < 1 else Counter[str]()
     _require_few(failed_before, clips, config)
     configure_ray_data()
     # A few rows in flight per actor. Without a bound, decoders faster than gaze fill the object store.
     ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
-        object_store_memory=4 * sum(counts) * job.row_bytes
+        object_store_memory=4 * sum(counts) * job.plan.row_bytes
     )
     rows: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing)
@@ -111,7 +111,7 @@ def run_stages(job: ShardJob, stages: Sequence[Stage], totals: Totals, on_shard:
 def _failed_before(job: ShardJob) -> Counter[str]:
     """Reasons of the failed clips that earlier runs committed."""
 
-    done, counts = sorted(set(job.rows["shard"]) - set(job.missing)), Counter[str]()
+    done, counts = sorted(set(job.part) - set(job.missing)), Counter[str]()
     for index in job.indexes.tables(done, ["outcome", "reason"]):
         counts.update(index.filter(pc.equal(index["outcome"], "failed"))["reason"].to_pylist())
     return counts

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
 
-from pipelines.corpus import manifest as manifests
-from pipelines.corpus import videos as corpus_videos
-from pipelines.corpus.inputs import common_folder, is_manifest, list_input
+from pipelines.corpus.inputs import Found, is_manifest, list_input
+from pipelines.corpus.manifest import manifest_tables, ordered_manifest
 from pipelines.corpus.passed import REPEATED, PassedOver
+from pipelines.corpus.scan import scan, unchanged
 from pipelines.corpus.unfinished import UnfinishedScan
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig
-from pipelines.storage.location import Entry, Location
+from pipelines.storage.location import Entry, Location, escaped
 
 Progress = Callable[[int, int], None]
 
@@ -25,13 +25,13 @@ class JobInput:
     """What a job is to plan.
 
     Attributes:
-        manifest: a row per video.
+        tables: a row per video (MANIFEST_SCHEMA), in order of object and uri. `passed` is complete after the last.
         root: what names of videos are relative to.
         passed: what the scan passed over.
         unfinished: where the scan is kept until the plan is written; None where nothing was scanned.
     """
 
-    manifest: pd.DataFrame
+    tables: Iterable[pa.Table]
     root: str
     passed: PassedOver
     unfinished: UnfinishedScan | None = None
@@ -40,9 +40,9 @@ class JobInput:
 def require_input(config: CorpusConfig) -> None:
     """Raise PipelineError, in one line, for an input in which a job would find nothing. Needs no Ray."""
     if is_manifest(config.input):
-        manifests.read_manifest(Location(config.input))
+        next(manifest_tables(config.input), None)
     else:
-        list_input(config.input)
+        next((found for found in list_input(config.input).found if not found.problem), None)
 
 
 def read_input(config: CorpusConfig, on_progress: Progress) -> JobInput:
@@ -52,22 +52,23 @@ def read_input(config: CorpusConfig, on_progress: Progress) -> JobInput:
     Raises PipelineError when the input has no videos.
     """
     passed = PassedOver()
+
+    def noting(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for table in tables:
+            passed.add_texts(table["passed_over"].drop_null().to_pylist())
+            yield table
+
     if is_manifest(config.input):
-        manifest = manifests.read_manifest(Location(config.input))
-        if manifest.empty:
+        manifest = ordered_manifest(config.input)
+        if not manifest.videos:
             raise PipelineError(f"input={config.input}: the manifest has no videos")
-        repeated = manifest["uri"].duplicated()
-        for uri in manifest["uri"][repeated]:
+        for uri in manifest.repeated:
             passed.add(REPEATED, uri)
-        manifest = manifest[~repeated].reset_index(drop=True)
-        folders = [uri.rpartition("/")[0] for uri in manifest["uri"]]
-        passed.add_texts(manifest["passed_over"])
-        return JobInput(manifest, common_folder(folders), passed)
+        return JobInput(noting(manifest.tables), manifest.folder, passed)
     listing, unfinished = list_input(config.input), UnfinishedScan(Location(config.output))
-    manifest = manifests.scan(listing, timeout_s=config.decoder_timeout_s, keeper=unfinished, on_progress=on_progress)
-    passed.merge(listing.passed)
-    passed.add_texts(manifest["passed_over"])
-    return JobInput(manifest, listing.root, passed, unfinished)
+    passed = listing.passed
+    found = scan(listing, timeout_s=config.decoder_timeout_s, keeper=unfinished, on_progress=on_progress)
+    return JobInput(noting(found), listing.root, passed, unfinished)
 
 
 def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, str]:
@@ -75,26 +76,31 @@ def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, s
 
     The line is '' when it does. The plan stays as it is.
     """
-    passed, planned = PassedOver(), manifests.read_manifest(output / "manifest.parquet")
-    passed.add_texts(planned["passed_over"])
+    passed = PassedOver()
+    for table in manifest_tables(output / "manifest.parquet", ["passed_over"]):
+        passed.add_texts(table["passed_over"].drop_null().to_pylist())
     if is_manifest(config.input):
         return passed, ""
     listing = list_input(config.input)
+    added = gone = changed = 0
+    new = ""
+    for before, now in _side_by_side(_planned_objects(output), listing.found):
+        if before is None and now is not None and not now.problem:
+            added, new = added + 1, new or now.entry.url
+        elif now is None:
+            gone += 1
+        elif before is not None and not now.problem and not _same(before, now.entry):
+            changed += 1
     passed.merge(listing.passed)
-    before = manifests.by_object(planned[["object", "uri", "version", "bytes"]].to_dict("records"))
-    now = {corpus_videos.escaped(entry.url): entry for entry in listing.entries}
-    unusable = {corpus_videos.escaped(entry.url) for entry, _ in listing.unusable}
-    added, gone = now.keys() - before.keys(), before.keys() - now.keys() - unusable
-    changed = [url for url in now.keys() & before.keys() if not _same(before[url][0], now[url])]
     if not added and not gone and not changed:
         return passed, ""
     line = (
-        f"the input changed since this dataset was planned ({len(added)} new, {len(changed)} changed, "
-        f"{len(gone)} gone); this run finishes the plan it has."
+        f"the input changed since this dataset was planned ({added} new, {changed} changed, "
+        f"{gone} gone); this run finishes the plan it has."
     )
     if added:
         line += (
-            f" For the new ones, such as {min(added)}: name them in a list, preprocess that into another dataset "
+            f" For the new ones, such as {new}: name them in a list, preprocess that into another dataset "
             "(input=new.txt output=...), and train on both (data=OLD,NEW)"
         )
     if changed:
@@ -104,4 +110,29 @@ def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, s
 
 def _same(row: dict[str, Any], entry: Entry) -> bool:
     """Whether an object is as it was, as far as its store can tell."""
-    return manifests.unchanged(row, entry) or bool(row["version"] == entry.version)
+    return unchanged(row, entry) or bool(row["version"] == entry.version)
+
+
+def _planned_objects(output: Location) -> Iterator[dict[str, Any]]:
+    """The first row of each object of a dataset's manifest, in order."""
+    last = None
+    for table in manifest_tables(output / "manifest.parquet", ["object", "uri", "version", "bytes"]):
+        for row in table.to_pylist():
+            if row["object"] != last:
+                yield row
+            last = row["object"]
+
+
+def _side_by_side(
+    planned: Iterator[dict[str, Any]], found: Iterator[Found]
+) -> Iterator[tuple[dict[str, Any] | None, Found | None]]:
+    """What two listings in order hold of each object; None where one lacks it."""
+    before, now = next(planned, None), next(found, None)
+    while before is not None or now is not None:
+        old = None if before is None else str(before["object"])
+        new = None if now is None else escaped(now.entry.url)
+        here_first = new is not None and (old is None or new < old)
+        there_first = old is not None and (new is None or old < new)
+        yield (None if here_first else before), (None if there_first else now)
+        before = before if here_first else next(planned, None)
+        now = now if there_first else next(found, None)

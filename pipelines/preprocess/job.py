@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import pandas as pd
 
 from autogaze.patches import VOCABULARY
-from pipelines.corpus.manifest import manifest_bytes
 from pipelines.corpus.passed import PassedOver
-from pipelines.corpus.plan import make_plan, plan_bytes
+from pipelines.corpus.plan_reader import Plan
 from pipelines.dataset.shards import Dataset, read_about
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
@@ -18,14 +14,13 @@ from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.description import describe, require_same, with_own_threshold
-from pipelines.preprocess.inputs import JobInput, Progress, planned_input, read_input, require_input
+from pipelines.preprocess.inputs import Progress, planned_input, require_input
+from pipelines.preprocess.plan_corpus import plan_corpus
 from pipelines.preprocess.shard_job import (
     ShardJob,
     missing_shards,
     parts_to_make,
-    publish_plan,
     require_new,
-    require_own_plan,
 )
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -52,7 +47,6 @@ def resume(config: PreprocessConfig) -> Job | None:
         config = with_own_threshold(config, dataset.about)
         gazer = resolve_gaze(config)
         require_same(dataset.about, describe(config, gazer), output)
-        require_own_plan(dataset)
         return _job(config, gazer, output, dataset.plan, *planned_input(config, output))
     resolve_gaze(config)  # refuses a checkpoint that does not load
     require_new(output)
@@ -70,34 +64,15 @@ def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress
     Raises PipelineError: the input has no videos.
     """
     gazer, output = resolve_gaze(config), Location(config.output)
-    found, plan, notice = plan_corpus(config, on_progress)
-    if write:
-        write_corpus_plan(output, found, plan, describe(config, gazer))
-    return _job(config, gazer, output, plan, found.passed, notice)
-
-
-def plan_corpus(config: CorpusConfig, on_progress: Progress) -> tuple[JobInput, pd.DataFrame, str]:
-    """What the input holds, the plan of its clips, and a line for the user or ''. Needs a running Ray."""
-    found = read_input(config, on_progress)
-    notice = ""
-    if found.unfinished is not None and found.unfinished.problem:
-        notice = f"what was scanned could not be kept: {found.unfinished.problem}"
-    return found, make_plan(found.manifest, found.root, config.clip, config.shard.clips), notice
-
-
-def write_corpus_plan(output: Location, found: JobInput, plan: pd.DataFrame, about: dict[str, Any]) -> None:
-    """Write manifest, plan and dataset.json, and remove what the scan kept. about: what `publish_plan` takes."""
-    files = {"manifest.parquet": manifest_bytes(found.manifest), "plan.parquet": plan_bytes(plan)}
-    publish_plan(output, files, about | {"videos": len(found.manifest)}, plan)
-    if found.unfinished is not None:
-        found.unfinished.remove()
+    planned = plan_corpus(config, describe(config, gazer) if write else None, on_progress)
+    return _job(config, gazer, output, planned.plan, planned.passed, planned.notice)
 
 
 def _job(
     config: PreprocessConfig,
     gazer: ResolvedGaze,
     output: Location,
-    plan: pd.DataFrame,
+    plan: Plan,
     passed: PassedOver,
     notice: str,
 ) -> Job:

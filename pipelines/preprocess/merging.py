@@ -9,8 +9,7 @@ from types import TracebackType
 
 from pipelines.dataset.indexes import Indexes, block_of, blocks
 from pipelines.dataset.merging import merge_block
-from pipelines.preprocess.config import shards_of_part
-from pipelines.preprocess.shard_job import ShardJob, shards_planned
+from pipelines.preprocess.shard_job import ShardJob
 
 
 class IndexMerger(AbstractContextManager["IndexMerger"]):
@@ -22,7 +21,7 @@ class IndexMerger(AbstractContextManager["IndexMerger"]):
 
     def __init__(self, job: ShardJob) -> None:
         self._job = job
-        mine = shards_of_part(job.config.part, shards_planned(job.plan))
+        mine = job.part
         self._blocks = {block_of(block.first): block for block in blocks(mine.stop) if block.first >= mine.start}
         self._left = Counter(map(block_of, job.missing))
         self._thread = ThreadPoolExecutor(1, "autogaze-merge")

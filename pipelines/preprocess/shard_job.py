@@ -7,23 +7,21 @@ reason the work can be cut into parts (part=K/N) that know nothing of each other
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.passed import PassedOver
-from pipelines.corpus.plan import clip_bytes
+from pipelines.corpus.plan_reader import Plan
 from pipelines.dataset import shards
 from pipelines.dataset.indexes import INDEX_SCHEMA, Indexes
 from pipelines.dataset.merging import merge_indexes
-from pipelines.dataset.shards import ShardedDataset
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig, parse_part, shards_of_part
 from pipelines.storage import store
@@ -48,34 +46,36 @@ class ShardJob:
     schema: ClassVar[pa.Schema] = INDEX_SCHEMA
     config: CorpusConfig
     output: Location
-    plan: pd.DataFrame
+    plan: Plan
     missing: list[int]
     passed: PassedOver = field(default_factory=PassedOver, kw_only=True)
     notice: str = field(default="", kw_only=True)
 
     @property
-    def shards(self) -> int:
-        """How many shards are planned; with part=K/N, how many of them are in this part."""
-        return len(shards_of_part(self.config.part, shards_planned(self.plan)))
+    def part(self) -> range:
+        """The shards of this part: all of them without part=K/N."""
+        return shards_of_part(self.config.part, self.plan.shards)
 
     @property
-    def rows(self) -> pd.DataFrame:
-        """The plan's rows of this part's shards."""
-        mine = shards_of_part(self.config.part, shards_planned(self.plan))
-        return self.plan[self.plan["shard"].between(mine.start, mine.stop - 1)]
+    def shards(self) -> int:
+        """How many shards are planned; with part=K/N, how many of them are in this part."""
+        return len(self.part)
+
+    @property
+    def clips(self) -> int:
+        """How many clips the shards of this part hold."""
+        return int(self.plan.outline.clips[self.part.start : self.part.stop].sum())
 
     @property
     def keeps_videos(self) -> bool:
         """Whether nodes keep copies of remote videos: only where a video's clips lie in several shards."""
-        videos, shard = self.plan["video"].to_numpy(), self.plan["shard"].to_numpy()
-        straddling = (videos[1:] == videos[:-1]) & (shard[1:] != shard[:-1])
-        places = self.plan["object"].to_numpy()[1:][straddling]
-        return self.config.cache_mb > 0 and not all(Location.as_is(place).is_local for place in places)
+        return self.config.cache_mb > 0 and self.plan.outline.remote
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the decoded frames of the largest shard: the most that one row of the Ray dataset holds."""
-        return int(self.plan["shard"].value_counts().max()) * clip_bytes(int(self.plan["frames"].max()))
+    def clips_to_make(self) -> tuple[int, int]:
+        """Clips in the missing shards, and how many of them are not known to fail."""
+        outline, missing = self.plan.outline, np.array(self.missing, np.int64)
+        clips = int(outline.clips[missing].sum())
+        return clips, clips - int(outline.refused[missing].sum())
 
     @cached_property
     def indexes(self) -> Indexes:
@@ -83,19 +83,14 @@ class ShardJob:
         return Indexes(self.output, self.schema)
 
 
-def missing_shards(output: Location, plan: pd.DataFrame, part: str) -> list[int]:
+def missing_shards(output: Location, plan: Plan, part: str) -> list[int]:
     """Shards of a part that are not committed."""
-    done = set(shards.committed_shards(output))
-    return [shard for shard in shards_of_part(part, shards_planned(plan)) if shard not in done]
-
-
-def require_own_plan(dataset: ShardedDataset) -> None:
-    """Raise PipelineError for a plan that was written again since: workers read its shards by row groups."""
-    place = dataset.url / "plan.parquet"
-    if hashlib.sha256(store.read(place)).hexdigest() != dataset.about.get("plan"):
-        raise PipelineError(
-            f"{place}: its hash is not the one in dataset.json; put the original back, or choose another output"
-        )
+    mine = shards_of_part(part, plan.shards)
+    missing = np.ones(len(mine), bool)
+    done = np.array(shards.committed_shards(output), np.int64) - mine.start
+    missing[done[(done >= 0) & (done < len(mine))]] = False
+    found: list[int] = (np.flatnonzero(missing) + mine.start).tolist()
+    return found
 
 
 def require_new(output: Location) -> None:
@@ -104,16 +99,12 @@ def require_new(output: Location) -> None:
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
 
 
-def publish_plan(output: Location, files: dict[str, bytes], about: dict[str, Any], plan: pd.DataFrame) -> None:
-    """Write what a dataset begins with: files by name, plan.parquet among them, and dataset.json.
+def publish_about(output: Location, about: dict[str, Any], plan: Plan) -> None:
+    """Write dataset.json, when all of the plan is there: a job killed before plans again.
 
-    about: all of dataset.json but what the plan says.
+    about: all of it but how much is planned.
     """
-    counts = {"clips": len(plan), "shards": shards_planned(plan)}
-    about = about | {"plan": hashlib.sha256(files["plan.parquet"]).hexdigest()} | counts
-    for name, data in files.items():
-        store.publish(data, output / name)
-    # Last, since it says that the others are complete: a job killed before this line plans again.
+    about = about | {"clips": plan.clips, "shards": plan.shards}
     store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", output / "dataset.json")
 
 
@@ -128,31 +119,28 @@ def prepare_output(config: CorpusConfig, job: ShardJob | None) -> None:
     if parts == 1:  # else another part may be writing them just now; finish_dataset() clears them at the end
         _remove_temporaries(output)
     if job is not None and config.retry == "failed" and config.part != "plan":
-        # A clip whose video the scan could not read has failed in the plan already, which stays as it is.
-        worth = {
-            int(shard): set(rows["position"]) for shard, rows in job.rows[job.rows["reason"].isna()].groupby("shard")
-        }
-        looked_at = [shard for shard in job.indexes.listing().committed if worth.get(shard)]
-        indexes = job.indexes.tables(looked_at, ["position", "outcome"])
-        again = [shard for shard, index in zip(looked_at, indexes, strict=True) if worth[shard] & _failed(index)]
+        mine, indexes = job.part, job.indexes
+        looked_at = [shard for shard in indexes.listing().committed if shard in mine]
+        tables = indexes.tables(looked_at, ["position", "outcome"])
+        again = [shard for shard, index in zip(looked_at, tables, strict=True) if _worth_another_try(job, shard, index)]
         shards.uncommit_shards(output, again, job.schema)
 
 
-def _failed(index: pa.Table) -> set[int]:
-    """Positions of the failed clips of a shard."""
-    return set(index.filter(pc.equal(index["outcome"], "failed"))["position"].to_pylist())
+def _worth_another_try(job: ShardJob, shard: int, index: pa.Table) -> bool:
+    """Whether a shard holds clips that failed while they were made, and not because the scan could not read them."""
+    failed = index.filter(pc.equal(index["outcome"], "failed"))["position"].to_numpy()
+    return bool(len(failed)) and bool(job.plan.clips_of(shard)["reason"].isna().to_numpy()[failed].any())
 
 
 def hopeless_clips(job: ShardJob) -> dict[str, int]:
     """How many clips of this part no retry can help, by reason: the scan could not read their videos."""
-    counts: dict[str, int] = job.rows["reason"].dropna().value_counts().to_dict()
-    return counts
+    return dict(job.plan.refused(job.part).most_common())
 
 
 def finish_dataset(job: ShardJob) -> None:
     """Merge the index files that can be; and if all parts are done now, remove temporaries of killed ones."""
     _, parts = parse_part(job.config.part)
-    planned = shards_planned(job.plan)
+    planned = job.plan.shards
     whole = len(shards.committed_shards(job.output)) == planned
     if parts > 1 and whole:
         _remove_temporaries(job.output)
@@ -177,8 +165,3 @@ def parts_to_make(config: ConfigT, parts: int, resume: Callable[[ConfigT], Shard
         return list(range(parts))
     missing = set(job.missing)
     return [part for part in range(parts) if not missing.isdisjoint(shards_of_part(f"{part}/{parts}", job.shards))]
-
-
-def shards_planned(plan: pd.DataFrame) -> int:
-    """How many shards a plan has."""
-    return int(plan["shard"].max()) + 1 if len(plan) else 0

@@ -21,7 +21,7 @@ from pipelines.storage.filesystem import (
     Omit,
     explain_os_error,
 )
-from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location
+from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location, escaped
 
 # Errors of a local or network file system that the next attempt may not meet.
 _TRANSIENT = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EIO, errno.ECONNRESET}
@@ -31,8 +31,7 @@ class LocalFiles(FileSystem):
     """Paths. A file is written under a temporary name beside its own, synced, renamed, and its folder synced."""
 
     def entries(self, url: str, omit: Omit) -> Iterator[Entry]:
-        """Symbolic links are followed, loops are not."""
-        entries: list[Entry] = []
+        """Symbolic links are followed, loops are not. One folder's names are in memory at a time, and those above."""
         seen: set[tuple[int, int]] = set()
         waiting = [url]
         while waiting:
@@ -42,7 +41,7 @@ class LocalFiles(FileSystem):
                 if os.path.islink(path):  # else it was removed meanwhile
                     omit(path, BROKEN_LINK)
             elif stat.S_ISREG(status.st_mode):
-                entries.append(_entry(path, status))
+                yield _entry(path, status)
             elif not stat.S_ISDIR(status.st_mode):
                 omit(path, NO_FILE)
             elif (status.st_dev, status.st_ino) in seen:
@@ -50,14 +49,13 @@ class LocalFiles(FileSystem):
             else:
                 seen.add((status.st_dev, status.st_ino))
                 with suppress(FileNotFoundError):
-                    for name in sorted(self.retrying(partial(os.listdir, path), path), reverse=True):
+                    for _, name in sorted(self.retrying(partial(_names, path), path), reverse=True):
                         inside = os.path.join(path, name)
                         if name[0] == ".":
                             if not name.startswith(TEMPORARY_PREFIX):
                                 omit(inside, HIDDEN)
                         else:
                             waiting.append(inside)
-        yield from sorted(entries, key=lambda entry: entry.url)
 
     def entry(self, url: str) -> Entry | None:
         status = self.retrying(partial(_stat, url), url)
@@ -106,6 +104,19 @@ class LocalFiles(FileSystem):
 
     def explain(self, error: Exception, url: str) -> str | None:
         return explain_os_error(error, url) if isinstance(error, OSError) else None
+
+
+def _names(folder: str) -> list[tuple[str, str]]:
+    """The names in a folder, each after what orders it: what is in `a/` comes after `a-b`, as in a list of paths."""
+    with os.scandir(folder) as found:
+        return [(escaped(entry.name) + ("/" if _is_folder(entry) else ""), entry.name) for entry in found]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # whoever opens it says so
+        return False
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:

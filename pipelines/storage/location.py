@@ -13,6 +13,11 @@ TEMPORARY_PREFIX = ".tmp-"  # of a file that is still being written; hidden, so 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
+def escaped(url: str) -> str:
+    """A URL as tables hold it, and as listings are ordered: bytes of a local name that are not UTF-8 become \\x.."""
+    return url.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 class Location(str):
     """A folder or an object in a store: an absolute local path, or a URL without a trailing slash.
 

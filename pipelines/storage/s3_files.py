@@ -19,18 +19,19 @@ class S3Files(FileSystem):
     """s3:// and s3a:// URLs."""
 
     def entries(self, url: str, omit: Omit) -> Iterator[Entry]:
-        objects: list[s3.Object] = []
-        token = ""
-        while True:
-            page, token = self.retrying(partial(s3.page, url, token), url)
-            objects += page
-            if not token:
-                break
-        if not objects and (one := self.entry(url)) is not None:
+        bucket, found = Location.as_is(f"{scheme_of(url)}://{s3.split(url)[0]}"), False
+
+        def listed() -> Iterator[Entry]:
+            nonlocal found
+            token, more = "", True
+            while more:  # a page is in memory at a time: S3 lists keys in order
+                page, token = self.retrying(partial(s3.page, url, token), url)
+                found, more = found or bool(page), bool(token)
+                yield from (_entry(bucket, each) for each in sorted(page))
+
+        yield from without_hidden(listed(), url, omit)
+        if not found and (one := self.entry(url)) is not None:
             yield one
-            return
-        bucket = Location.as_is(f"{scheme_of(url)}://{s3.split(url)[0]}")
-        yield from without_hidden((_entry(bucket, each) for each in sorted(objects)), url, omit)
 
     def entry(self, url: str) -> Entry | None:
         one = self.retrying(lambda: s3.head(url), url)

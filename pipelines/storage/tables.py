@@ -23,8 +23,12 @@ def to_bytes(frame: pd.DataFrame, schema: pa.Schema, groups: list[int] | None = 
 
     pandas' own metadata, which carries its version, is left out.
     """
-    table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
-    return table_bytes(table, groups)
+    return table_bytes(as_table(frame, schema), groups)
+
+
+def as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """Rows as a table, without pandas' own metadata."""
+    return pa.Table.from_pandas(frame, schema=schema, preserve_index=False).replace_schema_metadata(None)
 
 
 def table_bytes(table: pa.Table, groups: list[int] | None = None) -> bytes:
@@ -58,12 +62,43 @@ def read(
         optional: columns that older versions did not write: null where they are missing.
     Raises FileNotFoundError; PipelineError when it is damaged or something else.
     """
-    data = store.read(url)
+    return from_bytes(store.read(url), url, schema, what, columns, dictionaries, optional)
+
+
+def from_bytes(
+    data: bytes,
+    url: str,
+    schema: pa.Schema,
+    what: str,
+    columns: Sequence[str] | None = None,
+    dictionaries: Collection[str] = (),
+    optional: Collection[str] = (),
+) -> pa.Table:
+    """As `read`, of bytes that were read from `url`."""
     with _reading(url, what):
         names = schema.names if columns is None else list(columns)
         # Not pq.read_table: what it starts in the background now and then aborts the process at its exit.
         file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=[name for name in names if name in dictionaries])
-        return _conformed(file, None, names, schema, dictionaries, optional)
+        there = _there(file, schema, optional)
+        rows = file.read([name for name in names if name in there], use_threads=False)
+        return _conformed(rows, names, schema, dictionaries)
+
+
+def batches(
+    url: str,
+    schema: pa.Schema,
+    what: str,
+    columns: Sequence[str] | None = None,
+    optional: Collection[str] = (),
+    rows: int = 1 << 14,
+) -> Iterator[pa.Table]:
+    """As `read`, some rows at a time, so that a table of any size is read in little memory."""
+    names = schema.names if columns is None else list(columns)
+    with store.open_read(url) as raw, _reading(url, what):
+        file = pq.ParquetFile(raw, buffer_size=1 << 20)
+        wanted = [name for name in names if name in _there(file, schema, optional)]
+        for batch in file.iter_batches(rows, columns=wanted, use_threads=False):
+            yield _conformed(pa.Table.from_batches([batch]), names, schema)
 
 
 class TableFile:
@@ -106,7 +141,8 @@ class TableFile:
             end = max(start + one.total_compressed_size for start, one in zip(starts, chunks, strict=True))
             data = store.read(self._url, begin, end - begin)
             file = pq.ParquetFile(_Part(data, begin, self._size), metadata=self._metadata)
-            return _conformed(file, group, names, self.schema, (), ())
+            _there(file, self.schema, ())
+            return _conformed(file.read_row_group(group, names, use_threads=False), names, self.schema)
 
 
 def require_values(url: str, table: pa.Table, columns: Sequence[str], what: str) -> None:
@@ -127,28 +163,23 @@ def _reading(url: str, what: str) -> Iterator[None]:
         raise PipelineError(f"{url}: damaged, or not {what}: {' '.join(str(error).split())}") from error
 
 
-def _conformed(
-    file: pq.ParquetFile,
-    group: int | None,
-    names: Sequence[str],
-    schema: pa.Schema,
-    dictionaries: Collection[str],
-    optional: Collection[str],
-) -> pa.Table:
-    """Columns of a row group (None: of all) in the types of the schema."""
-    there = file.schema_arrow.names
+def _there(file: pq.ParquetFile, schema: pa.Schema, optional: Collection[str]) -> list[str]:
+    """The columns of a parquet file. Raises ValueError where one of the schema's is missing."""
+    there: list[str] = file.schema_arrow.names
     if missing := [name for name in schema.names if name not in there and name not in optional]:
         raise ValueError(f"no column {missing[0]}")
-    found = [name for name in names if name in there]
-    table = (
-        file.read(found, use_threads=False) if group is None else file.read_row_group(group, found, use_threads=False)
-    )
-    for name in set(names).difference(there):
+    return there
+
+
+def _conformed(
+    table: pa.Table, names: Sequence[str], schema: pa.Schema, dictionaries: Collection[str] = ()
+) -> pa.Table:
+    """The columns by these names in the schema's types; null where the table lacks one."""
+    for name in set(names).difference(table.column_names):
         table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
-    table = table.select(names)
     fields = [schema.field(name) for name in names]
     fields = [f.with_type(pa.dictionary(pa.int32(), f.type)) if f.name in dictionaries else f for f in fields]
-    return table.cast(pa.schema(fields))
+    return table.select(names).cast(pa.schema(fields))
 
 
 def _footer(url: str, size: int) -> pq.FileMetaData:

@@ -14,10 +14,11 @@ import pytest
 from autogaze import greedy, reconstruction
 from autogaze.patches import VOCABULARY
 from jobs.threads import one_torch_thread
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig
 from pipelines.dataset import shards
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import DATASET_FORMAT, Outcome
+from tests.support.plain_plan import make_plan, plan_bytes
 
 SIDE = VOCABULARY.frame_size
 

@@ -20,13 +20,14 @@ from autogaze import greedy, reconstruction
 from autogaze.patches import VOCABULARY
 from jobs import report
 from jobs.pictures import charts
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig
 from pipelines.dataset import shards
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.indexes import Indexes
 from pipelines.dataset.shards import Outcome
 from pipelines.errors import PipelineError
 from pipelines.inspection import survey
+from tests.support.plain_plan import make_plan, plan_bytes
 from tests.support.records import run_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")

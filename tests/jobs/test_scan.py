@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from cluster.local import RayConfig
 from jobs import scan as job
 from jobs.scan import ScanConfig, run
-from pipelines.corpus import manifest as manifests
+from pipelines.corpus import scan as scans
+from pipelines.corpus.manifest import MANIFEST_SCHEMA
 from pipelines.errors import PipelineError
 from pipelines.storage.location import Entry
 from pipelines.video.base import DecodeConfig
@@ -55,15 +57,15 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def running(_: object) -> Iterator[None]:
         yield
 
-    def probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, manifests.Rows]]:
+    def probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, pa.Table]]:
         with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s)) as decoder:
             for number, entry in enumerate(entries):
                 if stop == [number]:
                     raise KeyboardInterrupt
-                yield 1, manifests.probe_object(entry, decoder)
+                yield 1, pa.Table.from_pylist(scans.probe_object(entry, decoder), MANIFEST_SCHEMA)
 
     monkeypatch.setattr(job, "running", running)
-    monkeypatch.setattr(manifests, "_probe_all", probe_all)
+    monkeypatch.setattr(scans, "_probe_all", probe_all)
     return stop
 
 

@@ -44,7 +44,7 @@ from pipelines.preprocess.workers import Workers
 videos, output, data, run, words = json.loads(sys.argv[1])
 config = load(PreprocessConfig, [f"input={videos}", f"output={output}", "shard.clips=2"])
 job = plan_job(config)
-series = ShardSeries("preprocess", job.output, len(job.plan))
+series = ShardSeries("preprocess", job.output, job.clips)
 totals = Totals()
 execute(job, Workers(1, 1, "cpu"), totals, lambda: series.update(totals))
 

@@ -19,7 +19,7 @@ from autogaze import greedy, reconstruction
 from autogaze.gaze import Gaze
 from autogaze.patches import VOCABULARY
 from jobs.config import load
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig
 from pipelines.dataset import units
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
@@ -36,6 +36,7 @@ from pipelines.train.reconstructor import ReconstructorTask
 from pipelines.train.refiner import RefinerTask
 from pipelines.train.task import MakeTask
 from tests.support.forks import FORKS
+from tests.support.plain_plan import make_plan, plan_bytes
 
 T, SIDE = 3, VOCABULARY.frame_size
 CHECKPOINT_EVERY = 2

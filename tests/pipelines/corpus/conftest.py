@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from pipelines.corpus import manifest as manifests
+from pipelines.corpus import scan as scans
+from pipelines.corpus.manifest import MANIFEST_SCHEMA
 from pipelines.storage.location import Entry
 from pipelines.video.base import DecodeConfig
 from pipelines.video.isolated import IsolatedDecoder
@@ -27,14 +29,14 @@ def opened(monkeypatch: pytest.MonkeyPatch, decoder: IsolatedDecoder) -> list[st
     """Scans run here; the URLs of the objects that they opened, in order."""
     urls: list[str] = []
 
-    def probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def probe_all(entries: list[Entry], timeout_s: float) -> Iterator[tuple[int, pa.Table]]:
         with IsolatedDecoder(DecodeConfig(timeout_s=timeout_s)) as hurried:
             for entry in entries:
                 urls.append(entry.url)
                 usual = timeout_s == DecodeConfig.timeout_s
-                yield 1, manifests.probe_object(entry, decoder if usual else hurried)
+                yield 1, pa.Table.from_pylist(scans.probe_object(entry, decoder if usual else hurried), MANIFEST_SCHEMA)
 
-    monkeypatch.setattr(manifests, "_probe_all", probe_all)
+    monkeypatch.setattr(scans, "_probe_all", probe_all)
     return urls
 
 

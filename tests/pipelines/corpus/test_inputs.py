@@ -14,10 +14,11 @@ import pytest
 
 from pipelines.corpus import passed as reasons
 from pipelines.corpus.inputs import covers, is_manifest, list_input, normal_input
-from pipelines.corpus.manifest import manifest_bytes, scan
+from pipelines.corpus.manifest import manifest_bytes
 from pipelines.errors import PipelineError
 from pipelines.storage import store
 from pipelines.storage.filesystem import BROKEN_LINK, HIDDEN, KNOWN_FOLDER, NO_FILE
+from tests.support.plans import scan_frame as scan
 
 FILES = [
     "a.mp4",
@@ -51,12 +52,12 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def listed(text: str, place: str) -> list[str]:
-    return [entry.url.removeprefix(f"{place}/") for entry in list_input(text).entries]
+    return [entry.url.removeprefix(f"{place}/") for entry, _ in list_input(text).found]
 
 
 def test_a_folder_gives_its_videos_and_tars_and_tells_the_rest(place: str) -> None:
     listing = list_input(place)
-    assert [entry.url.removeprefix(f"{place}/") for entry in listing.entries] == [
+    assert [entry.url.removeprefix(f"{place}/") for entry, _ in listing.found] == [
         "a.mp4", "b.MOV", "c.tar", "deep/d.mkv", "deep/er/e.webm",
     ]  # fmt: skip
     assert listing.root == place
@@ -91,7 +92,7 @@ def test_a_hidden_folder_that_is_named_itself_is_read(place: str) -> None:
 )
 def test_a_pattern_names_files_and_folders(place: str, pattern: str, names: list[str]) -> None:
     listing = list_input(f"{place}/{pattern}")
-    assert [entry.url.removeprefix(f"{place}/") for entry in listing.entries] == names
+    assert [entry.url.removeprefix(f"{place}/") for entry, _ in listing.found] == names
     assert listing.root == (f"{place}/deep" if pattern.startswith("deep/") else place)
 
 
@@ -110,7 +111,7 @@ def test_commas_separate_inputs_of_any_kind(place: str) -> None:
     assert listed(text, place) == ["a.mp4", "b.MOV", "deep/d.mkv", "deep/er/e.webm"]
     assert list_input(text).root == place.removesuffix("/v") and list_input(f"{place}/deep,{place}/a.mp4").root == place
     overlapping = list_input(f"{place},{place}/a.mp4")
-    assert len(overlapping.entries) == 5 and overlapping.passed.counts[reasons.REPEATED] == 1
+    assert len(list(overlapping.found)) == 5 and overlapping.passed.counts[reasons.REPEATED] == 1
 
 
 def test_a_name_with_a_comma_is_that_where_it_exists(place: str) -> None:
@@ -154,7 +155,7 @@ def test_a_list_names_videos_relative_to_itself(place: str, tmp_path: Path, kind
     url = f"{place}-lists/videos.{kind.split()[0]}"
     store.publish(as_list(kind, names, tmp_path), url)
     listing = list_input(url)
-    assert [(entry.url.removeprefix(f"{place}"), bool(entry.version)) for entry in listing.entries] == [
+    assert [(entry.url.removeprefix(f"{place}"), bool(entry.version)) for entry, _ in listing.found] == [
         ("-lists/ünï da.mp4", False),
         ("/a.mp4", True),
         ("/c.tar", True),
@@ -250,7 +251,7 @@ def test_what_is_no_input_is_one_line(tmp_path: Path, name: str, data: bytes | N
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(PipelineError) as error:
-        list_input(name if name == "," else str(tmp_path / name))
+        list(list_input(name if name == "," else str(tmp_path / name)).found)
     assert told in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
 
 
@@ -259,7 +260,7 @@ def test_a_table_without_urls_says_what_it_has(tmp_path: Path) -> None:
     with pytest.raises(
         PipelineError, match=r"neither a manifest nor a list of videos: no column url \(it has path, n\)"
     ):
-        list_input(str(tmp_path / "t.parquet"))
+        list(list_input(str(tmp_path / "t.parquet")).found)
 
 
 def test_a_manifest_is_told_from_a_list(tmp_path: Path, video: bytes, opened: list[str]) -> None:
@@ -282,7 +283,7 @@ def test_links_and_pipes_of_a_folder_are_counted(tmp_path: Path) -> None:
     (tmp_path / "again").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "d.mp4")
     listing = list_input(str(tmp_path))
-    assert [entry.url[-5:] for entry in listing.entries] == ["a.mp4", "b.mp4"]
+    assert [entry.url[-5:] for entry, _ in listing.found] == ["a.mp4", "b.mp4"]
     assert dict(listing.passed.counts) == {BROKEN_LINK: 1, KNOWN_FOLDER: 1, NO_FILE: 1}
 
 
@@ -292,7 +293,7 @@ def test_an_input_with_nothing_to_open_says_what_is_there(tmp_path: Path) -> Non
     with pytest.raises(
         PipelineError, match=r"no videos among its 2 files \(1 hidden names .*; 1 other files: 1 .txt\)"
     ):
-        list_input(str(tmp_path))
+        list(list_input(str(tmp_path)).found)
 
 
 @pytest.mark.parametrize(

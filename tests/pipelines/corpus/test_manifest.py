@@ -17,13 +17,14 @@ import pytest
 
 from pipelines.corpus import manifest as manifests
 from pipelines.corpus import videos
-from pipelines.corpus.manifest import probe_object, scan
+from pipelines.corpus.scan import probe_object
 from pipelines.corpus.videos import video_fingerprint
 from pipelines.errors import PipelineError
 from pipelines.storage import retry, store
 from pipelines.storage.location import Entry
 from pipelines.video.base import Source
 from pipelines.video.isolated import IsolatedDecoder
+from tests.support.plans import scan_frame as scan
 
 pytestmark = pytest.mark.usefixtures("opened")
 

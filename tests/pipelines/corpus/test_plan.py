@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from pipelines.corpus import manifest as manifests
-from pipelines.corpus import plan as plans
-from pipelines.corpus.plan import ClipConfig, PlanReader, clip_starts, frame_numbers, make_plan, plan_bytes, video_name
+from pipelines.corpus import names
+from pipelines.corpus.names import video_name
+from pipelines.corpus.plan import ClipConfig, clip_starts, frame_numbers
 from pipelines.errors import PipelineError
+from tests.support.plans import planned
 
 
 def manifest(**videos: tuple[int, float]) -> pd.DataFrame:
@@ -74,13 +74,13 @@ def test_clips_per_video_are_distinct_whole_and_spread(frames: int, wanted: int,
 
 
 def test_a_short_video_repeats_its_last_frame_and_says_so() -> None:
-    plan = make_plan(manifest(a=(10, 25.0)), "/videos", ClipConfig(frames=16), 4)
+    plan = planned(manifest(a=(10, 25.0)), "/videos", ClipConfig(frames=16), 4)
     assert plan["padded"].tolist() == [6]
     assert frame_numbers(0, 1, 16, 10).tolist() == [*range(10), *[9] * 6]
 
 
 def test_every_video_has_a_row_also_one_that_could_not_be_opened() -> None:
-    plan = make_plan(manifest(bad=(-1, 0.0), good=(20, 25.0), tiny=(3, 25.0)), "/videos", ClipConfig(min_frames=5), 4)
+    plan = planned(manifest(bad=(-1, 0.0), good=(20, 25.0), tiny=(3, 25.0)), "/videos", ClipConfig(min_frames=5), 4)
     assert dict(zip(plan["video"], plan["reason"].fillna(""), strict=True)) == {
         "/videos/bad.mp4": "unreadable",
         "/videos/good.mp4": "",
@@ -89,59 +89,28 @@ def test_every_video_has_a_row_also_one_that_could_not_be_opened() -> None:
 
 
 def test_shards_are_filled_in_order_and_positions_count_from_zero() -> None:
-    plan = make_plan(manifest(a=(100, 25.0), b=(50, 25.0)), "/videos", ClipConfig(), 4)
-    assert plan["shard"].tolist() == [i // 4 for i in range(len(plan))]
-    assert plan["position"].tolist() == [i % 4 for i in range(len(plan))]
+    plan = planned(manifest(a=(100, 25.0), b=(50, 25.0)), "/videos", ClipConfig(), 4)
+    assert plan["shard"].tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert plan["position"].tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3]
     assert plan["clip"].is_unique
 
 
 def test_it_is_a_pure_function_of_manifest_and_config() -> None:
     rows = manifest(**{f"v{i}": (17 * i + 1, 25.0) for i in range(20)})
-    first = plan_bytes(make_plan(rows, "/videos", ClipConfig(), 8))
+    first = planned(rows, "/videos", ClipConfig(), 8)
     for seed in range(3):
         shuffled = rows.sample(frac=1, random_state=seed)
-        assert plan_bytes(make_plan(shuffled, "/videos", ClipConfig(), 8)) == first
-
-
-@pytest.mark.parametrize("group_rows", [1, 7, 20, 10_000])
-def test_a_worker_reads_the_rows_of_any_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int) -> None:
-    monkeypatch.setattr(plans, "_GROUP_ROWS", group_rows)
-    plan = make_plan(manifest(a=(200, 25.0), b=(900, 30.0), bad=(-1, 0.0)), "/videos", ClipConfig(), 5)
-    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
-    assert pd.read_parquet(tmp_path / "plan.parquet")["clip"].tolist() == plan["clip"].tolist()
-    reader = PlanReader(str(tmp_path / "plan.parquet"))
-    shards = sorted(set(plan["shard"]))
-    for shard in [*shards, *reversed(shards), shards[3]]:
-        rows = reader.shard(shard)
-        assert rows["clip"].tolist() == plan[plan["shard"] == shard]["clip"].tolist()
-        assert rows.index.tolist() == rows["position"].tolist() == list(range(len(rows)))
-
-
-@pytest.mark.parametrize("group_rows", [1, 7, 20, 10_000])
-def test_a_worker_is_told_which_videos_other_shards_need_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int
-) -> None:
-    monkeypatch.setattr(plans, "_GROUP_ROWS", group_rows)
-    videos = manifest(a=(80, 25.0), b=(80, 30.0), c=(200, 5.0), d=(33, 25.0), e=(400, 25.0), f=(64, 25.0))
-    plan = make_plan(videos, "/videos", ClipConfig(), 5)
-    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
-    reader = PlanReader(str(tmp_path / "plan.parquet"))
-    shards_of = plan.groupby("video")["shard"].nunique()
-    for shard, rows in plan.groupby("shard"):
-        expected = {video for video in rows["video"] if shards_of[video] > 1}
-        told = reader.straddling(int(shard))
-        # Where a row group ends, a video may be told that does not go on beyond it.
-        assert told == expected if group_rows == 10_000 else expected <= told <= set(rows["video"].iloc[[0, -1]])
+        pd.testing.assert_frame_equal(planned(shuffled, "/videos", ClipConfig(), 8), first)
 
 
 def test_a_target_rate_sets_the_stride_of_each_video() -> None:
-    plan = make_plan(manifest(a=(400, 50.0), b=(400, 25.0), c=(400, 5.0)), "/videos", ClipConfig(fps=10), 100)
+    plan = planned(manifest(a=(400, 50.0), b=(400, 25.0), c=(400, 5.0)), "/videos", ClipConfig(fps=10), 100)
     assert plan.groupby("video")["stride"].first().tolist() == [5, 2, 1]
 
 
 @pytest.mark.parametrize("fps", [0.5, 1e-320])
 def test_a_rate_that_no_video_has_gives_a_stride_that_ends_with_the_video(fps: float) -> None:
-    plan = make_plan(manifest(a=(40, 2147483647.0)), "/videos", ClipConfig(fps=fps), 4)
+    plan = planned(manifest(a=(40, 2147483647.0)), "/videos", ClipConfig(fps=fps), 4)
     [row] = plan.to_dict("records")
     assert (row["stride"], row["padded"]) == (2**31 - 1, 15)
     assert frame_numbers(row["start"], row["stride"], row["frames"], row["video_frames"]).tolist() == [0] + [39] * 15
@@ -188,14 +157,14 @@ def test_two_videos_of_one_name_in_two_stores_have_names_of_their_own() -> None:
 
 
 def test_a_collision_is_resolved_the_same_way_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "_HASH", 1)
-    monkeypatch.setattr(plans.hashlib, "sha256", lambda _: hashlib.md5(b""))
+    monkeypatch.setattr(names, "_HASH", 1)
+    monkeypatch.setattr(names.hashlib, "sha256", lambda _: hashlib.md5(b""))
     rows = manifest(**{f"{folder}/v": (20, 25.0) for folder in "cabd"})
-    plan = make_plan(rows, "/videos", ClipConfig(), 4)
+    plan = planned(rows, "/videos", ClipConfig(), 4)
     assert plan["clip"].is_unique and plan["video"].is_monotonic_increasing
-    names = [f"v-d{number}-{start}" for number in ("", "-2", "-3", "-4") for start in ("000000", "000016")]
-    assert plan["clip"].tolist() == names
-    assert plan_bytes(make_plan(rows[::-1], "/videos", ClipConfig(), 4)) == plan_bytes(plan)
+    expected = [f"v-d{number}-{start}" for number in ("", "-2", "-3", "-4") for start in ("000000", "000016")]
+    assert plan["clip"].tolist() == expected
+    pd.testing.assert_frame_equal(planned(rows[::-1], "/videos", ClipConfig(), 4), plan)
 
 
 @pytest.mark.parametrize(
@@ -212,13 +181,4 @@ def test_a_collision_is_resolved_the_same_way_each_time(monkeypatch: pytest.Monk
 )
 def test_values_out_of_range_are_named(clip: ClipConfig, shard: int, key: str) -> None:
     with pytest.raises(PipelineError, match=key.replace(".", r"\.")):
-        make_plan(manifest(a=(20, 25.0)), "/videos", clip, shard)
-
-
-def test_a_large_corpus_plans_in_seconds() -> None:
-    rows = manifest(a=(16 * 50, 25.0))
-    many = pd.concat([rows] * 2000, ignore_index=True)
-    many["uri"] = many["object"] = [f"/videos/{i}.mp4" for i in range(len(many))]
-    plan = make_plan(many, "/videos", ClipConfig(), 32)
-    assert len(plan) == 100_000 and plan["clip"].is_unique
-    assert np.all(np.diff(plan["shard"]) >= 0)
+        planned(manifest(a=(20, 25.0)), "/videos", clip, shard)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.corpus import passed, tars
-from pipelines.corpus.manifest import probe_object
+from pipelines.corpus.scan import probe_object
 from pipelines.corpus.tars import tar_videos
 from pipelines.storage import store
 from pipelines.storage.filesystem import HIDDEN

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from autogaze.gaze import Gaze
-from pipelines.corpus.plan import PLAN_SCHEMA, plan_bytes
+from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames, encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard, open_dataset, uncommit_shards
@@ -24,6 +24,7 @@ from pipelines.errors import PipelineError
 from pipelines.inspection.verify import verify
 from pipelines.storage import store
 from tests.support import training
+from tests.support.plain_plan import plan_bytes
 
 CLIPS, FRAMES = 3, 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,7 @@ def test_places_that_cannot_work(capsys: pytest.CaptureFixture[str], encoded: En
     (tmp_path / "file").write_text("")
     data, encoder, output = encoded.settings[0], encoded.settings[1], f"output={tmp_path / 'out'}"
     half = tmp_path / "half"
-    half.mkdir()
-    for name in ("dataset.json", "plan.parquet"):
-        (half / name).write_bytes((encoded.gaze / name).read_bytes())
+    shutil.copytree(encoded.gaze, half, ignore=shutil.ignore_patterns("shards", "index"))
     for words, told in (
         ([data, f"encoder.checkpoint={tmp_path / 'bert'}", output], "'bert', which has no vision tower known here"),
         ([f"data={encoded.output}", encoder, output], "holds features of an encoder, and no gaze; give the gaze"),

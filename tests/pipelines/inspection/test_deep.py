@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from jobs.verify import VerifyConfig, run
-from pipelines.corpus import manifest
 from pipelines.corpus.clips import PlannedClip, decode_planned
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig
+from pipelines.corpus.scan import probe_object
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import Outcome, build_shard, commit_shard
 from pipelines.inspection.deep import verify_deep
@@ -22,6 +22,7 @@ from pipelines.storage import store
 from pipelines.storage.location import Entry, Location
 from pipelines.video.base import DecodeConfig, Source
 from pipelines.video.isolated import IsolatedDecoder
+from tests.support.plain_plan import make_plan, plan_bytes
 from tests.support.training import T, short_gaze
 from tests.support.videos import write_video
 
@@ -33,7 +34,7 @@ def made(folder: Path, storage: str, wrong: str = "") -> str:
         for name in ("a", "b"):
             path = write_video(folder / "videos" / f"{name}.mp4", frames=2 * T, seed=ord(name))
             entry = Entry(Location(str(path)), path.stat().st_size, "1")
-            rows += manifest.probe_object(entry, decoder)
+            rows += probe_object(entry, decoder)
         plan = make_plan(pd.DataFrame(rows), str(folder / "videos"), ClipConfig(T), 4)
         done = []
         for number, row in enumerate(plan.to_dict("records")):

@@ -34,7 +34,7 @@ def half_made(gazes: str, tmp_path: Path) -> str:
     for shard in there.committed()[:-2]:
         for made in (shards.tar_url, shards.index_url):
             store.publish(store.read(made(gazes, shard)), made(url, shard))
-    rows = there.plan[there.plan["shard"] == 0]
+    rows = there.plan.clips_of(0)
     outcomes = [Outcome(reason="decode_error", detail="damaged"), Outcome(reason="no_label", filtered=True)]
     outcomes += [Outcome(reason="decode_error", detail="damaged")] * (len(rows) - 2)
     commit_shard(url, 0, *build_shard(rows, outcomes, 0.05))
@@ -64,12 +64,12 @@ def of_run(run: Path, **settings: float) -> RunStatus:
 def test_a_dataset_under_way_has_counts_rate_and_time_left(half_made: str) -> None:
     dataset = shards.open_dataset(half_made)
     committed = dataset.committed()
-    per_shard = len(dataset.plan) // dataset.shards
+    per_shard = dataset.plan.clips // dataset.shards
     now = commit_times(half_made, *[10.0 * n for n in range(len(committed), 0, -1)])
     status = of_dataset(half_made, now=now)
     assert (status.state, status.well) == ("running", True)
     assert (status.shards, status.shards_planned) == (len(committed), dataset.shards)
-    assert (status.clips, status.clips_planned) == (per_shard * len(committed), len(dataset.plan))
+    assert (status.clips, status.clips_planned) == (per_shard * len(committed), dataset.plan.clips)
     assert status.outcomes == {"ok": status.clips - per_shard, "filtered": 1, "failed": per_shard - 1}
     assert status.reasons == {"decode_error": per_shard - 1, "no_label": 1}
     assert status.rate == pytest.approx(per_shard / 10, rel=1e-3)
@@ -136,7 +136,7 @@ def test_a_run_that_was_interrupted_is_told_from_one_that_is_silent(half_made: s
 
 def test_a_dataset_of_which_nothing_came_out_is_done_and_not_well(half_made: str) -> None:
     dataset = shards.open_dataset(half_made)
-    for shard, rows in dataset.plan.groupby("shard"):
+    for shard, rows in dataset.plan.rows().groupby("shard"):
         failed = [Outcome(reason="decode_error", detail="")] * len(rows)
         commit_shard(half_made, int(str(shard)), *build_shard(rows, failed, 0.05))
     status = of_dataset(half_made)
@@ -146,12 +146,12 @@ def test_a_dataset_of_which_nothing_came_out_is_done_and_not_well(half_made: str
 def test_a_second_look_reads_only_what_is_new(half_made: str) -> None:
     seen, dataset = StatusCache(), shards.open_dataset(half_made)
     first = read_status(half_made, seen=seen)
-    missing = sorted(set(dataset.plan["shard"]) - set(dataset.committed()))
+    missing = sorted(set(range(dataset.shards)) - set(dataset.committed()))
     for shard in dataset.committed():
         kept = os.stat(shards.index_url(half_made, shard)).st_mtime_ns
         Path(shards.index_url(half_made, shard)).write_bytes(b"not read again")
         os.utime(shards.index_url(half_made, shard), ns=(kept, kept))
-    rows = dataset.plan[dataset.plan["shard"] == missing[0]]
+    rows = dataset.plan.clips_of(missing[0])
     commit_shard(half_made, missing[0], *build_shard(rows, [Outcome(reason="timeout", detail="")] * len(rows), 0.05))
     second = read_status(half_made, seen=seen)
     assert isinstance(first, DatasetStatus) and isinstance(second, DatasetStatus)

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from autogaze.gaze import Gaze
 from pipelines.corpus.manifest import MANIFEST_SCHEMA as MANIFEST
-from pipelines.corpus.manifest import probe_object
-from pipelines.corpus.plan import ClipConfig, frame_numbers, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig, frame_numbers
+from pipelines.corpus.scan import probe_object
 from pipelines.corpus.videos import local_copy
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames, encode_frames
@@ -41,6 +41,7 @@ from pipelines.video.base import DecodeConfig
 from pipelines.video.decode import decode_clips, decoder_fingerprint
 from pipelines.video.isolated import IsolatedDecoder
 from tests.support import runs
+from tests.support.plain_plan import make_plan, plan_bytes
 
 T = 2
 

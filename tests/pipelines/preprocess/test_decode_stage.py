@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipelines.corpus.manifest import probe_object
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig
+from pipelines.corpus.scan import probe_object
 from pipelines.preprocess.decode_stage import DecodeStage
 from pipelines.storage import store
 from pipelines.video.base import DecodeConfig
 from pipelines.video.isolated import IsolatedDecoder
+from tests.support.plans import plan_of
 
 
 def test_what_cannot_be_opened_since_it_was_planned_fails_its_clips_only(
@@ -23,14 +24,13 @@ def test_what_cannot_be_opened_since_it_was_planned_fails_its_clips_only(
         make_video(videos / name, frames=4)
     with IsolatedDecoder(DecodeConfig()) as decoder:
         rows = [row for entry in store.list_objects(str(videos)) for row in probe_object(entry, decoder)]
-    plan = make_plan(pd.DataFrame(rows), str(videos), ClipConfig(frames=4), 10)
-    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
+    plan = plan_of(tmp_path, pd.DataFrame(rows), str(videos), ClipConfig(frames=4), 10)
     for path in videos.rglob("?/*.mp4"):
         path.unlink()
     (videos / "b" / "folder.mp4").mkdir()
     (videos / "c").rmdir()
     (videos / "c").write_bytes(b"")
 
-    decoded = DecodeStage(str(tmp_path), DecodeConfig(), "none", 90).decode(0)
+    decoded = DecodeStage(plan, DecodeConfig(), "none", 90).decode(0)
     assert decoded.ok.tolist() == [False, False, False, True]
     assert [failure.reason for failure in decoded.failures.values()] == ["missing", "unreadable", "missing"]

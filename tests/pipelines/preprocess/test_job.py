@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 
 
 def test_every_planned_clip_has_exactly_one_row(undisturbed: Run, store_of_videos: Path) -> None:
-    plan = pd.read_parquet(undisturbed.output / "plan.parquet")
+    plan = open_dataset(str(undisturbed.output)).plan.rows()
     index = pd.read_parquet(undisturbed.output / "index")
     assert sorted(index["clip"]) == sorted(plan["clip"]) and index["clip"].is_unique
     videos = {str(path) for path in store_of_videos.rglob("*.mp4")}
@@ -120,7 +120,7 @@ def copy_of(run: Run, place: Path) -> Path:
 
 
 def shards_of(output: Path, video: Path) -> list[int]:
-    plan = pd.read_parquet(output / "plan.parquet")
+    plan = open_dataset(str(output)).plan.rows()
     return sorted(set(plan[plan["video"] == str(video)]["shard"]))
 
 
@@ -167,7 +167,7 @@ def test_a_video_whose_bytes_changed_is_not_taken_for_the_planned_one(
 def test_a_dry_run_writes_nothing_but_its_scan(undisturbed: Run, tmp_path: Path) -> None:
     done = runs.plainly("preprocess", *undisturbed.settings, f"output={tmp_path / 'gaze'}", "--dry-run")
     assert done.returncode == 0 and [path.name for path in tmp_path.iterdir()] == ["gaze.scan"]
-    plan = pd.read_parquet(undisturbed.output / "plan.parquet")
+    plan = open_dataset(str(undisturbed.output)).plan.rows()
     for part in (f"{len(plan)} planned", f"{plan['shard'].nunique()} planned", "estimated bytes"):
         assert part in done.stdout
 
@@ -221,7 +221,7 @@ def test_the_time_limit_of_decoding_holds_for_the_scan_too(make_video: Callable[
     video = make_video(tmp_path / "counted.avi", frames=60, size=(640, 480))  # probing it decodes it all
     config = PreprocessConfig(str(video), str(tmp_path / "gaze"), decoder_timeout_s=1e-6)
     with plain_ray_data():
-        assert set(plan_job(config, write=False).plan["reason"]) == {"decoder_timeout"}
+        assert plan_job(config).plan.refused(range(1)) == {"decoder_timeout": 1}
 
 
 def test_a_name_that_is_not_utf8_is_no_change_of_the_input(make_video: Callable[..., Path], tmp_path: Path) -> None:

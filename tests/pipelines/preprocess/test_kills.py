@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipelines.dataset.shards import open_dataset
 from tests.support import runs
 from tests.support.runs import Run
 from tests.support.waiting import wait_until
@@ -22,7 +23,7 @@ def finish(run: Run, output: Path) -> None:
     done = runs.plainly("preprocess", *run.settings, f"output={output}")
     assert done.returncode == 0, done.stderr
     assert runs.tree(output) == run.files
-    index, plan = pd.read_parquet(output / "index"), pd.read_parquet(output / "plan.parquet")
+    index, plan = pd.read_parquet(output / "index"), open_dataset(str(output)).plan.rows()
     assert sorted(index["clip"]) == sorted(plan["clip"])
 
 
@@ -48,12 +49,12 @@ def test_the_driver_killed_again_and_again(undisturbed: Run, tmp_path: Path) -> 
     assert runs.all_gone(left), "a killed driver leaves no process behind"
 
 
-MOMENTS = ["plan.parquet", "dataset.json", "shards/.tmp-*", "shards/*.tar", "index/.tmp-*"]
+MOMENTS = ["manifest.parquet/*", "plan.parquet/*", "dataset.json", "shards/.tmp-*", "shards/*.tar", "index/.tmp-*"]
 
 
 @pytest.mark.parametrize(
     ("start", "moments"),
-    [(runs.start_plainly, MOMENTS[2:]), pytest.param(runs.start, MOMENTS, marks=pytest.mark.slow)],
+    [(runs.start_plainly, MOMENTS[3:]), pytest.param(runs.start, MOMENTS, marks=pytest.mark.slow)],
 )
 def test_everything_killed_in_the_middle_of_a_write(
     undisturbed: Run, tmp_path: Path, start: Callable[..., subprocess.Popen[bytes] | runs.Fork], moments: list[str]

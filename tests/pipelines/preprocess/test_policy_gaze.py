@@ -134,12 +134,12 @@ def test_the_batch_changes_no_gaze_and_only_the_last_digits_of_its_losses(
     gazed: Gazed, tmp_path: Path, batch: int
 ) -> None:
     """The two stages called as Ray calls them."""
-    shutil.copy(gazed.output / "plan.parquet", tmp_path)
+    shutil.copytree(gazed.output / "plan.parquet", tmp_path / "plan.parquet")
     shutil.copy(gazed.output / "dataset.json", tmp_path)
-    decode = DecodeStage(str(tmp_path), DecodeConfig(), "raw", 90)
     dataset, made = open_dataset(str(gazed.output)), open_dataset(str(tmp_path))
+    decode = DecodeStage(made.plan, DecodeConfig(), "raw", 90)
     with decode.decoder, one_torch_thread():
-        stage = GazeStage(str(tmp_path), resolve_gaze(gazed.config(batch=batch)), "raw", "cpu")
+        stage = GazeStage(made.plan, resolve_gaze(gazed.config(batch=batch)), "raw", "cpu")
         for shard in range(dataset.shards):
             stage(decode({"shard": shard}))
     if batch == 32:

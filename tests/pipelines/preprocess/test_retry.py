@@ -15,6 +15,7 @@ from pipelines.preprocess.job import Job
 from pipelines.preprocess.shard_job import hopeless_clips, prepare_output
 from pipelines.storage import tables
 from tests.support import training
+from tests.support.plain_plan import plan_bytes
 
 
 @pytest.mark.parametrize(
@@ -33,8 +34,9 @@ def test_what_had_failed_when_it_was_planned_is_left(
     """failed, planned: the reason of each clip that is failed in its index, and already in the plan, by its number."""
     url = training.write_dataset(tmp_path / "gaze", clips=12)
     dataset = shards.open_dataset(url)
-    plan = dataset.plan
-    plan.loc[list(planned), "reason"] = list(planned.values())
+    plan = dataset.plan.rows()
+    plan["reason"] = [planned.get(number) for number in range(len(plan))]
+    (tmp_path / "gaze" / "plan.parquet").write_bytes(plan_bytes(plan))
     for shard in dataset.committed():
         index = shards.read_index(url, shard).to_pandas()
         for number, reason in failed.items():
@@ -43,7 +45,7 @@ def test_what_had_failed_when_it_was_planned_is_left(
         Path(shards.index_url(url, shard)).write_bytes(tables.to_bytes(index, INDEX_SCHEMA))
     config = PreprocessConfig(input="/v", output=url, retry="failed")
     gazer: Any = SimpleNamespace()
-    job = Job(config, dataset.url, plan, [], gazer)
+    job = Job(config, dataset.url, shards.open_dataset(url).plan, [], gazer)
     before = dataset.committed()
     prepare_output(config, job)
     assert sorted({*before} - {*dataset.committed()}) == taken_back

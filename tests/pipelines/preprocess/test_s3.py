@@ -15,14 +15,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipelines.corpus.manifest import probe_object
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig
+from pipelines.corpus.scan import probe_object
 from pipelines.dataset.shards import open_dataset
 from pipelines.preprocess.decode_stage import DecodeStage
 from pipelines.storage import store
 from pipelines.video.base import DecodeConfig
 from pipelines.video.isolated import IsolatedDecoder
 from tests.support import runs, s3_servers
+from tests.support.plans import plan_of
 from tests.support.runs import Run
 from tests.support.s3_servers import Rclone
 from tests.support.waiting import wait_until
@@ -104,9 +105,8 @@ def test_a_kept_copy_of_other_bytes_is_dropped(
     with IsolatedDecoder(DecodeConfig()) as decoder:
         [entry] = store.list_objects(url)
         rows = pd.DataFrame(probe_object(entry, decoder))
-    plan = make_plan(rows, f"{bucket}/changed", ClipConfig(), 2)
-    (tmp_path / "plan.parquet").write_bytes(plan_bytes(plan))
-    stage = DecodeStage(str(tmp_path), DecodeConfig(), "none", 90, cache_mb=10)
+    plan = plan_of(tmp_path, rows, f"{bucket}/changed", ClipConfig(), 2)
+    stage = DecodeStage(plan, DecodeConfig(), "none", 90, cache_mb=10)
     copies = tmp_path / f"autogaze-videos-{os.getuid()}"
 
     def outcome(shard: int) -> tuple[list[bool], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.corpus import manifest as manifests
-from pipelines.corpus.plan import ClipConfig, make_plan, plan_bytes
+from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.videos import video_fingerprint
 from pipelines.dataset.shards import open_dataset
 from pipelines.inspection.verify import verify
@@ -25,6 +26,7 @@ from pipelines.video.base import DecodeConfig, Source, VideoError
 from pipelines.video.decode import decode_clips, probe
 from pipelines.video.isolated import IsolatedDecoder
 from tests.support import runs
+from tests.support.plans import plan_of, planned
 
 SIDE = 224
 EXACT = 0x2 | 0x40000 | 0x80000  # bilinear, accurate rounding, bit exact
@@ -70,7 +72,7 @@ def test_all_tiles_of_a_chunk_lie_in_one_shard_each_once(
     sizes: list[tuple[int, int, int, int]], room: int, per_video: int
 ) -> None:
     rows = [row_of(f"/v/{i}.mp4", *size) for i, size in enumerate(sizes)]
-    plan = make_plan(manifest(rows), "/v", ClipConfig(frames=4, per_video=per_video, tiles="native"), room)
+    plan = planned(manifest(rows), "/v", ClipConfig(frames=4, per_video=per_video, tiles="native"), room)
     assert plan["clip"].is_unique and (plan["tile"] != "").all()
     assert all(clip.endswith(f"-{tile}") for clip, tile in zip(plan["clip"], plan["tile"], strict=True))
     for i, (width, height, _, rotation) in enumerate(sizes):
@@ -85,34 +87,37 @@ def test_all_tiles_of_a_chunk_lie_in_one_shard_each_once(
     for _, shard in plan.groupby("shard"):
         assert shard["position"].tolist() == list(range(len(shard)))
         assert len(shard) <= room or shard[["video", "start"]].drop_duplicates().shape[0] == 1
-    filled = plan.groupby("shard").size().to_numpy()
-    heads = plan[plan["position"] == 0].merge(plan.groupby(["video", "start"]).size().rename("tiles").reset_index())
-    assert (filled[:-1] + heads["tiles"].to_numpy()[1:] > room).all(), (
-        "a shard ends only where the next chunk is too big"
-    )
+    ends = plan.groupby("shard")["video"].agg(["size", "first", "last"]).to_dict("records")
+    for shard, following in itertools.pairwise(ends):
+        within = shard["last"] == following["first"]
+        whole = plan[plan["video"] == following["first"]]
+        waiting = len(whole) // whole["start"].nunique() if within else len(whole)
+        assert shard["size"] + waiting > room, "a shard ends only where the next video, or chunk of it, is too big"
 
 
-def test_whole_pictures_fill_shards_as_before_and_have_no_tile() -> None:
+def test_whole_pictures_have_no_tile() -> None:
     rows = [row_of(f"/v/{i}.mp4", 3840, 2160, 50) for i in range(3)]
-    plan = make_plan(manifest(rows), "/v", ClipConfig(frames=4), 5)
-    assert (plan["tile"] == "").all() and plan["shard"].tolist() == [i // 5 for i in range(len(plan))]
+    plan = planned(manifest(rows), "/v", ClipConfig(frames=4), 5)
+    assert (plan["tile"] == "").all() and plan["shard"].tolist() == [
+        3 * i + j // 5 for i in range(3) for j in range(13)
+    ]
 
 
 def test_a_picture_whose_tiles_exceed_one_row_fails_alone() -> None:
     rows = [row_of("/v/a.mp4", 30_000, 20_000, 100), row_of("/v/b.mp4", 3840, 2160, 16)]
-    plan = make_plan(manifest(rows), "/v", ClipConfig(tiles="native"), 32)
+    plan = planned(manifest(rows), "/v", ClipConfig(tiles="native"), 32)
     assert plan["reason"].fillna("").tolist() == ["too_large"] + [""] * 180
     assert plan["tile"].tolist()[:2] == ["", "r00c00"] and plan["shard"].tolist() == [0] + [1] * 180
 
 
-def stage_over(folder: Path, video: Path, clip: ClipConfig, room: int = 8, decoder: str = "pyav") -> DecodeStage:
+def stage_over(
+    folder: Path, video: Path, clip: ClipConfig, room: int = 8, decoder: str = "pyav", **changed: int
+) -> DecodeStage:
     info = probe(Source(str(video)))
     row = row_of(str(video), info.width, info.height, info.frames, info.rotation)
     row |= {"bytes": video.stat().st_size, "fingerprint": video_fingerprint(str(video))}
-    plan = make_plan(manifest([row]), str(video.parent), clip, room)
-    folder.mkdir(exist_ok=True)
-    (folder / "plan.parquet").write_bytes(plan_bytes(plan))
-    return DecodeStage(str(folder), DecodeConfig(decoder=decoder), "none", 90)
+    plan = plan_of(folder, manifest([row | changed]), str(video.parent), clip, room)
+    return DecodeStage(plan, DecodeConfig(decoder=decoder), "none", 90)
 
 
 def test_a_tile_is_the_crop_of_the_frame_and_frames_are_decoded_once(
@@ -130,7 +135,7 @@ def test_a_tile_is_the_crop_of_the_frame_and_frames_are_decoded_once(
     seen = 0
     with stage.decoder:
         for shard in range(2):
-            decoded, planned = stage.decode(shard), stage.plan.shard(shard)
+            decoded, planned = stage.decode(shard), stage.plan.clips_of(shard)
             assert decoded.ok.all() and decoded.frames.shape == (len(planned), 4, SIDE, SIDE, 3)
             for got, want in zip(decoded.frames, planned.itertuples(), strict=True):
                 numbers = np.minimum(np.arange(want.start, want.start + 4), 10)
@@ -175,7 +180,7 @@ def test_tiles_are_cut_from_the_picture_as_displayed(
                 out.mux(packet)
     stage = stage_over(tmp_path / "out", video, NATIVE)
     with stage.decoder:
-        decoded, planned = stage.decode(0), stage.plan.shard(0)
+        decoded, planned = stage.decode(0), stage.plan.clips_of(0)
     upright = np.rot90(whole_frames(plain), -turns, (1, 2))
     for got, want in zip(decoded.frames, planned["tile"], strict=True):
         np.testing.assert_array_equal(got, tile_of(upright, want))
@@ -186,10 +191,7 @@ def test_a_frame_of_another_size_than_planned_fails_all_its_tiles(
     tmp_path: Path, make_video: Callable[..., Path], decoder: str
 ) -> None:
     video = make_video(tmp_path / "v.mp4", frames=4, size=(300, 250))
-    stage = stage_over(tmp_path / "out", video, NATIVE, decoder=decoder)
-    plan = pd.read_parquet(tmp_path / "out" / "plan.parquet").assign(width=310)
-    (tmp_path / "out" / "plan.parquet").write_bytes(plan_bytes(plan))
-    stage = DecodeStage(str(tmp_path / "out"), DecodeConfig(decoder=decoder), "jpeg", 90)
+    stage = stage_over(tmp_path / "out", video, NATIVE, decoder=decoder, width=310)
     with stage.decoder:
         decoded = stage.decode(0)
     failure = Failure("size_changed", "frame 0 is 300x250, planned as 310x250")

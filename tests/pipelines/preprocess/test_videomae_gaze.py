@@ -147,9 +147,9 @@ def reconstructor(made: Made) -> VideoMAE:
 def frames(made: Made) -> dict[str, np.ndarray]:
     """Of each clip, what the gaze stage saw: decoded and not encoded yet; uint8 [T, S, S, 3]."""
     plan = open_dataset(str(made.output)).plan
-    decode = DecodeStage(str(made.output), DecodeConfig(), "none", 90)
+    decode = DecodeStage(plan, DecodeConfig(), "none", 90)
     with decode.decoder:
-        return {row.clip: decode.decode(row.shard).frames[0] for row in plan.itertuples()}
+        return {row.clip: decode.decode(row.shard).frames[0] for row in plan.rows().itertuples()}
 
 
 def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
@@ -297,13 +297,11 @@ def test_what_cannot_work_is_one_line_before_any_work(
 
 def labelled(made: Made, config: PreprocessConfig, output: Path) -> dict[str, dict[str, bytes]]:
     """The members of each clip, made by the two stages called as Ray calls them."""
-    output.mkdir()
-    for name in ("manifest.parquet", "plan.parquet", "dataset.json"):
-        shutil.copy(made.output / name, output)
-    decode = DecodeStage(str(output), DecodeConfig(), config.frames, 90)
+    shutil.copytree(made.output, output, ignore=shutil.ignore_patterns("shards", "index"))
     dataset = open_dataset(str(output))
+    decode = DecodeStage(dataset.plan, DecodeConfig(), config.frames, 90)
     with decode.decoder, one_torch_thread():
-        stage = GazeStage(str(output), resolve_gaze(config), config.frames, "cpu")
+        stage = GazeStage(dataset.plan, resolve_gaze(config), config.frames, "cpu")
         for shard in range(dataset.shards):
             done = stage(decode({"shard": shard}))
             assert config.threshold is not None or done["met"] == done["ok"]
@@ -361,7 +359,7 @@ def test_verify_notices_targets_that_are_not_those_promised(made: Made, tmp_path
     members = dataset.read_clip(rows[0])
     kept = [(name, data) for name, data in members.items() if name.endswith(".jpg")]
     outcome = Outcome(gaze=Gaze.from_npz(io.BytesIO(members["gaze.npz"])), members=kept)
-    planned = dataset.plan[dataset.plan["shard"] == 0].reset_index(drop=True)
+    planned = dataset.plan.clips_of(0)
     commit_shard(str(lost), 0, *build_shard(planned, [outcome], THRESHOLD))
     assert "no targets stored, those of 1 frames expected" in " ".join(verify(str(lost)).problems)
 

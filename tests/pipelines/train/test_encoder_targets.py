@@ -16,7 +16,6 @@ from autogaze.reconstruction.targets import Targets, target_frames
 from autogaze.vision import load as load_encoder
 from autogaze.vision.distillation import FullFeatures
 from jobs.config import load
-from pipelines.corpus.plan import PlanReader
 from pipelines.dataset.frames import encode_frames
 from pipelines.dataset.shards import TARGETS, Outcome, build_shard, commit_shard, open_dataset
 from pipelines.errors import PipelineError
@@ -58,7 +57,7 @@ def data(teachers: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     url = training.write_dataset(tmp_path_factory.mktemp("targets") / "data", clips=2)
     dataset = open_dataset(url)
     loss = FrameLoss(1.0, [Teacher.from_pretrained(name, teachers[name]) for name in NAMES])
-    rows, made = PlanReader(dataset.url / "plan.parquet").shard(0), []
+    rows, made = dataset.plan.clips_of(0), []
     for number, clip in enumerate(rows["clip"]):
         frames = training.clip_of(number)
         at = target_frames(clip, len(frames), 2)

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.corpus import manifest
-from pipelines.corpus.plan import ClipConfig, make_plan
+from pipelines.corpus.plan import ClipConfig
+from pipelines.corpus.scan import probe_object
 from pipelines.storage.location import Entry, Location
 from pipelines.video.base import DecodeConfig, Source, VideoError
 from pipelines.video.decode import decode_clips, probe
 from pipelines.video.isolated import IsolatedDecoder
 from tests.support import differential
 from tests.support.differential import ffmpeg
+from tests.support.plans import planned
 
 DATA = Path(__file__).parent / "data"
 PICTURES = ("-f", "lavfi", "-i", "testsrc2=s=64x48:d=2:r=25")
@@ -29,8 +30,8 @@ def stride(path: Path, fps: float) -> int:
     """What clip.fps makes of a video."""
     with IsolatedDecoder(SMALL) as decoder:
         entry = Entry(Location(str(path)), path.stat().st_size, "1")
-        [row] = manifest.probe_object(entry, decoder)
-    plan = make_plan(pd.DataFrame([row]), str(path.parent), ClipConfig(fps=fps), 8)
+        [row] = probe_object(entry, decoder)
+    plan = planned(pd.DataFrame([row]), str(path.parent), ClipConfig(fps=fps), 8)
     return int(plan["stride"].iloc[0])
 
 
