@@ -140,7 +140,7 @@ def made(place: Path, samples: int, per_shard: int, merged: bool) -> None:
     for shard in range(min(shards, 200_000)):  # more links take longer than they tell
         os.symlink("../one.tar", place / "shards" / f"{shard:06d}.tar")
     whole = shards // BLOCK * BLOCK if merged else 0
-    group = max(1, -(-1024 // per_shard))
+    group = max(8, -(-1024 // per_shard))
     summary = {SUMMARY: joined([summarise(invent(0))] * BLOCK).to_text().decode()}
     for first in range(0, whole, BLOCK):
         url = span_url(str(place), Span(first, first + BLOCK - 1))

@@ -30,7 +30,7 @@ BLOCK = 1000
 """Shards whose indexes become one file: those of the same thousand."""
 _AT_ONCE = 16  # files read
 _MOVES = 4  # times that a shard may be looked for anew
-_KEPT_FILES, _KEPT_GROUPS = 32, 32
+_KEPT_FILES, _KEPT_GROUPS = 16, 4  # groups of each file
 
 
 PLACE_SCHEMA = pa.schema(
