@@ -29,6 +29,7 @@ class VerifyConfig:
 
     dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
     threads: int = setting(4, "shards read at once", at_least=1)
+    version: int = setting(0, "of a dataset that has grown, check this version only (0 = all there is)", at_least=0)
     deep: bool = setting(False, "also decode two clips of each video a second way, and compare their frames")
     errors: bool = setting(False, "also measure the errors of verify=true again, on the stored frames (canvas)")
     second: Literal["sequential", "decord", "torchcodec"] = setting(
@@ -53,6 +54,7 @@ def run(config: VerifyConfig, console: Console) -> int:
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
             config.errors,
+            config.version,
         )
     deep = None
     if config.deep:
@@ -74,6 +76,8 @@ def run(config: VerifyConfig, console: Console) -> int:
         + (f"{len(verdict.problems)} problems" if verdict.problems else "all good"),
         highlight=False,
     )
+    if verdict.version is not None:
+        console.print(f"of version {verdict.version.number}: {verdict.version.shards} shards", highlight=False)
     if config.errors:
         console.print(f"{verdict.measured} clips measured again by canvas", highlight=False)
     if deep is not None:

@@ -231,3 +231,16 @@ def test_a_listing_knows_the_file_that_counts(dataset: Path) -> None:
     assert [None if file is None else tuple(file.span) for file in counts] == [
         (0, 2), (1, 1), (0, 2), (3, 5), (3, 5), (3, 5), (6, 6), None,
     ]  # fmt: skip
+
+
+def test_a_bucket_is_merged_and_read_as_a_folder(dataset: Path, whole: str, bucket: str) -> None:
+    for path in sorted(dataset.rglob("*.*")):
+        if path.is_file():
+            store.publish(path.read_bytes(), f"{bucket}/gaze/{path.relative_to(dataset)}")
+    url = Location(f"{bucket}/gaze")
+    assert merge_indexes(url, INDEX_SCHEMA, range(SHARDS)) == 2 == merge(dataset)
+    assert [file.entry.url.name for file in IndexListing(url).files] == [f"{name}.parquet" for name in names(dataset)]
+    assert store.read(span_url(url, Span(0, 2))) == Path(span_url(str(dataset), Span(0, 2))).read_bytes()
+    assert rows(url).equals(rows(whole)) and len(open_samples(url)) == 4 * SHARDS
+    take_back(url, INDEX_SCHEMA, [1])
+    assert committed_shards(url) == [0, 2, 3, 4, 5, 6]

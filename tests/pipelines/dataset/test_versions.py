@@ -12,6 +12,7 @@ from pipelines.dataset import indexes, shards
 from pipelines.dataset.indexes import INDEX_SCHEMA
 from pipelines.dataset.merging import merge_indexes
 from pipelines.errors import PipelineError
+from pipelines.inspection.verify import verify
 from pipelines.loading.config import LoaderConfig, ReadConfig
 from pipelines.loading.loader import ShardLoader
 from pipelines.loading.samples import open_samples
@@ -72,3 +73,14 @@ def test_a_run_keeps_to_its_version_and_a_new_one_takes_the_newest_whole(grown: 
     assert open_samples(grown).shards == 3
     with pytest.raises(PipelineError, match="4 of its 5 shards are committed; finish it with autogaze preprocess"):
         open_samples(grown, version=2)
+
+
+def test_a_version_is_verified_by_itself(grown: str) -> None:
+    newest = verify(grown)
+    assert newest.problems == [] and newest.version is not None and newest.version.number == 2
+    shards.uncommit_shards(grown, [4])
+    assert verify(grown).problems == ["shard 4: not committed (4 clips missing)"]
+    first = verify(grown, version=1)
+    assert first.problems == [] and first.clips == 12
+    with pytest.raises(PipelineError, match="has no version 3"):
+        verify(grown, version=3)
