@@ -134,7 +134,8 @@ def last_slots(valid: Tensor, slots_per_frame: Tensor) -> Tensor:
 
     So, as in the reference, a frame with holes has several: its last patch, and each one before a hole.
     """
-    frame = torch.repeat_interleave(torch.arange(len(slots_per_frame), device=valid.device), slots_per_frame)
+    numbers = torch.arange(len(slots_per_frame), device=valid.device)
+    frame = torch.repeat_interleave(numbers, slots_per_frame, output_size=valid.shape[1])  # given, so no GPU is asked
     goes_on = torch.zeros_like(valid)
     goes_on[:, :-1] = valid[:, 1:] & (frame[1:] == frame[:-1])
     return valid & ~goes_on

@@ -12,9 +12,9 @@ graphs.
 units (random weights, drawn clips of 16 frames, a tenth of the patches):
   gaze-1 -12 -64   gazing at so many clips, by the cache that GPUs use
   ntp-step         next-token prediction of 8 clips: forward, backward, clipping, Adam
-  rl-rollout       a group of 12 sampled gazes at one clip
-  rl-reward        its two rewarded frames, rebuilt by the VideoMAE
-  rl-learner       its loss, forward and backward
+  rl-rollout -8    a group of 12 sampled gazes at one clip; a request of 8 groups
+  rl-reward -8     its two rewarded frames, rebuilt by the VideoMAE; those of 8 groups
+  rl-learner -8    its loss, forward and backward; that of 8 groups, packed
   reconstructor-1 -8   the VideoMAE's loss of so many clips, each with its gaze and frames, forward and backward
   search-1 -8      one round of greedy search in so many clips: 16 patches tried in a frame of each, by the VideoMAE
   refiner-1 -8     the refiner's loss of so many clips, forward and backward
@@ -137,40 +137,53 @@ def ntp_step(size: Size) -> Unit:
 def rollout(policy: AutoGaze, frames: Tensor) -> Any:
     with torch.inference_mode():
         encoded = policy.encode(frames)
-    return policy.rollout(Encoded(encoded.tokens).repeat(MEMBERS), Sampling(1.0, 50, range(MEMBERS)), max_ratio=RATIO)
+    members = Encoded(encoded.tokens).repeat(MEMBERS)
+    return policy.rollout(members, Sampling(1.0, 50, range(len(members.tokens))), max_ratio=RATIO)
 
 
-def rl_rollout(size: Size) -> Unit:
-    policy, frames = policy_of(size.narrow), frames_of(size)
-    return lambda: rollout(policy, frames), [*policy.parameters(), frames]
+def rl_rollout(groups: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        policy, frames = policy_of(size.narrow), frames_of(size, groups)
+        return lambda: rollout(policy, frames), [*policy.parameters(), frames]
+
+    return unit
 
 
-def rl_reward(size: Size) -> Unit:
-    model, frames, gazes = videomae_of(size.narrow), frames_of(size), gazes_of(size, MEMBERS)
-    group = frames.expand(MEMBERS, *frames.shape[1:])
-    return lambda: model.errors(group, gazes, size.rewarded), [*model.parameters(), frames, group]
+def rl_reward(groups: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        model, frames, gazes = videomae_of(size.narrow), frames_of(size, groups), gazes_of(size, groups * MEMBERS)
+        of, at = [row // MEMBERS for row in range(groups * MEMBERS)], [size.rewarded] * groups
+        return lambda: model.group_errors(frames, gazes, of, at), [*model.parameters(), frames]
+
+    return unit
 
 
-def rl_learner(size: Size) -> Unit:
-    policy, frames = policy_of(size.narrow), frames_of(size)
-    sampled = rollout(policy, frames)
-    padded = sampled.gaze.padded()
-    group = Group(
-        RolloutRequest(0, 0, 0, 0),
-        clip="",
-        temperature=1.0,
-        threshold=float("nan"),
-        at=np.array(size.rewarded),
-        seeds=np.arange(MEMBERS),
-        slots=padded["num_gazing_each_frame"].numpy(),
-        drawn=sampled.drawn.numpy().astype(np.int16),
-        used=~padded["if_padded_gazing"].numpy(),
-        log_probs=sampled.log_probs.numpy(),
-        errors=np.random.default_rng(0).random((MEMBERS, len(size.rewarded)), np.float32),
-        seconds=np.zeros(3),
-    )
-    losses = GroupLosses(policy, None, RLConfig(data="", run=""))
-    return lambda: losses(frames, [group])["loss"].sum().backward(), [*policy.parameters(), frames]
+def rl_learner(count: int) -> Callable[[Size], Unit]:
+    def unit(size: Size) -> Unit:
+        policy, frames = policy_of(size.narrow), frames_of(size, count)
+        sampled = rollout(policy, frames)
+        padded = sampled.gaze.padded()
+        groups = [
+            Group(
+                RolloutRequest(0, 0, 0, 0),
+                clip="",
+                temperature=1.0,
+                threshold=float("nan"),
+                at=np.array(size.rewarded),
+                seeds=np.arange(MEMBERS),
+                slots=padded["num_gazing_each_frame"].numpy(),
+                drawn=sampled.drawn[rows].numpy().astype(np.int16),
+                used=~padded["if_padded_gazing"][rows].numpy(),
+                log_probs=sampled.log_probs[rows].numpy(),
+                errors=np.random.default_rng(0).random((MEMBERS, len(size.rewarded)), np.float32),
+                seconds=np.zeros(3),
+            )
+            for rows in torch.arange(count * MEMBERS).split(MEMBERS)
+        ]
+        losses = GroupLosses(policy, None, RLConfig(data="", run=""))
+        return lambda: losses(frames, groups)["loss"].sum().backward(), [*policy.parameters(), frames]
+
+    return unit
 
 
 def reconstructor(count: int) -> Callable[[Size], Unit]:
@@ -242,9 +255,12 @@ def vision(size: Size) -> Unit:
 UNITS: dict[str, Callable[[Size], Unit]] = {
     **{f"gaze-{count}": gaze(count) for count in (1, 12, 64)},
     "ntp-step": ntp_step,
-    "rl-rollout": rl_rollout,
-    "rl-reward": rl_reward,
-    "rl-learner": rl_learner,
+    "rl-rollout": rl_rollout(1),
+    "rl-rollout-8": rl_rollout(8),
+    "rl-reward": rl_reward(1),
+    "rl-reward-8": rl_reward(8),
+    "rl-learner": rl_learner(1),
+    "rl-learner-8": rl_learner(8),
     **{f"reconstructor-{count}": reconstructor(count) for count in (1, 8)},
     **{f"search-{count}": search_round(count) for count in (1, 8)},
     **{f"refiner-{count}": refiner(count) for count in (1, 8)},

@@ -70,7 +70,7 @@ def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollout
         val_clips=0,
         scale=ScaleConfig(min_workers=clips, max_workers=clips),
         sample=SampleConfig(group=arguments.group, strategy="ratio", min_temperature=1.0),
-        objective=ObjectiveConfig(frames=2),
+        objective=ObjectiveConfig(frames=2, label_prediction=0.0),  # as its way: the labels are learned from by neither
         rollouts=RolloutsConfig(**rollouts),  # type: ignore[arg-type]
     )
 
@@ -121,8 +121,9 @@ def their_way(config: RLConfig, steps: int, threads: int) -> float:
         padded = rollout.gaze.padded()
         valid, slots = ~padded["if_padded_gazing"], padded["num_gazing_each_frame"]
         advantages = group_advantages(-errors[None])[0]
-        each = slot_advantages(advantages, torch.tensor(at).expand(len(copies), -1), valid, slots, 0.995)
-        measured, counted = measured_errors(errors, at, valid, slots)
+        rewarded = torch.tensor(at).expand(len(copies), -1)
+        each = slot_advantages(advantages, rewarded, valid, slots, 0.995)
+        measured, counted = measured_errors(errors, rewarded, valid, slots)
         loss = grpo_loss(scores.log_probs, each, valid).mean()
         loss = loss + loss_prediction_loss(scores.loss_predictions, measured, valid, counted).mean()
         loss.backward()
@@ -183,9 +184,12 @@ class Sleeper:
     def load(self, version: int, weights: object) -> None:
         pass
 
-    def make(self, request: RolloutRequest) -> int:
-        time.sleep(SERVICE_S)
-        return request.id
+    def read(self, requests: Sequence[RolloutRequest]) -> None:
+        pass
+
+    def make_all(self, requests: Sequence[RolloutRequest], clips: None, waited: float) -> list[int]:
+        time.sleep(SERVICE_S * len(requests))
+        return [request.id for request in requests]
 
 
 def scaling(counts: Sequence[int] = (1, 2, 4, 8), groups: int = 16, steps: int = 8) -> None:

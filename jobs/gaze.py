@@ -54,7 +54,7 @@ class GazeConfig(GazeSettings):
         "", "local folder for overlay.mp4, contact_sheet.png, gaze.json", required=True, place="location"
     )
     clip: ClipConfig = section(ClipConfig)
-    decoder: DecoderName = setting("pyav", "pyav, decord or torchcodec")
+    decoder: DecoderName = setting("pyav", "pyav, decord, torchcodec or torchcodec-cuda")
 
 
 @dataclass

@@ -236,6 +236,8 @@ def show_summary(table: Table, job: ShardJob, totals: Totals, record: RunRecord,
         "slowest stage",
         f"{record.slowest_stage}; since the first clip the whole ran at {record.speed_of_light:.0%} of its rate",
     )
+    for reason, count in totals.fallbacks.most_common():
+        table.add_row("decoded by PyAV", f"[yellow]{plural(count, 'video')}: {reason}[/yellow]")
     if totals.restarts:
         table.add_row("decoders", f"[yellow]{totals.restarts} died or hung and were replaced[/yellow]")
     console.print(table)

@@ -19,6 +19,7 @@ from pipelines.preprocess.config import PreprocessConfig, check_preprocess_confi
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import share_workers
 from pipelines.schema import section
+from pipelines.video.base import ON_GPU
 
 if TYPE_CHECKING:
     from pipelines.preprocess.job import Job
@@ -44,7 +45,7 @@ def run(config: PreprocessJob, console: Console, dry_run: bool = False) -> int:
         name="preprocess",
         resume=resume,
         plan=plan_job,
-        plans_on_ray=not is_manifest(config.input),
+        plans_on_ray=config.decoder in ON_GPU or not is_manifest(config.input),
         share=share_workers,
         execute=execute,
         how=lambda job, workers: {"gaze": how_gazed(job.gazer, workers.device)},

@@ -34,7 +34,7 @@ FLOORS = (
 # its own.
 LIGHT = ("pipelines.corpus", "pipelines.video", "pipelines.storage")
 # These load a library that a user chooses, and that brings torch; pipelines.video.backends imports them on demand.
-NOT_LIGHT = {"pipelines.video.torchcodec"}
+NOT_LIGHT = {"pipelines.video.torchcodec", "pipelines.video.torchcodec_cuda"}
 
 # Functions that modules of a package define under one name because each answers the same call.
 INTERFACES = {

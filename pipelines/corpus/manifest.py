@@ -98,7 +98,7 @@ def manifest_tables(url: str, columns: Sequence[str] | None = None) -> Iterator[
         raise PipelineError(f"{url}: no such manifest")
     for file in files:
         try:
-            yield from tables.batches(file, MANIFEST_SCHEMA, _WHAT, columns, OPTIONAL_COLUMNS)
+            yield from tables.stream(file, MANIFEST_SCHEMA, _WHAT, columns, OPTIONAL_COLUMNS)
         except FileNotFoundError as error:
             raise PipelineError(f"{file}: removed while it was read") from error
 

@@ -32,7 +32,7 @@ _KEPT = 2  # parts in memory: neighbouring shards may lie in two
 _AT_ONCE = 8  # parts read at the same time for an outline
 
 
-class Plan(ABC):
+class DatasetPlan(ABC):
     """Which clips each shard of a dataset holds. Threads may share one, and it may be pickled.
 
     Attributes:
@@ -90,7 +90,7 @@ class Plan(ABC):
 
 
 @dataclass(frozen=True)
-class Part:
+class PlanFile:
     """A file of a plan, plan.parquet/000042.parquet, as dataset.json names it: what is in it, and its hash."""
 
     videos: int
@@ -99,7 +99,7 @@ class Part:
     sha256: str
 
 
-class VideoPlan(Plan):
+class VideoPlan(DatasetPlan):
     """A plan in parts, with a row per video.
 
     Args:
@@ -108,7 +108,7 @@ class VideoPlan(Plan):
         outline: where it is known already.
     """
 
-    def __init__(self, url: str, cut: Cut, parts: Sequence[Part], outline: Outline | None = None) -> None:
+    def __init__(self, url: str, cut: Cut, parts: Sequence[PlanFile], outline: Outline | None = None) -> None:
         self.url, self.cut, self.parts = Location(url), cut, tuple(parts)
         self.shards, self.clips, self.videos = (
             sum(getattr(part, name) for part in self.parts) for name in ("shards", "clips", "videos")
@@ -197,7 +197,7 @@ class VideoPlan(Plan):
         return PlanPart(tables.from_bytes(data, place, VIDEO_SCHEMA, "a plan"), self.cut)
 
 
-class RowPlan(Plan):
+class RowPlan(DatasetPlan):
     """A plan of a dataset of format 2: one file with a row per clip, all of it in memory.
 
     Args:
@@ -278,7 +278,7 @@ class RowPlan(Plan):
         return []
 
 
-def open_plan(url: str, about: Mapping[str, Any]) -> Plan:
+def open_plan(url: str, about: Mapping[str, Any]) -> DatasetPlan:
     """The plan of a dataset. about: its dataset.json. Nothing is read yet.
 
     Raises PipelineError for a dataset.json that is damaged.
@@ -289,7 +289,7 @@ def open_plan(url: str, about: Mapping[str, Any]) -> Plan:
     try:
         cut = Cut(**{name: int(stated[name]) for name in ("frames", "per_video", "shard_clips")})
         parts = [
-            Part(int(part["videos"]), int(part["clips"]), int(part["shards"]), str(part["sha256"]))
+            PlanFile(int(part["videos"]), int(part["clips"]), int(part["shards"]), str(part["sha256"]))
             for part in stated["parts"]
         ]
     except (KeyError, TypeError, ValueError) as error:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipelines.corpus.manifest import in_parts, manifest_bytes
 from pipelines.corpus.plan_part import Outline
-from pipelines.corpus.plan_reader import Part, VideoPlan, part_url
+from pipelines.corpus.plan_reader import PlanFile, VideoPlan, part_url
 from pipelines.corpus.planning import PART_VIDEOS, Planner
 from pipelines.storage import store, tables
 from pipelines.storage.location import Location
@@ -30,7 +30,7 @@ def write_plan(
     manifest: its rows, in order of object and uri. One part of them is in memory at a time.
     after: the plan that the planner goes on from; its parts stay, and are the first of the plan that is returned.
     """
-    output, parts, outlines = Location(dataset), list[Part](), list[Outline]()
+    output, parts, outlines = Location(dataset), list[PlanFile](), list[Outline]()
     if after is not None:
         parts, outlines = list(after.parts), [after.outline]
     first = len(parts)
@@ -44,7 +44,7 @@ def write_plan(
             store.publish(data, part_url(output, PLAN, number))
             mark = hashlib.sha256(data).hexdigest()
         outlines.append(part.outline())
-        parts.append(Part(len(rows), int(outlines[-1].clips.sum()), len(outlines[-1].clips), mark))
+        parts.append(PlanFile(len(rows), int(outlines[-1].clips.sum()), len(outlines[-1].clips), mark))
     if write:
         _clear(output, len(parts))
     return VideoPlan(output, planner.cut, parts, Outline.joined(outlines))

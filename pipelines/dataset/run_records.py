@@ -54,6 +54,7 @@ class RunRecord:
         seconds: how long the run took, without starting Ray and planning.
         start_up: seconds of each phase until the first shard was committed.
         stages: of each stage, and of each part of one.
+        decoder_fallbacks: videos that PyAV decoded in place of the decoder, by reason.
         speed_of_light: rate of the run over the rate its slowest stage would have with all workers always busy.
     """
 
@@ -79,6 +80,7 @@ class RunRecord:
     slowest_stage: str = ""
     speed_of_light: float = 0.0
     encoder: str = ""
+    decoder_fallbacks: dict[str, int] = field(default_factory=dict)
 
     @property
     def finished_at(self) -> float:
@@ -117,6 +119,7 @@ class RunRecord:
             "clips": {"ok": self.ok, "failed": self.failed},
             "failed_by_reason": dict(sorted(self.failed_by_reason.items())),
             "decoder_restarts": self.decoder_restarts,
+            **({"decoder_fallbacks": dict(sorted(self.decoder_fallbacks.items()))} if self.decoder_fallbacks else {}),
             "frames": self.frames,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
@@ -154,6 +157,7 @@ class RunRecord:
                 failed=int(document["clips"]["failed"]),
                 failed_by_reason={str(reason): int(n) for reason, n in document["failed_by_reason"].items()},
                 decoder_restarts=int(document["decoder_restarts"]),
+                decoder_fallbacks={str(why): int(n) for why, n in document.get("decoder_fallbacks", {}).items()},
                 frames=int(document["frames"]),
                 tokens=int(document["tokens"]),
                 seconds=float(document["seconds"]),

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow as pa
 
 from autogaze.patches import VOCABULARY, PatchVocabulary
-from pipelines.corpus.plan_reader import Plan, open_plan
+from pipelines.corpus.plan_reader import DatasetPlan, open_plan
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.indexes import INDEX_SCHEMA, PLACE_SCHEMA, Indexes, IndexListing, Span, span_url
 from pipelines.dataset.members import BadSample, Members, split_members
@@ -185,7 +185,7 @@ class ShardedDataset:
     about: dict[str, Any]
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> DatasetPlan:
         """Its plan, read when it is needed: its methods raise PipelineError when it is missing or damaged."""
         return open_plan(self.url, self.about)
 

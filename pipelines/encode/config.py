@@ -13,6 +13,7 @@ from pipelines.networks.encoders import EncoderConfig, check_encoder
 from pipelines.preprocess.config import CorpusConfig, check_corpus, parse_part
 from pipelines.schema import check, section, setting, settings_of
 from pipelines.storage.location import Location
+from pipelines.video.base import ON_GPU
 
 POOLED = {"none": [], "clip": ["clip"], "frame": ["frame"], "both": ["clip", "frame"]}
 NO_LAYERS = "none"
@@ -99,6 +100,11 @@ def check_encode_config(config: EncodeConfig) -> None:
     else:
         check_gaze(config)
         check_corpus(config)
+        if config.decoder in ON_GPU:
+            raise PipelineError(
+                f"decoder={config.decoder}: encode decodes on CPUs, beside its work on GPUs; use decoder=pyav, or "
+                "preprocess the videos with it and encode that dataset"
+            )
     if not layer_words(config.layers) and config.pooled == "none":
         raise PipelineError("layers=none with pooled=none: nothing would be stored; choose one of them")
 

@@ -13,7 +13,7 @@ import torch
 from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from autogaze.vision import GazedEncoder, TokenFeatures, by_coverage
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset import shards
 from pipelines.dataset.features import FINAL, ClipFeatures, FeatureOutcome, build_feature_shard
 from pipelines.encode.encoders import ResolvedEncoder, start_encoder
@@ -45,7 +45,7 @@ class EncodeStage:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: DatasetPlan,
         encoder: ResolvedEncoder,
         storing: Storing,
         gaze: ResolvedGaze | PatchVocabulary,
@@ -89,6 +89,7 @@ class EncodeStage:
             met=float(sum(float(gaze.met(stops).float().mean()) for gaze in seen)),
             failed=Counter(str(outcome.reason) for outcome in failed),
             restarts=decoded.restarts,
+            fallbacks=decoded.fallbacks,
             seconds=watch,
             began=decoded.began,
             ended=time.time(),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipelines.corpus.passed import PassedOver
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset import shards
 from pipelines.dataset.features import FEATURE_INDEX_SCHEMA, FeatureDataset
 from pipelines.dataset.shards import Dataset, read_about
@@ -67,7 +67,7 @@ class _Parts:
     def about(self) -> dict[str, Any]:
         return describe_features(self.config, self.encoder, self.gazer, self.source)
 
-    def job(self, plan: Plan, passed: PassedOver | None = None, notice: str = "") -> EncodeJob:
+    def job(self, plan: DatasetPlan, passed: PassedOver | None = None, notice: str = "") -> EncodeJob:
         config, output = self.config, Location(self.config.output)
         missing = missing_shards(output, plan, config.part)
         parts = (self.encoder, self.gazer, self.source)

@@ -59,7 +59,8 @@ class ReadStage:
             found = self._decode(rows, tar, decoded)
         for name, spent in ({} if decoded is None else decoded.seconds).items():
             watch[name] += spent
-        return DecodedShard(shard, *found[:2], [], began, watch, decoded.restarts if decoded else 0, *found[2:])
+        restarts, fallbacks = (decoded.restarts, decoded.fallbacks) if decoded else (0, {})
+        return DecodedShard(shard, *found[:2], [], began, watch, restarts, *found[2:], fallbacks=fallbacks)
 
     def _fetch(self, shard: int) -> tuple[list[dict[str, Any]], memoryview]:
         """The rows of a shard's index, and its tar; nothing where that is missing."""

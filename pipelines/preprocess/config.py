@@ -43,7 +43,7 @@ class CorpusConfig(GazeSettings):
     )
     clip: ClipConfig = section(ClipConfig)
     shard: ShardConfig = section(ShardConfig)
-    decoder: DecoderName = setting("pyav", "pyav, decord or torchcodec")
+    decoder: DecoderName = setting("pyav", "pyav, decord, torchcodec or torchcodec-cuda")
     decoder_timeout_s: float = setting(
         60.0,
         "a video that takes longer to open, or over a clip, fails as decoder_timeout",

@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 
 from pipelines.corpus.clips import PlannedClip, decode_planned, require_unchanged
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.corpus.videos import local_copy
 from pipelines.dataset.frames import encode_frames
+from pipelines.errors import PipelineError
 from pipelines.preprocess.rows import DecodedShard, Failure
 from pipelines.preprocess.stopwatch import Stopwatch
 from pipelines.storage.cache import LocalCache
@@ -44,7 +45,7 @@ class DecodeStage:
         cache_mb: disk for remote videos that several shards need; 0 = none are kept.
     """
 
-    def __init__(self, plan: Plan, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
+    def __init__(self, plan: DatasetPlan, config: DecodeConfig, storage: str, quality: int, cache_mb: int = 0) -> None:
         self.plan = plan
         self.config = config
         self.storage, self.quality = storage, quality
@@ -59,11 +60,11 @@ class DecodeStage:
         """Decode a shard's clips, and encode their frames if they are stored as JPEGs."""
         watch = Stopwatch()
         with self.turn, watch.time("decode"):
-            began, restarts = time.time(), self.decoder.restarts
+            began, restarts, fallbacks = time.time(), self.decoder.restarts, self.decoder.fallbacks.copy()
             shared = self.plan.straddling(shard) if self.cache else set()
             frames, failures = self._decode(self.plan.clips_of(shard), shared, watch)
-            restarts = self.decoder.restarts - restarts
-        decoded = DecodedShard(shard, frames, failures, [], began, watch, restarts)
+            restarts, fallbacks = self.decoder.restarts - restarts, self.decoder.fallbacks - fallbacks
+        decoded = DecodedShard(shard, frames, failures, [], began, watch, restarts, fallbacks=dict(fallbacks))
         if self.storage == "jpeg":
             with watch.time("encode"):
                 for clip in frames[decoded.ok]:
@@ -93,6 +94,8 @@ class DecodeStage:
                         failures[positions[place]] = Failure(error.reason, error.detail)
             except VideoError as error:
                 failures.update(dict.fromkeys(positions, Failure(error.reason, error.detail)))
+            except ImportError as error:  # the decoder is not installed on this node, or its GPU is not there
+                raise PipelineError(str(error)) from error
         return frames, failures
 
 

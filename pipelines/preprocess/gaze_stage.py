@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from autogaze.gaze import Gaze
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset import shards
 from pipelines.dataset.frames import decode_frames_into, encode_frames, jpeg_members
 from pipelines.dataset.shards import Outcome
@@ -37,7 +37,7 @@ class GazeStage:
         device: cpu, cuda or mps.
     """
 
-    def __init__(self, plan: Plan, gazer: ResolvedGaze, storage: str, device: str) -> None:
+    def __init__(self, plan: DatasetPlan, gazer: ResolvedGaze, storage: str, device: str) -> None:
         torch.set_num_threads(1)  # this actor asks Ray for at most one CPU
         self.plan, self.storage = plan, storage
         self.gazer = gazers.start(gazer, device)
@@ -67,6 +67,7 @@ class GazeStage:
             met=float(sum(float(gaze.met(self.gazer.stops).float().mean()) for gaze in gazes)),
             failed=Counter(str(outcome.reason) for outcome in outcomes if outcome.gaze is None),
             restarts=decoded.restarts,
+            fallbacks=decoded.fallbacks,
             seconds=watch,
             began=decoded.began,
             ended=time.time(),

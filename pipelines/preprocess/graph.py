@@ -44,23 +44,23 @@ def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], N
     """Make the missing shards. Needs a running Ray. Raises as `run_stages` does."""
     config = job.config
     stages = (
-        decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus),
+        decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus, workers.decode_gpus),
         Stage(
             GazeStage,
             (job.plan, job.gazer, config.frames, workers.device),
             workers.gaze,
             workers.gaze_cpus,
-            gpus=1.0 if workers.device == "cuda" else 0.0,
+            gpus=workers.gaze_gpus,
         ),
     )
     run_stages(job, stages, totals, on_shard)
 
 
-def decode_stage(job: ShardJob, storage: str, quality: int, actors: int, cpus: float) -> Stage:
+def decode_stage(job: ShardJob, storage: str, quality: int, actors: int, cpus: float, gpus: float = 0.0) -> Stage:
     """The stage that decodes the videos of a job's plan; its actors decode one shard while they hand over another."""
     cache_mb = job.config.cache_mb if job.keeps_videos else 0
     return Stage(
-        DecodeStage, (job.plan, decode_config(job.config), storage, quality, cache_mb), actors, cpus, threads=2
+        DecodeStage, (job.plan, decode_config(job.config), storage, quality, cache_mb), actors, cpus, gpus, threads=2
     )
 
 

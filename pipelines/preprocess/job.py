@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from autogaze.patches import VOCABULARY
 from pipelines.corpus.passed import PassedOver
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset.shards import Dataset, read_about
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
@@ -15,6 +15,7 @@ from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.description import describe, require_same, with_own_threshold
 from pipelines.preprocess.inputs import Progress, has_new_input, planned_input, require_input
+from pipelines.preprocess.parity import parity_of
 from pipelines.preprocess.plan_corpus import plan_corpus, plan_growth
 from pipelines.preprocess.shard_job import (
     ShardJob,
@@ -72,10 +73,12 @@ def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress
     if config.grow and store.exists(output / "dataset.json"):
         dataset = Dataset(output, read_about(output))
         config = with_own_threshold(config, dataset.about)
-        planned, gazer = plan_growth(config, dataset, write, on_progress), resolve_gaze(config)
+        gazer = resolve_gaze(config)
+        planned = plan_growth(config, dataset, write, on_progress, lambda manifest: parity_of(config, manifest))
     else:
         gazer = resolve_gaze(config)
-        planned = plan_corpus(config, describe(config, gazer) if write else None, on_progress)
+        about = describe(config, gazer) if write else None
+        planned = plan_corpus(config, about, on_progress, lambda manifest: parity_of(config, manifest))
     return _job(config, gazer, output, planned.plan, planned.passed, planned.notice)
 
 
@@ -83,7 +86,7 @@ def _job(
     config: PreprocessConfig,
     gazer: ResolvedGaze,
     output: Location,
-    plan: Plan,
+    plan: DatasetPlan,
     passed: PassedOver,
     notice: str,
 ) -> Job:

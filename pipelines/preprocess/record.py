@@ -49,6 +49,7 @@ def run_record(
         failed=totals.failed.total(),
         failed_by_reason=dict(totals.failed),
         decoder_restarts=totals.restarts,
+        decoder_fallbacks=dict(totals.fallbacks),
         frames=totals.frames,
         tokens=totals.tokens,
         seconds=seconds,

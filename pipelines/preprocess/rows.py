@@ -35,6 +35,7 @@ class DecodedShard:
         began: when decoding began, seconds since 1970.
         seconds: what decoding and encoding took, by name.
         restarts: decoder children that were replaced.
+        fallbacks: videos that PyAV decoded in place of the decoder, by reason.
     """
 
     shard: int
@@ -46,6 +47,7 @@ class DecodedShard:
     restarts: int
     gazes: list[bytes] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> np.ndarray:
@@ -63,6 +65,7 @@ class DecodedShard:
             "began": self.began,
             "decode_seconds": json.dumps(self.seconds),
             "restarts": self.restarts,
+            "fallbacks": json.dumps(self.fallbacks),
         }
 
     @classmethod
@@ -77,6 +80,7 @@ class DecodedShard:
             began=float(row["began"]),
             seconds=json.loads(row["decode_seconds"]),
             restarts=int(row["restarts"]),
+            fallbacks=json.loads(row["fallbacks"]),
         )
 
 
@@ -105,6 +109,7 @@ class CommittedShard:
         loss, met: final error, and share of frames that met the threshold, each summed over the ok clips; 0 where
             nothing was gazed at.
         failed: clips by reason.
+        fallbacks: videos that PyAV decoded in place of the decoder, by reason.
         filtered: clips that were left out on purpose.
         seconds: busy seconds by stage and part.
         began, ended: when its decoding began and its commit ended, seconds since 1970.
@@ -124,12 +129,14 @@ class CommittedShard:
     began: float
     ended: float
     filtered: int = 0
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
     def to_row(self) -> dict[str, Any]:
-        return vars(self) | {"failed": json.dumps(self.failed), "seconds": json.dumps(self.seconds)}
+        texts = {name: json.dumps(getattr(self, name)) for name in ("failed", "seconds", "fallbacks")}
+        return vars(self) | texts
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> CommittedShard:
         values = {each.name: row[each.name] for each in fields(cls)}
-        texts = {"failed": Counter(json.loads(row["failed"])), "seconds": json.loads(row["seconds"])}
-        return cls(**(values | texts))
+        texts = {name: json.loads(row[name]) for name in ("failed", "seconds", "fallbacks")}
+        return cls(**(values | texts | {"failed": Counter(texts["failed"])}))

@@ -22,6 +22,7 @@ def shard_series(job: str, did: str) -> tuple[Series, ...]:
         Series("counter", f"{name}_bytes", "bytes committed, tars and indexes"),
         Series("counter", f"{name}_stage_seconds", "seconds that actors were busy, by stage", ("stage",)),
         Series("counter", f"{name}_decoder_restarts", "decoder children that died or hung and were replaced"),
+        Series("counter", f"{name}_decoder_fallbacks", "videos decoded by PyAV in place of the decoder", ("reason",)),
         Series("gauge", f"{name}_clips_left", "clips of this run not committed yet"),
     )
 
@@ -69,6 +70,7 @@ def _numbers(job: str, totals: Totals) -> dict[tuple[str, str, str], float]:
         ("tokens", "", ""): totals.tokens,
         ("bytes", "", ""): totals.bytes,
         ("decoder_restarts", "", ""): totals.restarts,
+        **{("decoder_fallbacks", "reason", reason): count for reason, count in totals.fallbacks.items()},
         **{("failures", "reason", reason): count for reason, count in totals.failed.items()},
         **{("stage_seconds", "stage", stage): spent for stage, spent in totals.seconds.items()},
     }

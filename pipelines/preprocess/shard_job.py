@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.corpus.passed import PassedOver
-from pipelines.corpus.plan_reader import Plan
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset import shards
 from pipelines.dataset.indexes import INDEX_SCHEMA, Indexes
 from pipelines.dataset.merging import merge_indexes
@@ -46,7 +46,7 @@ class ShardJob:
     schema: ClassVar[pa.Schema] = INDEX_SCHEMA
     config: CorpusConfig
     output: Location
-    plan: Plan
+    plan: DatasetPlan
     missing: list[int]
     passed: PassedOver = field(default_factory=PassedOver, kw_only=True)
     notice: str = field(default="", kw_only=True)
@@ -83,7 +83,7 @@ class ShardJob:
         return Indexes(self.output, self.schema)
 
 
-def missing_shards(output: Location, plan: Plan, part: str) -> list[int]:
+def missing_shards(output: Location, plan: DatasetPlan, part: str) -> list[int]:
     """Shards of a part that are not committed."""
     mine = shards_of_part(part, plan.shards)
     missing = np.ones(len(mine), bool)
@@ -99,7 +99,7 @@ def require_new(output: Location) -> None:
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
 
 
-def publish_about(output: Location, about: dict[str, Any], plan: Plan) -> None:
+def publish_about(output: Location, about: dict[str, Any], plan: DatasetPlan) -> None:
     """Write dataset.json, when all of the plan is there: a job killed before plans again.
 
     about: all of it but how much is planned.

@@ -32,6 +32,7 @@ class Totals:
     restarts: int = 0
     filtered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = float("inf")
     first_commit: float = float("inf")
@@ -43,6 +44,7 @@ class Totals:
         for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts", "filtered"):
             setattr(self, name, getattr(self, name) + getattr(shard, name))
         self.failed.update(shard.failed)
+        self.fallbacks.update(shard.fallbacks)
         for stage, spent in shard.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         self.began = min(self.began, shard.began)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import PreprocessConfig
+from pipelines.video.base import ON_GPU
 
 # CPUs that an actor asks for. Decoding keeps a core busy. Canvas gaze works a tenth of the time, and decoding actors
 # use the rest. Both ask for less than a core, so that both fit.
@@ -16,15 +17,21 @@ _CANVAS_CPUS = _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
 _NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
 
 
+# With a decoder on GPUs, decoding actors of each GPU, which share half of it; gaze on GPUs has the other half.
+_GPU_DECODERS, _GPU_OF_DECODERS = 4, 0.5
+
+
 @dataclass(frozen=True)
 class Workers:
-    """Actors of each stage, the device that gaze runs on (cpu, cuda or mps), and the CPUs that each actor asks for."""
+    """Actors of each stage, the device that gaze runs on (cpu, cuda or mps), and what each actor asks for."""
 
     decode: int
     gaze: int
     device: str
     decode_cpus: float = _DECODE_CPUS
     gaze_cpus: float = _GAZE_CPUS
+    decode_gpus: float = 0.0
+    gaze_gpus: float = 0.0
 
     @property
     def actors(self) -> dict[str, int]:
@@ -46,9 +53,16 @@ def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1
     decode = config.workers.decode or decoders(device, network, cpus)
     on_cpus = max(1, cpus if network else cpus // 4)
     gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": on_cpus}[device]
-    needed = decode * decode_cpus + gaze * gaze_cpus, gaze if device == "cuda" else 0
+    of_decoders = 0.0
+    if config.decoder in ON_GPU:
+        if not gpus:
+            raise PipelineError(f"decoder={config.decoder}: this cluster has no GPU; use decoder=pyav")
+        decode = config.workers.decode or min(decode, _GPU_DECODERS * gpus)
+        of_decoders = _GPU_OF_DECODERS / math.ceil(decode / gpus)
+    gaze_gpus = 0.0 if device != "cuda" else 1 - _GPU_OF_DECODERS if of_decoders else 1.0
+    needed = decode * decode_cpus + gaze * gaze_cpus, decode * of_decoders + gaze * gaze_gpus
     require_workers_fit(decode, "gaze", gaze, needed, cpus, gpus)
-    return Workers(decode, gaze, device, decode_cpus, gaze_cpus)
+    return Workers(decode, gaze, device, decode_cpus, gaze_cpus, of_decoders, gaze_gpus)
 
 
 def cluster_device(name: str, gpus: int, nodes: int) -> str:

@@ -1,7 +1,11 @@
 """Groups made by Ray actors, which a thread keeps busy and replaces when they die.
 
-A group is a function of its request, so dead actors cost no bookkeeping: what one held is requested of another. Weights
-travel with every request, as a reference to the one object that holds their version.
+A request is some groups of one step, cut by their places in it. They are a function of the request, so dead actors cost
+no bookkeeping: what one held is requested of another. Weights travel with every request, as a reference to the one
+object that holds their version.
+
+An actor holds two requests: while it samples and rewards the groups of one, it reads the clips of the next. When it
+dies both are suspects, and each is tried again alone, so that the one to blame is known.
 """
 
 from __future__ import annotations
@@ -18,20 +22,24 @@ import numpy as np
 
 from pipelines.errors import PipelineError
 from pipelines.rl.groups import Group, RolloutRequest
-from pipelines.rl.sources import MakeMaker
+from pipelines.rl.sources import MakeMaker, in_requests
 from pipelines.train.stopping import StopRequested, never
 
-_AT_ONCE = 2  # requests an actor holds: the one it works on, and the next, so that it never waits
-_KILLS = 3  # actors that may die over one group, or in a row at their start
+_AT_ONCE = 2  # requests an actor holds: the one it makes, and the next, whose clips it reads meanwhile
+_KILLS = 3  # actors that may die over one request, or in a row at their start
 _LOOK_S = 0.2
 _COMES_UP_S = 600.0  # for the first actor to start: it loads a reconstructor and reads the datasets' indexes
+
+
+_Request = tuple[RolloutRequest, ...]
+"""The groups that are asked for at once."""
 
 
 class _Held(NamedTuple):
     """A request that an actor holds: the reference to its answer, and its place among those of its step."""
 
     reference: Any
-    request: RolloutRequest
+    request: _Request
     place: int
 
 
@@ -58,17 +66,21 @@ class ActorRollouts:
         make: makes the maker, in each actor.
         actors: how many.
         cpus, gpus: of each.
-        timeout_s: an actor that takes longer over one group is considered hung, and replaced.
+        timeout_s: an actor that takes longer over one request is considered hung, and replaced.
+        groups: of a request.
     """
 
-    def __init__(self, make: MakeMaker, actors: int, cpus: float, gpus: float, timeout_s: float) -> None:
+    def __init__(
+        self, make: MakeMaker, actors: int, cpus: float, gpus: float, timeout_s: float, groups: int = 1
+    ) -> None:
+        self._size = groups
         self._make, self._options, self._timeout = make, {"num_cpus": cpus, "num_gpus": gpus}, timeout_s
         self._lock = threading.Condition()
         self._weights: dict[int, Any] = {}
-        self._queue: deque[tuple[RolloutRequest, int]] = deque()
-        self._groups: dict[int, dict[int, Group]] = {}  # by step, and place among the step's requests
-        self._requested: dict[int, list[RolloutRequest]] = {}
-        self._kills: dict[RolloutRequest, int] = {}
+        self._queue: deque[tuple[_Request, int]] = deque()
+        self._groups: dict[int, dict[int, list[Group]]] = {}  # by step, and place among the step's requests
+        self._requested: dict[int, list[_Request]] = {}
+        self._kills: dict[_Request, int] = {}  # actors that died while they held it
         self._failed: PipelineError | None = None
         self._over = False
         self.deaths = 0
@@ -87,8 +99,9 @@ class ActorRollouts:
     def request(self, requests: Sequence[RolloutRequest]) -> None:
         """See Rollouts."""
         with self._lock:
-            self._queue.extend((request, place) for place, request in enumerate(requests))
-            self._groups[requests[0].step], self._requested[requests[0].step] = {}, list(requests)
+            cut = in_requests(requests, self._size)
+            self._queue.extend((request, place) for place, request in enumerate(cut))
+            self._groups[requests[0].step], self._requested[requests[0].step] = {}, cut
             self._lock.notify_all()
 
     def take(self, step: int, stopping: Callable[[], bool] = never) -> list[Group]:
@@ -103,9 +116,9 @@ class ActorRollouts:
                     raise StopRequested
                 self._lock.wait(1.0)
             made, requests = self._groups.pop(step), self._requested.pop(step)
-            groups = [made[place] for place in range(len(requests))]
+            groups = [group for place in range(len(requests)) for group in made[place]]
             # Steps are taken in order, so no later request needs a version older than this step's.
-            for old in [version for version in self._weights if version < requests[0].version]:
+            for old in [version for version in self._weights if version < requests[0][0].version]:
                 del self._weights[old]
         return groups
 
@@ -124,7 +137,7 @@ class ActorRollouts:
         import ray
 
         # Outside the placement group of a learner that Ray Train started: it has room for learners only.
-        kind = ray.remote(_Maker).options(scheduling_strategy="DEFAULT", max_concurrency=1, **self._options)
+        kind = ray.remote(_Maker).options(scheduling_strategy="DEFAULT", max_concurrency=_AT_ONCE, **self._options)
         handle: Any = kind.remote(self._make)
         return _Actor(handle, starting=handle.ready.remote(), failed_starts=failed_starts)
 
@@ -176,13 +189,15 @@ class ActorRollouts:
         """Give requests to the actors that hold fewest, not to those still starting: Ray may have no room for them."""
         started = [actor for actor in self._actors if actor.starting is None]
         while self._queue and started:
+            request, place = self._queue[0]
             actor = min(started, key=lambda actor: len(actor.held))
-            if len(actor.held) >= _AT_ONCE:
+            suspect = any(each in self._kills for each in (request, *(held.request for held in actor.held)))
+            if len(actor.held) >= (1 if suspect else _AT_ONCE):
                 return
-            request, place = self._queue.popleft()
+            self._queue.popleft()
             if not actor.held:
                 actor.since = time.monotonic()
-            reference = actor.handle.make.remote(request, self._weights[request.version])
+            reference = actor.handle.make.remote(request, self._weights[request[0].version])
             actor.held.append(_Held(reference, request, place))
 
     def _require_a_start(self) -> None:
@@ -217,7 +232,7 @@ class ActorRollouts:
         from ray.exceptions import RayActorError, RayTaskError
 
         try:
-            group = ray.get(reference)
+            groups = ray.get(reference)
         except RayActorError as error:
             self._replace(actor, _reason(error))
             return
@@ -232,38 +247,50 @@ class ActorRollouts:
             return
         with self._lock:
             made = actor.drop(reference)
-            self._groups[made.request.step][made.place] = group
+            self._kills.pop(made.request, None)
+            self._groups[made.request[0].step][made.place] = groups
             self._lock.notify_all()
 
     def _replace(self, dead: _Actor, reason: str) -> None:
         """Start another actor in a dead one's place, and put what it held back at the front of the queue, in order."""
         with self._lock:
             self.deaths += 1
-            working = dead.held[0].request if dead.held else None
+            suspects = [held.request for held in dead.held]
             self._queue.extendleft((held.request, held.place) for held in reversed(dead.held))
             failed_starts = 0 if dead.starting is None else dead.failed_starts + 1
             self._actors[self._actors.index(dead)] = self._start(failed_starts)
-        if working is not None:
-            self._kills[working] = self._kills.get(working, 0) + 1
-            if self._kills[working] >= _KILLS:
+        for request in suspects:
+            self._kills[request] = self._kills.get(request, 0) + 1
+            if self._kills[request] >= _KILLS:
+                names = "+".join(str(one.id) for one in request)
                 raise PipelineError(
-                    f"sample {working.id} (step {working.step}): {_KILLS} rollout actors died over it ({reason}); "
+                    f"sample {names} (step {request[0].step}): {_KILLS} rollout actors died over it ({reason}); "
                     "look at memory and at the logs of Ray, or raise rollouts.timeout_s"
                 )
 
 
 class _Maker:
-    """The actor: makes groups with the weights that come with each request."""
+    """The actor: makes groups with the weights that come with each request, and reads the next clips meanwhile."""
 
     def __init__(self, make: MakeMaker) -> None:
         self.maker = make()
+        self.reading, self.making = threading.Lock(), threading.Lock()
+        self.idle_since = time.perf_counter()
 
     def ready(self) -> None:
         """Returns once the actor has started."""
 
-    def make(self, request: RolloutRequest, weights: np.ndarray) -> Group:
-        self.maker.load(request.version, weights)
-        return self.maker.make(request)
+    def make(self, request: _Request, weights: np.ndarray) -> list[Group]:
+        with self.reading:
+            began = time.perf_counter()
+            clips = self.maker.read(request)
+            read = time.perf_counter()
+        with self.making:
+            waited = max(0.0, read - max(began, self.idle_since))
+            self.maker.load(request[0].version, weights)
+            groups = self.maker.make_all(request, clips, waited)
+            self.idle_since = time.perf_counter()
+        return groups
 
 
 def _reason(error: Exception) -> str:

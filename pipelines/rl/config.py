@@ -78,8 +78,14 @@ class RolloutsConfig:
     gpus: float = setting(
         0.0, "GPUs of each actor; 0.25 = four share one; 0 = they use CPUs", at_least=0, on_resume="any value"
     )
+    groups: int = setting(
+        1,
+        "groups of a request, which are sampled and rewarded as one batch: 1 for CPUs, 8 and more to fill a GPU",
+        at_least=1,
+        on_resume="any value",
+    )
     timeout_s: float = setting(
-        600.0, "an actor that takes longer over a group is replaced", more_than=0, on_resume="any value"
+        600.0, "an actor that takes longer over a request is replaced", more_than=0, on_resume="any value"
     )
     dump: str = setting(
         "", "folder or s3:// prefix to record all trajectories in", on_resume="any value", place="location"
@@ -97,6 +103,12 @@ class RLConfig(PolicyTrainConfig):
     epochs: float = setting(3.0, "passes over the data (the paper's 3)", more_than=0, on_resume=EXTEND)
     micro_batch: int = setting(
         1, "groups a rank learns from at once; the rest accumulates", at_least=1, on_resume="any value"
+    )
+    micro_tokens: int = setting(
+        0,
+        "tokens a rank learns from at once, in groups of like lengths, instead of micro_batch (0 = micro_batch)",
+        at_least=0,
+        on_resume="any value",
     )
     optimizer: OptimizerConfig = section(lambda: OptimizerConfig(schedule="linear_w_warmup"))
     every: EveryConfig = section(lambda: EveryConfig(checkpoint=50, validate=50), on_resume="any value")

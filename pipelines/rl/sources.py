@@ -4,15 +4,19 @@
     rollouts.request(requests)              # of one step; actors begin at once
     groups = rollouts.take(step)            # in the order of the requests; waits
 
-A group is a function of its request, so all sources give the same groups.
+A group is a function of its request, so all sources give the same groups. What makes them takes `rollouts.groups` of a
+step at a time, in the order of the step.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from pipelines.errors import PipelineError
+from pipelines.loading.reading import Batch
 from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.rollouts import RolloutMaker
 from pipelines.storage import store
@@ -42,34 +46,59 @@ class Rollouts(Protocol):
         """Release what the source holds."""
 
 
-class OwnRollouts:
-    """Groups that the learner makes itself, when it takes them."""
+def in_requests(asked: Sequence[RolloutRequest], groups: int) -> list[tuple[RolloutRequest, ...]]:
+    """What one step asks for, cut into requests of so many groups by their places in it, and by nothing else."""
+    return [tuple(asked[first : first + groups]) for first in range(0, len(asked), groups)]
 
-    def __init__(self, make: MakeMaker) -> None:
-        self.maker = make()
+
+class OwnRollouts:
+    """Groups that the learner makes itself, when it takes them. The clips of the next request are read meanwhile.
+
+    groups: of a request, made as one batch.
+    """
+
+    def __init__(self, make: MakeMaker, groups: int = 1) -> None:
+        self.maker, self._groups = make(), groups
         self._weights: dict[int, bytes] = {}
-        self._requested: dict[int, list[RolloutRequest]] = {}
+        self._requested: dict[int, list[tuple[RolloutRequest, ...]]] = {}
+        self._reading = ThreadPoolExecutor(1, "autogaze-rollouts")
+        self._ahead: dict[tuple[RolloutRequest, ...], Future[Batch]] = {}
 
     def publish(self, version: int, weights: bytes) -> None:
         self._weights[version] = weights
 
     def request(self, requests: Sequence[RolloutRequest]) -> None:
-        self._requested[requests[0].step] = list(requests)
+        self._requested[requests[0].step] = in_requests(requests, self._groups)
+        self._read_ahead()
 
     def take(self, step: int, stopping: Callable[[], bool] = never) -> list[Group]:
-        requests = self._requested.pop(step)
-        for old in [version for version in self._weights if version < requests[0].version]:
+        requested = self._requested[step]
+        version = requested[0][0].version
+        for old in [other for other in self._weights if other < version]:
             del self._weights[old]
-        groups = []
-        for request in requests:
+        groups: list[Group] = []
+        while requested:
             if stopping():
                 raise StopRequested
-            self.maker.load(request.version, self._weights[request.version])
-            groups.append(self.maker.make(request))
+            self._read_ahead()
+            began = time.perf_counter()
+            clips = self._ahead.pop(request := requested.pop(0)).result()
+            waited = time.perf_counter() - began
+            self._read_ahead()
+            self.maker.load(version, self._weights[version])
+            groups += self.maker.make_all(request, clips, waited)
+        del self._requested[step]
         return groups
 
     def close(self) -> None:
+        self._reading.shutdown(cancel_futures=True)
         self.maker.close()
+
+    def _read_ahead(self) -> None:
+        """Have the clips of the next request read, whichever step it is of, if none are being read."""
+        following = next((requests[0] for requests in self._requested.values() if requests), None)
+        if following is not None and following not in self._ahead:
+            self._ahead[following] = self._reading.submit(self.maker.read, following)
 
 
 class Recording:

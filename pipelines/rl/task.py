@@ -36,6 +36,7 @@ from pipelines.rl.config import RLConfig, temperature, version_of
 from pipelines.rl.groups import Group, RolloutRequest
 from pipelines.rl.health import Health
 from pipelines.rl.losses import GroupLosses
+from pipelines.rl.packing import packed_parts
 from pipelines.rl.rollouts import RolloutMaker
 from pipelines.rl.sources import OwnRollouts, Recording, Rollouts, record
 from pipelines.runs.events import Events
@@ -195,6 +196,13 @@ class RLTask(PolicyTask):
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
+    def parts(self, batch: Batch) -> list[list[int]] | None:
+        """Groups of like lengths, up to `micro_tokens` tokens at a time."""
+        if not self.config.micro_tokens:
+            return None
+        groups = [self.groups[number] for number in batch.ids.tolist()]
+        return packed_parts(groups, self.config.micro_tokens, self.policy.config.num_vision_tokens)
+
     def totals(self, gaze: Gaze) -> list[float]:
         """The labels' slots in use, where the loss prediction learns from them; groups are normalised by themselves."""
         return super().totals(gaze) if self.on_labels else []
@@ -276,7 +284,7 @@ class RLTask(PolicyTask):
             return Recording(config.rollouts.replay)
         threshold, threads = self.threshold, config.scale.threads
         if not config.rollouts.actors:
-            return OwnRollouts(lambda: RolloutMaker(config, own, threshold, steps, self.device))
+            return OwnRollouts(lambda: RolloutMaker(config, own, threshold, steps, self.device), config.rollouts.groups)
         device = torch.device("cuda" if config.rollouts.gpus else "cpu")
 
         def make() -> RolloutMaker:
@@ -284,7 +292,8 @@ class RLTask(PolicyTask):
             return RolloutMaker(config, own, threshold, steps, device)
 
         rollouts = config.rollouts
-        return ActorRollouts(make, rollouts.actors, 0 if rollouts.gpus else threads, rollouts.gpus, rollouts.timeout_s)
+        cpus = 0 if rollouts.gpus else threads
+        return ActorRollouts(make, rollouts.actors, cpus, rollouts.gpus, rollouts.timeout_s, rollouts.groups)
 
     def _shares(self) -> dict[str, float]:
         """Over the last steps: the share of its time that each side was idle, and what the rollouts spent theirs on."""

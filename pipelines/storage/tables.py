@@ -84,7 +84,7 @@ def from_bytes(
         return _conformed(rows, names, schema, dictionaries)
 
 
-def batches(
+def stream(
     url: str,
     schema: pa.Schema,
     what: str,

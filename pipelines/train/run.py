@@ -144,8 +144,11 @@ class TrainingRun:
             recorded = self._prepared(batch)
             prepared = time.perf_counter() - began
             per_sample = [total / config.global_batch for total in totals]
-            within = self.stopping.within_step
-            losses = accumulate_gradients(config, task, self.model, batch, per_sample, self.ranks.device, within)
+            within, parts = self.stopping.within_step, task.parts(batch)
+            # Ranks ask together, so no rank may ask more often than the one with the fewest parts.
+            asks = None if parts is None else min(self.ranks.gather(len(parts))) - 1
+            device = self.ranks.device
+            losses = accumulate_gradients(config, task, self.model, batch, per_sample, device, within, parts, asks)
         except StopRequested:
             return False
         rate = learning_rate(config.optimizer, self.step, self.steps)

@@ -28,30 +28,51 @@ def accumulate_gradients(
     totals: Sequence[float],
     device: torch.device,
     stopping: Callable[[], bool] = never,
+    parts: Sequence[Sequence[int]] | None = None,
+    asks: int | None = None,
 ) -> dict[str, Tensor]:
-    """Add up the gradients of a rank's part of a batch, `micro_batch` samples at a time.
+    """Add up the gradients of a rank's part of a batch, a few samples at a time.
 
     model: the task's module, or DistributedDataParallel around it, which averages over the ranks at the last part.
     totals: see Task.totals; per sample of the global batch. stopping: asked between the parts, on all ranks alike.
-    Returns the losses by name, float [b] each, without their graphs.
+    parts: rows that are learned from at once (None: `micro_batch` at a time). asks: how often `stopping` is asked at
+        most (None: between all parts); where ranks differ in their number of parts, all must give the same.
+    Returns the losses by name, float [b] each, without their graphs, in the order of the batch.
     Raises StopRequested after a yes of `stopping`; the gradients are then worth nothing.
     """
-    size, parts = len(batch.ids), []
-    for begin in range(0, size, config.micro_batch):
-        if begin and stopping():
+    size, made = len(batch.ids), []
+    cut = micro_batches(size, config.micro_batch) if parts is None else list(parts)
+    for number, rows in enumerate(cut):
+        if 0 < number <= (len(cut) if asks is None else asks) and stopping():
             raise StopRequested
-        rows = range(begin, min(begin + config.micro_batch, size))
-        last = rows.stop == size
-        frames = batch.frames[rows.start : rows.stop].to(device, non_blocking=True)
+        last = number + 1 == len(cut)
+        frames = _rows_of(batch.frames, rows).to(device, non_blocking=True)
         gaze = Gaze.cat([batch.gaze[row] for row in rows])
-        key = RandomKey(config.loader.seed, batch.epoch, tuple(batch.ids[rows.start : rows.stop].tolist()))
+        key = RandomKey(config.loader.seed, batch.epoch, tuple(int(batch.ids[row]) for row in rows))
         wait = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
         with wait:
             with precision(config, device):
                 losses = task.losses(model, frames, gaze, key, list(totals))
             (losses["loss"].sum() / size).backward()
-        parts.append({name: value.detach() for name, value in losses.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        made.append({name: value.detach() for name, value in losses.items()})
+    whole = {name: torch.cat([part[name] for part in made]) for name in made[0]}
+    order = [row for rows in cut for row in rows]
+    if order == list(range(size)):
+        return whole
+    back = torch.tensor(order).argsort().to(device)
+    return {name: value[back] for name, value in whole.items()}
+
+
+def micro_batches(size: int, at_once: int) -> list[range]:
+    """The rows of `size` samples, `at_once` at a time."""
+    return [range(begin, min(begin + at_once, size)) for begin in range(0, size, at_once)]
+
+
+def _rows_of(frames: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows, without a copy where they lie together."""
+    if isinstance(rows, range) and rows.step == 1:
+        return frames[rows.start : rows.stop]
+    return frames[torch.tensor(list(rows))]
 
 
 def optimizer_step(config: TrainConfig, optimizer: torch.optim.Optimizer, rate: float) -> float:

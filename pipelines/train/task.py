@@ -77,6 +77,13 @@ class Task(Protocol):
         """Called at the end of an attempt, also after an error."""
         return None
 
+    def parts(self, batch: Batch) -> list[list[int]] | None:
+        """Which rows of a rank's part of a batch are learned from at once, each once; called after `prepare`.
+
+        Ranks may have different numbers of parts. None: `micro_batch` rows at a time, which is the same on all ranks.
+        """
+        return None
+
     def totals(self, gaze: Gaze) -> list[float]:
         """Sums over a rank's part of a batch that the losses need over the whole batch. `losses` gets their means."""
 

@@ -6,10 +6,23 @@ tests/pipelines/video/test_decode.py then holds it to what pipelines.video.decod
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from pipelines.video.base import SECOND, Buffer, DecodeConfig, Native, Source, VideoError, out_of_memory, schedule
+from pipelines.video.base import (
+    SECOND,
+    Buffer,
+    DecodeConfig,
+    LeftToPyAV,
+    Native,
+    Source,
+    VideoError,
+    out_of_memory,
+    schedule,
+)
+
+_log = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -30,7 +43,8 @@ class Backend(Protocol):
         """Decode clips in the order given (places in `clips`) and write the frames of clip i to buffer(i).
 
         Frames are scaled to config.size, or with `native` not at all. Yields (i, None) for a clip that is complete and
-        (i, VideoError) for one that failed; raises VideoError for all that are left.
+        (i, VideoError) for one that failed; raises VideoError for all that are left. Raises LeftToPyAV, before the
+        first clip, for a video that PyAV is to decode instead.
         """
 
 
@@ -47,6 +61,10 @@ def backend(name: str) -> Backend:
         from pipelines.video import torchcodec
 
         return torchcodec
+    if name == "torchcodec-cuda":
+        from pipelines.video import torchcodec_cuda
+
+        return torchcodec_cuda
     if name == "pyav":
         from pipelines.video import pyav
 
@@ -58,6 +76,22 @@ def backend(name: str) -> Backend:
     raise ValueError(f"no back end is called {name!r}")
 
 
+def ready_backend(name: str) -> Backend:
+    """The back end of that name, to decode in this process.
+
+    Raises ImportError, in one line, also where it needs a GPU and there is none: its fingerprint needs no GPU.
+    """
+    if name == "torchcodec-cuda":
+        from pipelines.video import torchcodec_cuda
+
+        torchcodec_cuda.require_device()
+    return backend(name)
+
+
+def _log_fallback(reason: str) -> None:
+    _log.warning("a video is decoded by PyAV instead: %s", reason)
+
+
 def outcomes(
     decoder: Backend,
     source: Source,
@@ -65,11 +99,15 @@ def outcomes(
     config: DecodeConfig,
     buffer: Buffer,
     native: Native | None,
+    on_fallback: Callable[[str], None] = _log_fallback,
 ) -> Iterator[tuple[int, VideoError | None]]:
-    """Every clip's outcome, exactly once, by ascending first frame: what a failure of the video means for each clip."""
+    """Every clip's outcome, exactly once, by ascending first frame: what a failure of the video means for each clip.
+
+    on_fallback: told why, where PyAV decodes the video in place of `decoder`.
+    """
     waiting = dict.fromkeys(schedule(clips))
     try:
-        for i, error in decoder.decode_into(source, clips, list(waiting), config, buffer, native):
+        for i, error in _decoded(decoder, source, clips, list(waiting), config, buffer, native, on_fallback):
             del waiting[i]
             yield i, error
         if waiting:
@@ -81,3 +119,20 @@ def outcomes(
         failure = out_of_memory()
     for i in waiting:
         yield i, failure
+
+
+def _decoded(
+    decoder: Backend,
+    source: Source,
+    clips: Sequence[Sequence[int]],
+    order: list[int],
+    config: DecodeConfig,
+    buffer: Buffer,
+    native: Native | None,
+    on_fallback: Callable[[str], None],
+) -> Iterator[tuple[int, VideoError | None]]:
+    try:
+        yield from decoder.decode_into(source, clips, order, config, buffer, native)
+    except LeftToPyAV as left:
+        on_fallback(str(left))
+        yield from backend("pyav").decode_into(source, clips, order, config, buffer, native)

@@ -35,8 +35,10 @@ REASONS: dict[str, str] = {
     "no_label": "the label files that the gaze was imported from say nothing of the clip (filtered, not failed)",
 }
 
-DecoderName: TypeAlias = Literal["pyav", "decord", "torchcodec"]
+DecoderName: TypeAlias = Literal["pyav", "decord", "torchcodec", "torchcodec-cuda"]
 DECODERS: tuple[str, ...] = get_args(DecoderName)
+ON_GPU = ("torchcodec-cuda",)
+"""Decoders that need a GPU."""
 SECOND = "sequential"
 """A back end that is no choice for a dataset: the others are checked by it (pipelines.video.sequential)."""
 
@@ -63,6 +65,10 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class LeftToPyAV(Exception):
+    """A back end leaves a video to PyAV, since it could not show it as PyAV does. The text says why, in few words."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ class VideoInfo:
 class DecodeConfig:
     """How frames are decoded. Frames come out as uint8 RGB, size x size, squashed to the square the model sees."""
 
-    decoder: str = "pyav"  # pyav | decord | torchcodec
+    decoder: str = "pyav"  # pyav | decord | torchcodec | torchcodec-cuda
     size: int = 224  # pixels, height and width of the frames
     threads: int = 1  # decoding threads; more than 1 only helps a machine that decodes few videos at once
     timeout_s: float = 60.0  # IsolatedDecoder: the longest time without a finished clip

@@ -7,7 +7,8 @@ file descriptor. Nothing is pickled.
     request  {"probe": SOURCE}                                   answer   {"info": VIDEOINFO} or FAILURE, {"end": true}
     request  {"source": SOURCE, "native": [HEIGHT, WIDTH] or null, "clips": [[at, FRAMES], ...]}
              at: where clip i starts in the memory, in frames;   answers  {"clip": i} or {"clip": i, **FAILURE} for each
-             null: decode it, its frames are not needed                   clip, by ascending first frame; {"end": true}
+             null: decode it, its frames are not needed                   clip, by ascending first frame; {"end": true};
+                                                                          first {"fallback": WHY} if PyAV decodes it
     FAILURE = {"reason": ..., "detail": ...}; a bug of ours comes back as {"bug": TRACEBACK}
 """
 
@@ -30,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.video.backends import Backend, backend, outcomes
-from pipelines.video.base import DecodeConfig, Source, VideoError, frame_shape
+from pipelines.video.backends import Backend, outcomes, ready_backend
+from pipelines.video.base import ON_GPU, DecodeConfig, Source, VideoError, frame_shape
 
 
 def main() -> None:
@@ -39,8 +40,8 @@ def main() -> None:
     _die_with_parent(int(sys.argv[2]))
     wire = socket.socket(fileno=0)
     try:
-        decoder = backend(config.decoder)
-        _limit_memory(config.memory_mb)
+        decoder = ready_backend(config.decoder)
+        _limit_memory(None if config.decoder in ON_GPU else config.memory_mb)
     except ImportError as error:
         _send(wire, {"refused": str(error)})
         return
@@ -80,7 +81,12 @@ def _answers(
             return np.empty((len(clips[i]), *frames.shape[1:]), np.uint8)
         return frames[starts[i] : starts[i] + len(clips[i])]
 
-    for i, error in outcomes(decoder, Source(**request["source"]), clips, config, buffer, native):
+    fallbacks: list[str] = []
+    for i, error in outcomes(
+        decoder, Source(**request["source"]), clips, config, buffer, native, on_fallback=fallbacks.append
+    ):
+        while fallbacks:
+            yield {"fallback": fallbacks.pop()}
         yield {"clip": i} | ({} if error is None else {"reason": error.reason, "detail": error.detail})
 
 
@@ -121,8 +127,14 @@ def _die_with_parent(lifeline: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _limit_memory(memory_mb: int) -> None:
-    """Limit what may be allocated from now on, and be the first to be killed if the machine runs out of memory."""
+def _limit_memory(memory_mb: int | None) -> None:
+    """Limit what may be allocated from now on, and be the first to be killed if the machine runs out of memory.
+
+    None: no limit. CUDA maps more than any limit that would mean something.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an outcome here, not a file of gigabytes
+    if memory_mb is None:
+        return
     status = Path("/proc/self/status")
     if status.exists():
         # RLIMIT_DATA and not RLIMIT_AS: libraries and the shared frames are mapped too, and need no limit.
@@ -133,7 +145,6 @@ def _limit_memory(memory_mb: int) -> None:
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an outcome here, not a file of gigabytes
 
 
 if __name__ == "__main__":

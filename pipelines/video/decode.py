@@ -1,4 +1,4 @@
-"""Video bytes -> frames: three decoders behind one small interface, every failure with a named reason.
+"""Video bytes -> frames: some decoders behind one small interface, every failure with a named reason.
 
     info = probe(Source("video.mp4"))                                   # in this process
     for i, frames in decode_clips(source, [[0, 1], [8, 9]], config):    # opens the video once
@@ -18,8 +18,9 @@ What holds for every decoder:
 - Only a fault of the video becomes a VideoError. Any other exception is a bug, or a fault of the machine.
 - Sources are local files; the caller fetches them.
 
-decord and torchcodec are optional (`pip install -e '.[decord]'`); probing is always done by PyAV. Each
-comes with its own ffmpeg: decord and torchcodec in one process crash it. IsolatedDecoder keeps them apart.
+decord, torchcodec and torchcodec-cuda are optional (`pip install -e '.[decord]'`). PyAV always probes, and decodes what
+torchcodec-cuda leaves to it, which is counted. Each comes with its own ffmpeg: decord and torchcodec in one process
+crash it. IsolatedDecoder keeps them apart.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipelines.video.backends import backend, outcomes
+from pipelines.video.backends import backend, outcomes, ready_backend
 from pipelines.video.base import (
     DECODERS,
     REASONS,
@@ -89,7 +90,7 @@ def decode_clips(
             frames[i] = np.empty((len(clips[i]), *frame_shape(config, native)), np.uint8)
         return frames[i]
 
-    for i, error in outcomes(backend(config.decoder), source, clips, config, buffer, native):
+    for i, error in outcomes(ready_backend(config.decoder), source, clips, config, buffer, native):
         decoded = frames.pop(i, None)
         if error is not None:
             yield i, error

@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -61,6 +62,7 @@ class IsolatedDecoder:
     def __init__(self, config: DecodeConfig | None = None):
         self.config = config or DecodeConfig()
         self.restarts = 0  # children replaced since they died, fell silent or ran out of memory
+        self.fallbacks: Counter[str] = Counter()  # videos that PyAV decoded in place of the back end, by reason
         self._child: _Child | None = None
         self._busy = False
 
@@ -124,6 +126,9 @@ class IsolatedDecoder:
         try:
             frames = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8).reshape(-1, *shape)
             for answer in self._converse(request, descriptor):
+                if "fallback" in answer:
+                    self.fallbacks[answer["fallback"]] += 1
+                    continue
                 i = answer["clip"]
                 del waiting[i]
                 if "reason" in answer:

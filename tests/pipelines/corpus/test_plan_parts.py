@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus.manifest import MANIFEST_SCHEMA
+from pipelines.corpus.manifest import MANIFEST_SCHEMA, in_parts
 from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.plan_part import Outline, PlanPart
 from pipelines.corpus.plan_reader import RowPlan, open_plan
-from pipelines.corpus.planning import Planner, in_parts
+from pipelines.corpus.planning import Planner
 from pipelines.errors import PipelineError
 from pipelines.storage import tables
 from tests.support.plain_plan import make_plan, plan_bytes

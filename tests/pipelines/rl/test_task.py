@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipelines.runs.audit import audit
 from pipelines.runs.events import read_events
 from pipelines.runs.ledger import RL_LEDGER_SCHEMA
 from pipelines.storage import store
+from pipelines.train import stopping
 from tests.pipelines.rl.plain_rl import plain_rl
 from tests.support import places, training
 from tests.support.training import end_of, newest, require_clean, rl_config, train
@@ -41,6 +43,14 @@ def undisturbed_rl(gazes: str, tmp_path_factory: pytest.TempPathFactory) -> dict
         found[lag] = tmp_path_factory.mktemp("rl") / str(lag)
         assert train(rl_config(gazes, found[lag], f"rollouts.lag={lag}")) == "done"
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def asked_once_a_step() -> Iterator[None]:
+    """Whether to stop is not asked again within a step, however slow the machine is: tests count the answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stopping, "_ASK_S", math.inf)
+        yield
 
 
 def steps(run: Path) -> pd.DataFrame:
@@ -368,7 +378,7 @@ def test_a_recording_replayed_gives_the_same_policy_without_sampling(
     words = ["rollouts.lag=1"]
     dump = tmp_path / "dump"
     assert train(rl_config(gazes, tmp_path / "one", *words, f"rollouts.dump={dump}")) == "done"
-    monkeypatch.setattr(RolloutMaker, "make", None)
+    monkeypatch.setattr(RolloutMaker, "make_all", None)
     assert train(rl_config(gazes, tmp_path / "two", *words, f"rollouts.replay={dump}")) == "done"
     assert end_of(tmp_path / "two") == end_of(undisturbed_rl[1])
     require_clean(tmp_path / "two")

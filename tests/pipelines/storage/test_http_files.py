@@ -103,12 +103,12 @@ def test_in_a_list_each_is_a_failed_video_of_its_own_unless_all_are(
     monkeypatch.setattr(http_files, "_LOOKUP_SECONDS", 1.0)
     names = [f"{website}/{kind}/v.mp4" for kind in ("plain", "403", "404", "503")]
     (tmp_path / "list.txt").write_text("\n".join(names))
-    listing = list_input(str(tmp_path / "list.txt"))
-    assert {entry.url: entry.bytes for entry in listing.entries} == {names[0]: len(DATA), names[2]: 0}
-    assert [(entry.url, why.removeprefix(f"{entry.url}: ")) for entry, why in listing.unusable] == [
+    found = list(list_input(str(tmp_path / "list.txt")).found)
+    assert {entry.url: entry.bytes for entry, why in found if not why} == {names[0]: len(DATA), names[2]: 0}
+    assert [(entry.url, why.removeprefix(f"{entry.url}: ")) for entry, why in found if why] == [
         (names[1], "the server refuses it (HTTP 403 Forbidden)"),
         (names[3], "no answer (HTTP 503 Service Unavailable)"),
     ]
     (tmp_path / "list.txt").write_text("\n".join([names[1], names[3]]))
     with pytest.raises(StoreError, match="HTTP 403"):
-        list_input(str(tmp_path / "list.txt"))
+        list(list_input(str(tmp_path / "list.txt")).found)

@@ -468,7 +468,7 @@ def test_a_missing_decoder_says_what_to_install() -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="decoder='opencv': must be one of pyav, decord, torchcodec"):
+    with pytest.raises(ValueError, match="decoder='opencv': must be one of pyav, decord, torchcodec, torchcodec-cuda"):
         DecodeConfig(decoder="opencv")
     with pytest.raises(ValueError, match="size=0: must be more than 0"):
         DecodeConfig(size=0)
