@@ -62,6 +62,13 @@ JOBS = (
     ),
     Job("RL group", "train.py --task rl --batch 4 --steps 10 --every 0", f"train.py --task rl {TINY}", 40, DATASETS),
     Job(
+        "RL, requests of 8 groups",
+        "train.py --task rl --batch 16 --groups 8 --workers 8 --dtype bfloat16 float32 --steps 6 --every 0",
+        "",
+        40,
+        DATASETS,
+    ),
+    Job(
         "reconstructor step",
         "train.py --task reconstructor --batch 4 --dtype bfloat16 float32 --steps 7 --every 0",
         f"train.py --task reconstructor {TINY}",

@@ -2,6 +2,7 @@
 
     python benchmarks/rl.py --data DATASET --rounds 3       # a dataset made by autogaze preprocess, frames stored
     python benchmarks/rl.py --data DATASET --reference CHECKOUT --reference-python PYTHON      # and its own code
+    python benchmarks/rl.py --data DATASET --parts          # CPU seconds of one thread that each part of a step takes
     python benchmarks/rl.py --scaling                       # 1 to 8 actors that sleep, nothing else
 
 Speed: groups of trajectories, canvas rewards for 2 of a clip's frames, the released sizes with random weights, the same
@@ -27,8 +28,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -45,6 +47,7 @@ from pipelines.rl.actors import ActorRollouts
 from pipelines.rl.config import ObjectiveConfig, RLConfig, RolloutsConfig, SampleConfig
 from pipelines.rl.groups import RolloutRequest
 from pipelines.rl.losses import measured_errors
+from pipelines.rl.rollouts import RolloutMaker
 from pipelines.rl.task import RLTask
 from pipelines.runs.events import read_events
 from pipelines.train.config import EveryConfig, OptimizerConfig, ScaleConfig
@@ -52,6 +55,7 @@ from pipelines.train.loop import train
 from pipelines.train.on_ray import train_on_ray
 
 SERVICE_S = 0.25
+T = TypeVar("T")
 
 
 def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollouts: object) -> RLConfig:
@@ -178,6 +182,51 @@ def speed(arguments: argparse.Namespace) -> None:
     print(f"publishing weights: {statistics.median(published):.2%} of step time")
 
 
+def parts(arguments: argparse.Namespace) -> None:
+    """CPU seconds of this thread in each part of the step of a group, in the mean of `steps`; and of its way's step."""
+    torch.set_num_threads(1)
+    config, cpu = config_of(arguments, ""), torch.device("cpu")
+    task, spent = RLTask(config, cpu), defaultdict[str, float](float)
+    maker = RolloutMaker(config, task.policy.config, task.threshold, arguments.steps, cpu)
+    maker.load(0, task._weights())
+
+    def timed(name: str, work: Callable[..., T]) -> Callable[..., T]:
+        def run(*given: object, **options: object) -> T:
+            began = time.thread_time()
+            found = work(*given, **options)
+            spent[name] += (time.thread_time() - began) / arguments.steps
+            return found
+
+        return run
+
+    for owner, method, name in (
+        (maker.reader, "read", "reading"),
+        (maker.policy, "encode", "encoding"),
+        (maker.policy, "rollout", "gazing"),
+        (maker.rewards, "errors", "rewards"),
+    ):
+        setattr(owner, method, timed(name, getattr(owner, method)))
+    optimizer, lengths = torch.optim.AdamW(task.policy.parameters(), lr=5e-4), []
+    loader = ShardLoader(LoaderConfig(data=[arguments.data], global_batch=1, workers=0))
+    for batch, _ in zip(loader, range(arguments.steps), strict=False):
+        group = maker.make(RolloutRequest(0, 0, int(batch.ids[0]), 0))
+        lengths.append(len(group.slots))
+        losses = timed("learner, forward", task.module)(batch.frames, [group])
+        timed("learner, backward", losses["loss"].sum().backward)()
+        timed("Adam", optimizer.step)()
+        optimizer.zero_grad(set_to_none=True)
+    began = time.thread_time()
+    their_way(config, arguments.steps, 1)
+    theirs = (time.thread_time() - began) / arguments.steps
+    frames = batch.frames.shape[1]
+    print(f"groups of {arguments.group}, {statistics.mean(lengths):.1f} of {frames} frames in the mean, one thread")
+    for name, seconds in spent.items():
+        print(f"{name:20} {seconds:7.3f} CPU s a group {seconds / sum(spent.values()):6.1%}")
+    print(
+        f"{'all':20} {sum(spent.values()):7.3f}; its way {theirs:.3f}, {theirs / sum(spent.values()):.2f} times as long"
+    )
+
+
 class Sleeper:
     """Makes nothing, in SERVICE_S seconds."""
 
@@ -234,12 +283,13 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.05, help="share of patches of every frame")
     parser.add_argument("--reference", type=Path, metavar="CHECKOUT", help="a clone of NVlabs/AutoGaze")
     parser.add_argument("--reference-python", default=sys.executable, metavar="PYTHON", help="default: this one")
+    parser.add_argument("--parts", action="store_true", help="CPU seconds by part, instead of speed")
     parser.add_argument("--scaling", action="store_true")
     arguments = parser.parse_args()
     if arguments.scaling:
         scaling()
     if arguments.data:
-        speed(arguments)
+        (parts if arguments.parts else speed)(arguments)
 
 
 if __name__ == "__main__":

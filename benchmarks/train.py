@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32"], help="float32, bfloat16 (autocast)")
     parser.add_argument("--workers", type=int, default=2, help="reading threads")
     parser.add_argument("--ratio", type=float, default=0.1, help="share of patches that rollouts gaze at")
+    parser.add_argument("--groups", type=int, default=1, help="of rl: in a request, and in a pass of the learner")
     parser.add_argument("--reconstructor", help="of rewards: canvas (default), or videomae: released size, random")
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the benchmark itself")
     Results.add_option(parser)
@@ -162,13 +163,13 @@ def config_of(arguments: argparse.Namespace, run: str, batch: int, dtype: str, e
         return PolicyTrainConfig(**common, micro_batch=batch, policy=policy)
     return RLConfig(
         **common,
-        micro_batch=1,
+        micro_batch=arguments.groups,
         policy=policy,
         max_ratio=arguments.ratio,
         reconstructor=arguments.reconstructor or "canvas",
         sample=SampleConfig(strategy="ratio", min_temperature=1.0),
         objective=ObjectiveConfig(frames=2),
-        rollouts=RolloutsConfig(),
+        rollouts=RolloutsConfig(groups=arguments.groups),
     )
 
 

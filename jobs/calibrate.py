@@ -20,6 +20,7 @@ from jobs.threads import one_torch_thread
 from jobs.wording import plural
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
+from pipelines.dataset.units import units_fit
 from pipelines.errors import PipelineError
 from pipelines.gazing.calibration import CALIBRATION_FILE, Calibration, Promise, to_json
 from pipelines.gazing.policy import PolicyConfig
@@ -247,7 +248,7 @@ def _threshold(
     own = policy.config.loss_threshold
     if own is None or own <= 0:
         raise PipelineError(f"threshold= is missing: the policy names none; give it as {reconstructor.units}")
-    if trained.units != {reconstructor.units}:
+    if not trained.units or not all(units_fit(units, reconstructor.units) for units in trained.units):
         its = "; ".join(sorted(trained.units)) or "units that it does not name"
         raise PipelineError(
             f"threshold= is missing: the policy's {own:g} is in {its}, measured is the {reconstructor.units}; give it "

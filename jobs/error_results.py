@@ -15,6 +15,7 @@ from autogaze.reconstruction.base import Reconstructor
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from jobs.pictures.curves import Panel, PlottedSeries, draw_curves
 from pipelines.dataset.shards import Dataset
+from pipelines.dataset.units import units_of
 from pipelines.inspection.evaluate import Curve, Point
 from pipelines.inspection.policy_gaze import OwnLimits
 
@@ -43,10 +44,15 @@ class ErrorResults:
             how = " (labels measure each frame alone)" if rebuilt(self.reconstructor) == TOGETHER else ""
             tell(console, f"error: {self.reconstructor.units}; frames rebuilt {rebuilt(self.reconstructor)}{how}")
             if self.threshold is None:
+                stated = self.dataset.config.get("threshold")
+                why = (
+                    "the dataset names no threshold"
+                    if stated is None
+                    else f"the dataset's threshold measures something else ({units_of(self.dataset.about)})"
+                )
                 tell(
                     console,
-                    f"the dataset's threshold measures something else ({self.dataset.about.get('units')}); "
-                    "give threshold= to see the ratio needed for an error",
+                    f"{why}; give threshold= to see the ratio needed for an error",
                     "yellow",
                 )
         if self.own is not None:

@@ -88,8 +88,12 @@ def _show_summary(job: Job, totals: Totals, record: RunRecord, console: Console)
         )
         shown = f"{totals.loss / totals.ok:.4f} mean"
         if job.gazer.threshold is not None:
-            met = "met" if job.gazer.settings.measured else "are predicted to meet"
-            shown += f"; {totals.met / totals.ok:.1%} of frames {met} threshold {job.gazer.threshold:g}"
+            met = f"met threshold {job.gazer.threshold:g}"
+            if not job.gazer.settings.measured:
+                met = f"are predicted to meet threshold {job.gazer.threshold:g}"
+                if job.gazer.calibration is not None:  # whose threshold is of measured errors, in other units perhaps
+                    met = f"ended by the calibration for {job.gazer.threshold:g}"
+            shown += f"; {totals.met / totals.ok:.1%} of frames {met}"
         table.add_row(job.gazer.measure, shown)
     table.add_row("gazed by", f"{record.gaze}, on {record.device}")
     making.show_summary(table, job, totals, record, console)

@@ -7,18 +7,23 @@ measures the errors of a verified gaze again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rich.console import Console
 
+from jobs.wording import plural
 from pipelines.dataset.features import open_any
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
+from pipelines.gazing.reconstructor import ReconstructorConfig, TeachersConfig
 from pipelines.inspection.deep import verify_deep
-from pipelines.inspection.measured import not_measurable
+from pipelines.inspection.measured import measurer_of, not_measurable
 from pipelines.inspection.verify import verify
-from pipelines.schema import check, setting
+from pipelines.schema import check, section, setting
 from pipelines.storage.location import Location
+
+if TYPE_CHECKING:
+    from autogaze.reconstruction.base import Reconstructor
 
 
 @dataclass
@@ -31,7 +36,12 @@ class VerifyConfig:
     threads: int = setting(4, "shards read at once", at_least=1)
     version: int = setting(0, "of a dataset that has grown, check this version only (0 = all there is)", at_least=0)
     deep: bool = setting(False, "also decode two clips of each video a second way, and compare their frames")
-    errors: bool = setting(False, "also measure the errors of verify=true again, on the stored frames (canvas)")
+    errors: bool = setting(
+        False,
+        "also measure the errors of verify=true again, on the stored frames: by canvas, or by reconstructor.checkpoint",
+    )
+    reconstructor: ReconstructorConfig = section(ReconstructorConfig)
+    teachers: TeachersConfig = section(TeachersConfig)
     second: Literal["sequential", "decord", "torchcodec"] = setting(
         "sequential", "how deep=true decodes: PyAV from the first frame on, or another decoder if it is installed"
     )
@@ -40,20 +50,13 @@ class VerifyConfig:
 def run(config: VerifyConfig, console: Console) -> int:
     """Print what is wrong, one line each; 0 if nothing is, else 1."""
     check(config)
-    if config.errors:
-        dataset = open_any(Location(config.dataset))
-        reason = not_measurable(dataset) if isinstance(dataset, Dataset) else "it holds features, not a gaze"
-        if reason:
-            raise PipelineError(
-                f"errors=true: {config.dataset} cannot be measured again: {reason}; leave errors= out, or measure it "
-                "with autogaze evaluate"
-            )
+    measurer = _measurer(config)
     with console.status("reading") as status:
         verdict = verify(
             Location(config.dataset),
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
-            config.errors,
+            measurer,
             config.version,
         )
     deep = None
@@ -69,7 +72,7 @@ def run(config: VerifyConfig, console: Console) -> int:
     for problem in problems:
         console.print(problem, style="red", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"{verdict.shards} shards, {verdict.clips} clips ({verdict.ok} ok, "
+        f"{plural(verdict.shards, 'shard')}, {plural(verdict.clips, 'clip')} ({verdict.ok} ok, "
         + (f"{verdict.filtered} filtered, " if verdict.filtered else "")
         + f"{verdict.failed} failed), "
         f"{verdict.bytes / 1e6:.1f} MB read: "
@@ -78,8 +81,8 @@ def run(config: VerifyConfig, console: Console) -> int:
     )
     if verdict.version is not None:
         console.print(f"of version {verdict.version.number}: {verdict.version.shards} shards", highlight=False)
-    if config.errors:
-        console.print(f"{verdict.measured} clips measured again by canvas", highlight=False)
+    if measurer is not None:
+        console.print(f"{plural(verdict.measured, 'clip')} measured again by {measurer.name}", highlight=False)
     if deep is not None:
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(deep.skipped.items()))
         console.print(
@@ -95,3 +98,22 @@ def run(config: VerifyConfig, console: Console) -> int:
             highlight=False,
         )
     return 1 if problems else 0
+
+
+def _measurer(config: VerifyConfig) -> Reconstructor | None:
+    """What measures the errors again; None where that is not asked for. Raises PipelineError where it cannot be."""
+    if not config.errors:
+        if config.reconstructor.checkpoint:
+            raise PipelineError("reconstructor.checkpoint= is for errors=true; add that, or leave it out")
+        return None
+    dataset = open_any(Location(config.dataset))
+    if not isinstance(dataset, Dataset):
+        reason = "it holds features, not a gaze"
+    else:
+        reason = not_measurable(dataset, config.reconstructor.checkpoint)
+        if not reason:
+            return measurer_of(dataset, config.reconstructor, config.teachers)
+    raise PipelineError(
+        f"errors=true: {config.dataset} cannot be measured again: {reason}; leave errors= out, or measure it with "
+        "autogaze evaluate"
+    )

@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml
 
+from pipelines.dataset.units import units_of
 from pipelines.dataset.versions import parse_versions
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import open_samples
+from pipelines.networks.find import find_network
 from pipelines.storage import store
 from pipelines.storage.location import Location, places_in
 
@@ -20,7 +22,8 @@ class TrainingVideos:
 
     Attributes:
         fingerprints: of the videos, where they are known.
-        datasets: that it was trained on. lost: those of them that cannot be read any more, and runs likewise.
+        datasets: that it was trained on. lost: those of them that cannot be read any more, runs likewise, and weights
+            that it began from and that lie in no run.
         units: of the errors that it learnt to predict, where the datasets say.
     """
 
@@ -40,7 +43,14 @@ def videos_of_policy(folder: str) -> TrainingVideos:
     that it was begun from. Of each dataset they are the ones that the run did not hold out.
     """
     found, place, seen = TrainingVideos(), folder, set()
-    while (run := _run_of(place)) is not None and run not in seen:
+    while place:
+        run = _run_of(_found(place))
+        if run is None:  # weights from elsewhere: of the hub, or a copied folder
+            if place != folder:
+                found.lost.append(place)
+            break
+        if run in seen:
+            break
         seen.add(run)
         config = _config_of(run)
         if config is None:
@@ -66,8 +76,15 @@ def _add(found: TrainingVideos, dataset: Location, version: int, held_out: float
     except PipelineError:
         found.lost.append(str(dataset))
         return
-    if "units" in samples.about:
-        found.units.add(str(samples.about["units"]))
+    found.units.add(units_of(samples.about))
+
+
+def _found(place: str) -> str:
+    """The network's folder, where `place` names a run or one of its steps; else, and where it is gone, as it is."""
+    try:
+        return find_network(place, "policy", "init")
+    except PipelineError:
+        return place
 
 
 def _run_of(place: str) -> Location | None:

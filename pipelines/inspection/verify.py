@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,12 @@ from pipelines.dataset.shards import CARRIED, OUTCOMES, TARGETS, Dataset
 from pipelines.dataset.summaries import SUMMARY, SUMMARY_COLUMNS, joined, summarise
 from pipelines.dataset.versions import Version, version_named, versions_of
 from pipelines.errors import PipelineError
-from pipelines.inspection.measured import check_errors, not_measurable
+from pipelines.inspection.measured import check_errors
 from pipelines.inspection.verify_features import check_features
 from pipelines.storage import store
+
+if TYPE_CHECKING:
+    from autogaze.reconstruction.base import Reconstructor
 
 
 @dataclass
@@ -43,7 +46,7 @@ def verify(
     url: str,
     threads: int = 4,
     on_shard: Callable[[int, int], None] | None = None,
-    errors: bool = False,
+    measurer: Reconstructor | None = None,
     version: int = 0,
 ) -> Verdict:
     """Check that every planned clip has one row, and that every row's bytes are there, unchanged and what it says.
@@ -51,7 +54,7 @@ def verify(
     Args:
         threads: shards checked at once.
         on_shard: called with the number of shards checked, and of all.
-        errors: also measure the errors of a verified gaze again, where `not_measurable` has nothing against it.
+        measurer: what verified the gaze (`measurer_of`): its errors are measured again. None: they are not.
         version: of a dataset that has grown, only the shards of this version; 0: all.
     Raises PipelineError when there is no dataset to check, or `threads` is less than 1.
     """
@@ -79,10 +82,9 @@ def verify(
         if not name.isdigit() or int(name) not in everything:
             verdict.problems.append(f"shards/{name}: not part of this dataset")
     verdict.problems += _wrong_summaries(dataset)
-    errors = errors and isinstance(dataset, Dataset) and not not_measurable(dataset)
     with ThreadPoolExecutor(threads) as pool:
         checked = [shard for shard in planned if shard in committed]
-        parts = pool.map(lambda shard: _check_shard(dataset, shard, errors), checked)
+        parts = pool.map(lambda shard: _check_shard(dataset, shard, measurer), checked)
         for number, part in enumerate(parts):
             for name in ("shards", "clips", "ok", "filtered", "failed", "bytes", "measured", "problems"):
                 setattr(verdict, name, getattr(verdict, name) + getattr(part, name))
@@ -111,7 +113,7 @@ def _wrong_summaries(dataset: Dataset | FeatureDataset) -> list[str]:
     return problems
 
 
-def _check_shard(dataset: Dataset | FeatureDataset, shard: int, errors: bool) -> Verdict:
+def _check_shard(dataset: Dataset | FeatureDataset, shard: int, measurer: Reconstructor | None) -> Verdict:
     verdict = Verdict(shards=1)
 
     def wrong(what: str) -> None:
@@ -150,8 +152,8 @@ def _check_shard(dataset: Dataset | FeatureDataset, shard: int, errors: bool) ->
         if begin != end:
             wrong(f"{row['clip']}: starts at byte {begin}, the clip before it ends at {end}")
         end = begin + size
-        verdict.measured += errors
-        for problem in _check_clip(dataset, row, tar[begin:end], errors):
+        verdict.measured += measurer is not None
+        for problem in _check_clip(dataset, row, tar[begin:end], measurer):
             wrong(f"{row['clip']}: {problem}")
     # What follows the last clip is the end of the archive: zeros up to a full record.
     if len(tar) < end + 2 * tarfile.BLOCKSIZE or tar[end:].strip(b"\0"):
@@ -159,7 +161,9 @@ def _check_shard(dataset: Dataset | FeatureDataset, shard: int, errors: bool) ->
     return verdict
 
 
-def _check_clip(dataset: Dataset | FeatureDataset, row: dict[str, Any], data: bytes, errors: bool) -> list[str]:
+def _check_clip(
+    dataset: Dataset | FeatureDataset, row: dict[str, Any], data: bytes, measurer: Reconstructor | None
+) -> list[str]:
     """What is wrong with one ok clip, given the bytes that its index row names."""
     if len(data) != int(row["size"]):
         return [f"{len(data)} of {int(row['size'])} bytes are there"]
@@ -167,10 +171,10 @@ def _check_clip(dataset: Dataset | FeatureDataset, row: dict[str, Any], data: by
         return ["bytes differ from the hash in the index"]
     if isinstance(dataset, FeatureDataset):
         return check_features(dataset, row, data)
-    return _check_gaze(dataset, row, data, errors)
+    return _check_gaze(dataset, row, data, measurer)
 
 
-def _check_gaze(dataset: Dataset, row: dict[str, Any], data: bytes, errors: bool) -> list[str]:
+def _check_gaze(dataset: Dataset, row: dict[str, Any], data: bytes, measurer: Reconstructor | None) -> list[str]:
     from autogaze.gaze import Gaze  # here, not above: a place that is no dataset is refused without torch
 
     try:
@@ -190,8 +194,12 @@ def _check_gaze(dataset: Dataset, row: dict[str, Any], data: bytes, errors: bool
         problems.append(f"{0 if frames is None else len(frames)} frames stored, {row['frames']} planned")
     if dataset.verified and gaze.origins is None:
         problems.append("its gaze does not say where its patches come from, which verify=true stores")
-    if errors and not problems and frames is not None:
-        problems += check_errors(dataset, gaze, frames)
+    if dataset.verified and (threshold := dataset.threshold) is not None:
+        met = np.float32(gaze.met(threshold).float().mean())
+        if met != np.float32(row["met"]):
+            problems.append(f"{float(met)} of its frames meet the threshold, {row['met']} in the index")
+    if measurer is not None and not problems and frames is not None:
+        problems += check_errors(dataset, gaze, frames, measurer)
     return problems + _check_targets(dataset, row, members.get(TARGETS))
 
 

@@ -41,3 +41,9 @@ class LoaderConfig(ReadConfig):
     prefetch: int = setting(2, "batches decoded ahead, where there are workers", at_least=0)
     cache_dir: str = setting("", "where the cache is, shared by all ranks ('' = in the temporary folder)")
     targets: bool = setting(False, "also give the stored targets of each sample")
+    starts: bool = setting(False, "of datasets without frames: decode each clip from another frame on in each epoch")
+    max_stride: int = setting(
+        0,
+        "and take every n-th frame, n drawn from 1 to this (0 = as planned); the gaze is then of other frames",
+        at_least=0,
+    )

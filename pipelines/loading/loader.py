@@ -30,6 +30,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.loading.config import LoaderConfig
 from pipelines.loading.order import DatasetCounts, EpochOrder, Order, batch_places, epoch_samples, rank_part
@@ -254,7 +255,15 @@ class ShardLoader(OrderedLoader[Batch]):
     """The loader of gaze datasets: frames and gaze."""
 
     def open(self, url: str, cache: LocalCache | None, version: int | None) -> Samples:
-        return open_samples(url, cache, version)
+        samples = open_samples(url, cache, version)
+        moved = self.config.starts or self.config.max_stride
+        if moved and isinstance(samples.dataset, Dataset) and samples.dataset.frames_stored:
+            key = "augment.starts=true" if self.config.starts else f"augment.max_stride={self.config.max_stride}"
+            raise PipelineError(
+                f"{key}: {samples.url} stores the frames of its clips, and no others; give a dataset made with "
+                "frames=none, whose videos are decoded again"
+            )
+        return samples
 
     def reading(self) -> Reading[Any, Batch]:
         return FrameReading(self.config, self.datasets, self._first_ids)

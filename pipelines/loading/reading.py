@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -28,7 +28,7 @@ from pipelines.dataset.members import BadSample, split_members
 from pipelines.dataset.shards import Dataset
 from pipelines.errors import PipelineError
 from pipelines.loading.config import LoaderConfig
-from pipelines.loading.redecode import Redecoder
+from pipelines.loading.redecode import Redecoder, drawn_place
 from pipelines.loading.samples import Samples
 from pipelines.storage import store
 from pipelines.storage.cache import LocalCache
@@ -117,6 +117,7 @@ _Bytes = dict[int, memoryview]
 @dataclass
 class Sample:
     id: int
+    epoch: int
     source: Samples
     row: dict[str, Any]
     read: Future[_Bytes] | None = None
@@ -203,7 +204,7 @@ class Reading(AbstractContextManager["Reading[ResultT, BatchT]"], ABC, Generic[R
 
     def fetch(self, steps: list[BatchRequest]) -> list[tuple[BatchRequest, list[Sample]]]:
         """Begin to read the bytes of these batches."""
-        begun = [(step, [self._sample(id_) for id_ in step.ids.tolist()]) for step in steps]
+        begun = [(step, [self._sample(id_, step.epoch) for id_ in step.ids.tolist()]) for step in steps]
         groups: dict[tuple[str, int], list[Sample]] = {}
         for _, samples in begun:
             for sample in samples:
@@ -250,21 +251,21 @@ class Reading(AbstractContextManager["Reading[ResultT, BatchT]"], ABC, Generic[R
         """The next good sample in the epoch's order after a bad one's place; after the last comes the first."""
         count = len(step.order)
         for further in range(1, min(count, _HOPELESS)):
-            sample = self._sample(int(step.order[(place + further) % count]))
+            sample = self._sample(int(step.order[(place + further) % count]), step.epoch)
             try:
                 return sample, self._decode(sample, out)
             except BadSample:
                 continue
+        url = self._sample(int(step.order[place]), step.epoch).source.url
         raise PipelineError(
-            f"{self._sample(int(step.order[place])).source.url}: {min(count, _HOPELESS)} samples in a row cannot be "
-            "read; run autogaze verify on the datasets"
+            f"{url}: {min(count, _HOPELESS)} samples in a row cannot be read; run autogaze verify on the datasets"
         )
 
     # -- a sample, in a thread ---------------------------------------------------------------------------------------
 
-    def _sample(self, id_: int) -> Sample:
+    def _sample(self, id_: int, epoch: int) -> Sample:
         number = int(np.searchsorted(self.first_ids, id_, "right")) - 1
-        return Sample(id_, self.datasets[number], self.datasets[number].row(id_ - int(self.first_ids[number])))
+        return Sample(id_, epoch, self.datasets[number], self.datasets[number].row(id_ - int(self.first_ids[number])))
 
     def _read(self, samples: Sequence[Sample]) -> _Bytes:
         """The bytes of samples of one shard. Raises BadSample when there is no such shard."""
@@ -335,15 +336,27 @@ class FrameReading(Reading["tuple[Gaze, bytes | None]", Batch]):
         if source.dataset.frames_stored:
             decode_frames_into(members, out)
         else:
-            self._redecoder(source).decode_into(row, out)
+            self._redecoder(source).decode_into(self._placed(sample), out)
         targets = members.get("targets.npz")
         if self.config.targets and targets is None:
             raise PipelineError(f"{source.url}: keeps no targets; make it with targets, or do not ask for them")
         return gaze, bytes(targets) if targets is not None else None
 
+    def _placed(self, sample: Sample) -> dict[str, Any]:
+        """The sample's row, or that of the other frames of its video that this epoch has in its place."""
+        config = self.config
+        if not config.starts and not config.max_stride:
+            return sample.row
+        return drawn_place(
+            sample.row, config.seed, sample.epoch, sample.id, starts=config.starts, max_stride=config.max_stride
+        )
+
     def batch(self, whole: Decoded[tuple[Gaze, bytes | None]]) -> Batch:
+        gazes = [gaze for gaze, _ in whole.results]
+        if len({gaze.origins is None for gaze in gazes}) > 1:  # of verified and other datasets: nothing else differs
+            gazes = [replace(gaze, origins=None) for gaze in gazes]
         try:
-            gaze = Gaze.cat([gaze for gaze, _ in whole.results])
+            gaze = Gaze.cat(gazes)
         except ValueError as error:
             urls = ", ".join(dict.fromkeys(sample.source.url for sample in whole.samples))
             raise PipelineError(f"{urls}: {error}; give datasets whose gaze is of one kind") from error

@@ -7,12 +7,34 @@ from typing import Any
 
 import numpy as np
 
+from autogaze.draws import numbered_generator
 from pipelines.corpus.clips import PlannedClip, decode_planned, require_unchanged
 from pipelines.corpus.videos import local_copy
 from pipelines.dataset.members import BadSample
 from pipelines.storage.cache import LocalCache
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder, index_folder
+
+_PLACE = 3  # what is drawn, after seed, epoch and sample; 1 and 2 are pipelines/train/augment.py's
+
+
+def drawn_place(
+    row: dict[str, Any], seed: int, epoch: int, sample: int, *, starts: bool, max_stride: int
+) -> dict[str, Any]:
+    """A row of Samples.table for other frames of its video, by seed, epoch and sample alone.
+
+    starts: it begins anywhere a whole clip fits. max_stride: it takes every n-th frame, n from 1 to this, as far as a
+    whole clip fits; 0: as planned. A video that is shorter than the planned clip gives that one.
+    """
+    first, second = numbered_generator(seed, epoch, sample, _PLACE).random(2)
+    steps, length = row["frames"] - 1, row["video_frames"]
+    longest = (length - 1) // steps if steps else max_stride  # the stride at which a clip just fits
+    stride = 1 + int(first * min(max_stride, longest)) if max_stride and longest >= 1 else row["stride"]
+    last = length - 1 - steps * stride  # the last start at which a clip fits
+    if last < 0:
+        return row
+    start = int(second * (last + 1)) if starts else min(row["start"], last)
+    return row | {"start": start, "stride": stride}
 
 
 class Redecoder(AbstractContextManager["Redecoder"]):

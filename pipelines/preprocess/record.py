@@ -68,10 +68,15 @@ def how_gazed(gazer: ResolvedGaze, device: str) -> str:
     settings, words = gazer.settings, gazer.name
     if gazer.name == "policy":
         graphs = device == "cuda" and settings.policy.cuda_graphs != "off"
-        words = f"policy in {settings.policy.dtype}, {settings.policy.batch} clips at once"
+        # A verified gaze is made clip by clip on a CPU, and with a learned reconstructor anywhere.
+        alone = settings.verify and (device == "cpu" or "canvas" not in gazer.models)
+        words = (
+            f"policy in {settings.policy.dtype}, {'one clip' if alone else f'{settings.policy.batch} clips'} at once"
+        )
         words += f", CUDA graphs {'on' if graphs else 'off'}"
         if settings.verify:
             words += f", verified by {next(kind for kind in ('videomae', 'refiner', 'canvas') if kind in gazer.models)}"
     elif settings.by_learned:
-        words = f"{gazer.name} in {settings.reconstructor.dtype}, {how_searched(settings.labels)}"
+        kind = next(kind for kind in ("videomae", "refiner") if kind in gazer.models)
+        words = f"{kind} in {settings.reconstructor.dtype}, {how_searched(settings.labels)}"
     return words + (f", targets of {gazer.targets} frames" if gazer.targets else "")

@@ -133,8 +133,8 @@ def check_rl_config(config: RLConfig) -> None:
     """Raise PipelineError, in one line, for the first value that cannot work."""
     check_train_config(config)
     sample, objective, rollouts = config.sample, config.objective, config.rollouts
-    if config.augment.flip:
-        raise PipelineError("augment.flip=true: actors sample gazes of clips as they are; leave it out of RL")
+    if config.augment.changes:
+        raise PipelineError(f"{config.augment.named()}: actors sample gazes of clips as they are; leave it out of RL")
     if rollouts.gpus > 1 and rollouts.gpus % 1:
         raise PipelineError(f"rollouts.gpus={rollouts.gpus}: above 1 only whole numbers; Ray shares out no other parts")
     if objective.clip and objective.ratio != "behaviour":

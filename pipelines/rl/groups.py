@@ -33,7 +33,7 @@ class Group:
     slots: int64 [T'], slots of each frame, N in all. drawn: int16 [G, N], ids as they were drawn. used: bool [G, N].
     log_probs: float32 [G, N], of what was drawn, in the distribution it was drawn from.
     errors: float32 [G, F], of the rebuilt frames, in the reconstructor's units; the reward is their negative.
-    seconds: float64 [3], spent reading, gazing and rebuilding.
+    seconds: float64 [3], its share of what its request took: waiting for clips to be read, gazing and rebuilding.
     """
 
     request: RolloutRequest

@@ -74,6 +74,44 @@ class AugmentConfig:
         "mirror half of the clips, with their gaze, other ones in each epoch; of a policy's labels the errors are "
         "measured again, so they must be the canvas'",
     )
+    crop: float = setting(
+        1.0,
+        "show of half of the clips a square part, the same of all frames, whose side is at least this share of the "
+        "frame's; a policy's labels are made anew, so they must be of gaze=canvas (1 = whole frames)",
+        more_than=0,
+        at_most=1,
+    )
+    starts: bool = setting(
+        False,
+        "decode each clip from another frame of its video on in each epoch; for frames=none, and a policy's labels as "
+        "for crop",
+    )
+    max_stride: int = setting(
+        0, "and take every n-th frame, n drawn from 1 to this (0 = the dataset's own)", at_least=0
+    )
+
+    @property
+    def moves(self) -> bool:
+        """Whether clips are of other frames than those that the dataset's gaze is of."""
+        return self.starts or bool(self.max_stride)
+
+    @property
+    def relabels(self) -> bool:
+        """Whether some clips lose the gaze that is stored with them."""
+        return self.moves or self.crop < 1
+
+    @property
+    def changes(self) -> bool:
+        """Whether any clip is another than the stored one."""
+        return self.flip or self.relabels
+
+    def named(self) -> str:
+        """The first of the keys that change clips, with its value, for messages; those that need new labels first."""
+        if self.starts:
+            return "augment.starts=true"
+        if self.max_stride:
+            return f"augment.max_stride={self.max_stride}"
+        return f"augment.crop={self.crop:g}" if self.crop < 1 else "augment.flip=true"
 
 
 @dataclass(frozen=True)
@@ -161,13 +199,21 @@ class TrainConfig:
     @property
     def loader_config(self) -> LoaderConfig:
         """What the loader of a rank is given. Without `data_versions` it is the first version of each dataset."""
+        weights = parse_weights(self.data_weights)
         return LoaderConfig(
             data=self.datasets,
-            weights=parse_weights(self.data_weights),
+            weights=weights,
             versions=parse_versions(self.data_versions) or [1] * len(self.datasets),
             global_batch=self.global_batch,
+            starts=self.augmentation.starts,
+            max_stride=self.augmentation.max_stride,
             **vars(self.loader),
         )
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        """How clips change from epoch to epoch; by default not at all."""
+        return AugmentConfig()
 
     @property
     def needs_ray(self) -> bool:
@@ -207,6 +253,10 @@ class PolicyTrainConfig(TrainConfig):
         "validation gazes verified by the reconstructor too: verified_ratio is what it takes to keep the threshold",
         on_resume="any value",
     )
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        return self.augment
 
 
 @dataclass
@@ -266,6 +316,10 @@ class ReconstructorTrainConfig(TrainConfig):
     stored_gaze: float = setting(0.25, "share of clips that show their stored gaze instead", at_least=0, at_most=1)
     teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
     weights: LossWeightsConfig = section(LossWeightsConfig)
+
+    @property
+    def augmentation(self) -> AugmentConfig:
+        return self.augment
 
 
 def check_train_config(config: TrainConfig) -> None:

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from autogaze.gaze import Gaze
 from autogaze.reconstruction.learned import Learned
+from pipelines.loading.reading import Batch
+from pipelines.train.augment import augment_batch
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.sizes import own_sizes
 from pipelines.train.task import Task, folder_files, unpacked
@@ -21,6 +23,12 @@ class LearnedTask(Task):
     section: ClassVar[str]
     config: ReconstructorTrainConfig
     model: Learned
+
+    def augmented(self, batch: Batch) -> Batch:
+        """With clips mirrored, cropped or of other frames, as `augment` says; those that lose their gaze have none."""
+        if not self.config.augment.changes:
+            return batch
+        return augment_batch(self.config.augment, batch, self.config.loader.seed, None)
 
     def totals(self, gaze: Gaze) -> list[float]:
         """None."""

@@ -13,12 +13,12 @@ from autogaze import verified
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
-from autogaze.reconstruction.canvas import Canvas
 from pipelines.dataset.shards import open_dataset
 from pipelines.dataset.units import are_predicted, require_one_units, units_fit
 from pipelines.errors import PipelineError
+from pipelines.loading.reading import Batch
 from pipelines.networks.open import open_policy, open_reconstructor
-from pipelines.train.augment import flip_clips, require_canvas_labels
+from pipelines.train.augment import augment_batch, labels_for
 from pipelines.train.config import PolicyTrainConfig
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
@@ -39,16 +39,13 @@ class PolicyTask(Task):
         self.threshold = config.threshold
         if self.threshold is None:
             self.threshold = abouts[0]["config"].get("threshold")
-        self.canvas: Canvas | None = None  # measures mirrored clips
-        if config.augment.flip:
-            require_canvas_labels(config.datasets)
-            self.canvas = Canvas()
         self.policy = self._policy().to(device).train()
         self.of_labels = PolicyLosses(self.policy, config.loss_prediction)
         self.module: nn.Module = self.of_labels
         self.reconstructor = open_reconstructor(
             config.reconstructor, "reconstructor", teachers=config.teachers.given(), device=device
         )
+        self.labels = labels_for(config.augment, config.datasets, self.policy.vocabulary)
         self.comparable = units_fit(self.units, self.reconstructor.units)
         if config.verify and (self.threshold is None or not self.comparable):
             raise PipelineError(
@@ -71,6 +68,12 @@ class PolicyTask(Task):
             )
         return notes
 
+    def augmented(self, batch: Batch) -> Batch:
+        """With clips mirrored, cropped or of other frames, and their labels true, as `augment` says."""
+        if not self.config.augment.changes:
+            return batch
+        return augment_batch(self.config.augment, batch, self.config.loader.seed, self.labels)
+
     def totals(self, gaze: Gaze) -> list[float]:
         """The number of slots in use, over which the losses are averaged."""
         if gaze.losses is None:
@@ -84,8 +87,6 @@ class PolicyTask(Task):
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
         """See PolicyLosses."""
-        if self.canvas is not None:
-            frames, gaze = flip_clips(frames, gaze, key, self.canvas)
         losses: dict[str, Tensor] = model(frames, gaze, totals[0])
         return losses
 

@@ -24,7 +24,6 @@ from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
 from pipelines.networks.open import open_reconstructor
-from pipelines.train.augment import flip_clips
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.learned import LearnedTask
 from pipelines.train.sizes import require_own_sizes
@@ -57,8 +56,6 @@ class ReconstructorTask(LearnedTask):
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
         """The reconstruction loss of each clip. gaze: stored with the clips."""
-        if self.config.augment.flip:
-            frames, gaze = flip_clips(frames, gaze, key, None)
         shown, at = [], []
         for b, sample in enumerate(key.samples):
             generator = numbered_generator(key.seed, key.epoch, sample)

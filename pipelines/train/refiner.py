@@ -22,7 +22,6 @@ from autogaze.reconstruction.refiner.config import RefinerConfig
 from autogaze.reconstruction.refiner.reconstructor import Refiner
 from pipelines.errors import PipelineError
 from pipelines.networks.open import open_reconstructor
-from pipelines.train.augment import flip_clips
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.learned import LearnedTask
 from pipelines.train.sizes import require_own_sizes
@@ -52,8 +51,6 @@ class RefinerTask(LearnedTask):
         Clips that show random patches are mirrored and run backwards, each half of the time.
         """
         config, vocabulary = self.config, self.model.vocabulary
-        if config.augment.flip:
-            frames, gaze = flip_clips(frames, gaze, key, None)
         clips, shown, at = [], [], []
         for b, sample in enumerate(key.samples):
             generator = numbered_generator(key.seed, key.epoch, sample)

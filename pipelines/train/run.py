@@ -137,6 +137,7 @@ class TrainingRun:
         config, task, began = self.config, self.task, time.perf_counter()
         if batch.step != self.step:
             raise RuntimeError(f"the loader gave step {batch.step}, the run is at {self.step}")
+        batch = task.augmented(batch)
         *totals, stop = self.ranks.sum([*task.totals(batch.gaze), float(self.stopping.now())])
         if stop:
             return False

@@ -58,6 +58,10 @@ class Task(Protocol):
         """
         return None
 
+    def augmented(self, batch: Batch) -> Batch:
+        """A rank's part of a batch as it is learned from, before `totals`: as it was read, or other clips of it."""
+        return batch
+
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """Called before a batch is learned from. Time spent here counts as waiting for data.
 

@@ -48,5 +48,6 @@ def held_out_loader(config: TrainConfig, loader: ShardLoader) -> ShardLoader | N
     fraction = config.loader.val_fraction
     if not config.val_clips or not any(len(dataset.split("val", fraction)) for dataset in loader.datasets):
         return None
-    one_each = replace(config.loader_config, global_batch=loader.world, weights=[])
+    as_stored = replace(config.loader_config, starts=False, max_stride=0)
+    one_each = replace(as_stored, global_batch=loader.world, weights=[])
     return ShardLoader(one_each, rank=loader.rank, world=loader.world, epochs=1, split="val", datasets=loader.datasets)

@@ -246,7 +246,7 @@ def test_other_mistakes_are_one_line_too(
             bring_in(dataset, files, tmp_path / output)
     half = gazed_dataset(tmp_path / "half")
     shards.uncommit_shards(half, [1])
-    with pytest.raises(PipelineError, match="2 of its 3 shards are committed"):
+    with pytest.raises(PipelineError, match="3 of its 4 shards are committed"):
         bring_in(half, file, tmp_path / "x")
     failed = gazed_dataset(tmp_path / "failed", videos=1, failing=(0, 1))
     with pytest.raises(PipelineError, match="no clip in it can be a label"):

@@ -229,7 +229,7 @@ def test_on_slurm_only_the_parts_that_have_shards_to_make_are_submitted_again(
     assert main(["cluster", "status", str(file), number]) == 0
     assert f"{number}: COMPLETED" in capsys.readouterr().out
     assert main(["cluster", "logs", str(file), number]) == 0
-    assert "1 shards" in capsys.readouterr().out
+    assert "1 shard" in capsys.readouterr().out
     assert main(["submit", *job, f"cluster={file}"]) == 0
     assert "nothing to do: all shards of" in capsys.readouterr().out
 

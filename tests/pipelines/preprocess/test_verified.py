@@ -115,12 +115,12 @@ def test_verify_measures_again_and_finds_what_is_off(made: tuple[Path, str], mon
     assert "3 clips measured again by canvas" in told.getvalue()
     dataset = open_dataset(str(made[0]))
     frames, gaze = read(dataset)[0]
-    assert check_errors(dataset, gaze, frames) == []
+    assert check_errors(dataset, gaze, frames, Canvas()) == []
     other = frames.copy()
     other[1, :40] ^= 64
-    assert "errors are not those of its frames: frame 1" in check_errors(dataset, gaze, other)[0]
+    assert "errors are not those of its frames: frame 1" in check_errors(dataset, gaze, other, Canvas())[0]
     assert gaze.losses is not None
-    assert check_errors(dataset, replace(gaze, losses=gaze.losses + 1e-6), frames)
+    assert check_errors(dataset, replace(gaze, losses=gaze.losses + 1e-6), frames, Canvas())
     monkeypatch.setattr(
         "autogaze.gaze.Gaze.from_npz",
         lambda data, vocabulary, read=Gaze.from_npz: replace(read(data, vocabulary), origins=None),

@@ -16,6 +16,7 @@ from autogaze.mirror import mirror_frames, mirror_gaze, mirror_ids
 from autogaze.patches import VOCABULARY
 from autogaze.reconstruction.canvas import Canvas
 from pipelines.errors import PipelineError
+from pipelines.loading.reading import Batch
 from pipelines.rl.config import check_rl_config
 from pipelines.runs.audit import audit
 from pipelines.train.augment import flip_clips, flipped_samples
@@ -82,9 +83,10 @@ def test_a_policy_is_trained_on_what_it_sees_in_the_mirror(tmp_path: Path) -> No
     task = task_of(config)(config, torch.device("cpu"))
     frames = torch.from_numpy(np.stack([clip_of(number) for number in range(4)]))
     gaze = Gaze.cat([canvas_gaze(clip_of(number)) for number in range(4)])
-    key, slots = RandomKey(0, 0, (0, 1, 2, 3)), float(gaze.counts().sum()) / 4
-    by_hand = task.module(*flip_clips(frames, gaze, key, CANVAS), slots)["loss"]
-    assert torch.equal(task.losses(task.module, frames, gaze, key, [slots])["loss"], by_hand)
+    batch = Batch(0, 0, np.arange(4), ["a", "b", "c", "d"], frames, gaze, np.zeros(4, bool), [])
+    seen, (mirrored, labels) = task.augmented(batch), flip_clips(frames, gaze, RandomKey(0, 0, (0, 1, 2, 3)), CANVAS)
+    assert torch.equal(seen.frames, mirrored)
+    assert [seen.gaze[b].to_npz() for b in range(4)] == [labels[b].to_npz() for b in range(4)]
 
 
 def test_labels_of_another_reconstructor_are_refused(tmp_path: Path) -> None:
