@@ -162,8 +162,7 @@ class Gaze:
 
     def _frame_of_token(self) -> torch.Tensor:
         """The frame that each token belongs to, numbered over all clips: int64 [N] in 0..B*T-1."""
-        lengths = self.lengths.reshape(-1)
-        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        return torch.repeat_interleave(self.lengths.reshape(-1))
 
     # -- measures ------------------------------------------------------------------------------------------------
 

@@ -8,13 +8,17 @@ Tensors given at the start are taken to be on the device, and so is all that is 
 (device=). The others are the host's, and what is done to them is not counted. A wait is whatever brings a value of the
 device to the host: .cpu(), .item(), .tolist(), a truth value, an index of booleans, a size that depends on values.
 .to(device) is none, since the device is the CPU here and nobody can tell which way it goes.
+
+A CUDA graph is one launch however much it does: `as_graphs` stands in for capturing and replaying.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,11 +28,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from autogaze.model.cuda_graphs import Graphs
+
 # They give room or another name for a tensor, and compute nothing.
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "detach_", "alias"}
 _FREE |= {"lift_fresh", "_unsafe_view", "_reshape_alias", "resize_", "set_", "_local_scalar_dense", "is_nonzero"}
 _TO_HOST = {"cpu", "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"}
 _SIZED_BY_VALUES = {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount"}
+_ONE_KERNEL = {"rms_norm"}  # on a GPU; on a CPU it is composed of others
 
 
 class Counting(TorchDispatchMode):
@@ -39,14 +46,20 @@ class Counting(TorchDispatchMode):
         bytes: that these read and write, each operand once.
         flops: of products, convolutions and attention.
         waits: of the host for the device.
-        calls: launches by operation. waited: waits by what waited.
+        calls: launches by operation. waited: waits by what waited. in_graphs: kernels that graphs ran, by operation.
     """
+
+    open: Counting | None = None
+    """The one whose block is running."""
 
     def __init__(self, *on_device: Tensor | Iterable[Tensor]) -> None:
         super().__init__()
         self.bytes = self.flops = 0
         self.calls: Counter[str] = Counter()
         self.waited: Counter[str] = Counter()
+        self.in_graphs: Counter[str] = Counter()
+        self._graph = False
+        self._outer: list[Counting | None] = []
         self.on_device = _Tensors()
         for given in on_device:
             self.on_device.add([given] if isinstance(given, Tensor) else given)
@@ -63,17 +76,32 @@ class Counting(TorchDispatchMode):
     def __enter__(self) -> Counting:
         self._waits.__enter__()
         super().__enter__()
+        self._outer.append(Counting.open)
+        Counting.open = self
         return self
 
     def __exit__(self, *error: Any) -> None:
+        Counting.open = self._outer.pop()
         super().__exit__(*error)
         self._waits.__exit__(*error)
+
+    def replay(self, work: Callable[[], None]) -> None:
+        """Do what a graph does. Raises RuntimeError if that waits for the device, which no graph can."""
+        waits = self.waits
+        self.calls["graph"] += 1
+        self._graph = True
+        try:
+            work()
+        finally:
+            self._graph = False
+        if self.waits > waits:
+            raise RuntimeError(f"a graph waits for the device: {self.waited}")
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs, packet = kwargs or {}, func.overloadpacket
-        if packet not in flop_registry:
+        if packet not in flop_registry and packet.__name__ not in _ONE_KERNEL:
             with self, torch._C.DisableTorchFunction():  # what is composed of others is counted as these
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -84,12 +112,26 @@ class Counting(TorchDispatchMode):
             return result
         self.on_device.add(made)
         if not func.is_view and packet.__name__ not in _FREE:
-            self.calls[packet.__name__] += 1
+            (self.in_graphs if self._graph else self.calls)[packet.__name__] += 1
             sizes = {id(tensor): tensor.numel() * tensor.element_size() for tensor in given + made}
             self.bytes += sum(sizes.values())
             if packet in flop_registry:
                 self.flops += int(flop_registry[packet](*args, **kwargs, out_val=result))
         return result
+
+
+@contextmanager
+def as_graphs() -> Iterator[None]:
+    """Within, what would be captured as a CUDA graph counts as one launch, as if it had been captured before."""
+
+    def run(_graphs: Graphs, _key: Hashable, work: Callable[[], None]) -> None:
+        if Counting.open is None:
+            work()
+        else:
+            Counting.open.replay(work)
+
+    with mock.patch.object(Graphs, "run", run):
+        yield
 
 
 class _Tensors:

@@ -6,11 +6,13 @@
 
 A GPU takes at least as long as the launches need (LAUNCH_S each, as one stream of small kernels does), as its memory
 needs for the bytes, and as its arithmetic needs for the operations, at an H100's data-sheet rates. Where the launches
-are the longest of the three, the GPU waits for Python. Kernels are PyTorch's operations, unfused and without CUDA
-graphs.
+are the longest of the three, the GPU waits for Python. Kernels are PyTorch's operations, unfused; a CUDA graph is one
+launch, captured before.
 
 units (random weights, drawn clips of 16 frames, a tenth of the patches):
-  gaze-1 -12 -64   gazing at so many clips, by the cache that GPUs use
+  gaze-1 -12 -64   gazing at so many clips as a GPU does, by CUDA graphs
+  gaze-12-eager    the same, kernel by kernel
+  gaze-12-stops    frames that a threshold ends, by CUDA graphs
   ntp-step         next-token prediction of 8 clips: forward, backward, clipping, Adam
   rl-rollout -8    a group of 12 sampled gazes at one clip; a request of 8 groups
   rl-reward -8     its two rewarded frames, rebuilt by the VideoMAE; those of 8 groups
@@ -32,14 +34,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from clips import FRAMES, clips
-from counting import Counting
+from counting import Counting, as_graphs
 from results import Results
 from torch import Tensor, nn
 
 from autogaze.baselines import random_patches
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig, Encoded, Sampling
-from autogaze.model.cache import PaddedCache
 from autogaze.objectives import next_token_loss
 from autogaze.patches import VOCABULARY
 from autogaze.reconstruction.refiner.config import RefinerConfig
@@ -53,6 +54,7 @@ from pipelines.train.reconstructor import ReconstructorLosses
 from pipelines.train.refiner import RefinerLosses
 
 RATIO, MEMBERS = 0.1, 12
+LIMITS = {False: (RATIO, None), True: (0.75, 0.0)}  # of random weights' predicted losses, half are below 0
 LAUNCH_S = 5e-6
 BYTES_PER_S, FLOPS_PER_S = 3.35e12, 989e12  # H100 SXM: memory; dense bfloat16
 NARROW = {"hidden_size": 24, "num_heads": 6, "head_dim": 4, "intermediate_size": 48}
@@ -74,10 +76,13 @@ Unit = tuple[Callable[[], Any], Sequence[Tensor]]
 
 
 class GpuPolicy(AutoGaze):
-    """A policy that gazes on a CPU as it does on a GPU."""
+    """A policy that gazes on a CPU as it does on a GPU. cuda_graphs: of `counting.as_graphs`."""
 
-    def _cache(self, rows: int, room: int) -> PaddedCache:
-        return PaddedCache(self.config, rows, room, self.device, self.dtype)
+    wide = True
+
+    @property
+    def cuda_graphs(self) -> bool:
+        return self.wants_graphs is not False
 
 
 class GpuVideoMAE(VideoMAE):
@@ -92,8 +97,8 @@ class GpuRefiner(Refiner):
     wide = True
 
 
-def policy_of(narrow: bool) -> GpuPolicy:
-    return GpuPolicy(AutoGazeConfig(**(NARROW if narrow else {}))).eval()
+def policy_of(narrow: bool, graphs: bool = True) -> GpuPolicy:
+    return GpuPolicy(AutoGazeConfig(**(NARROW if narrow else {})), graphs).eval()
 
 
 def videomae_of(narrow: bool) -> GpuVideoMAE:
@@ -111,10 +116,10 @@ def gazes_of(size: Size, count: int = 1) -> Gaze:
     return random_patches(frames_of(size, count), lengths, [str(number) for number in range(count)])
 
 
-def gaze(count: int) -> Callable[[Size], Unit]:
+def gaze(count: int, graphs: bool = True, stops: bool = False) -> Callable[[Size], Unit]:
     def unit(size: Size) -> Unit:
-        policy, frames = policy_of(size.narrow), frames_of(size, count)
-        return lambda: policy.gaze(frames, max_ratio=RATIO), [*policy.parameters(), frames]
+        policy, frames = policy_of(size.narrow, graphs), frames_of(size, count)
+        return lambda: policy.gaze(frames, *LIMITS[stops]), [*policy.parameters(), frames]
 
     return unit
 
@@ -254,6 +259,8 @@ def vision(size: Size) -> Unit:
 
 UNITS: dict[str, Callable[[Size], Unit]] = {
     **{f"gaze-{count}": gaze(count) for count in (1, 12, 64)},
+    "gaze-12-eager": gaze(12, graphs=False),
+    "gaze-12-stops": gaze(12, stops=True),
     "ntp-step": ntp_step,
     "rl-rollout": rl_rollout(1),
     "rl-rollout-8": rl_rollout(8),
@@ -272,9 +279,10 @@ UNITS: dict[str, Callable[[Size], Unit]] = {
 def count(name: str, size: Size) -> Counting:
     """What one unit asks of a GPU."""
     torch.manual_seed(0)
-    unit, on_device = UNITS[name](size)
-    with Counting(on_device) as counted:
-        unit()
+    with as_graphs():
+        unit, on_device = UNITS[name](size)
+        with Counting(on_device) as counted:
+            unit()
     return counted
 
 
@@ -293,22 +301,27 @@ def main() -> None:
     results = Results(options.json)
     rates = f"{LAUNCH_S * 1e6:.0f} us a launch, {BYTES_PER_S / 1e12:.2f} TB/s, {FLOPS_PER_S / 1e12:.0f} TFLOP/s"
     print(f"{rates}{'; narrow: bytes and operations are not those of the released sizes' if options.narrow else ''}")
-    print(f"{'unit':15}{'launches':>9}{'waits':>7}{'GB':>8}{'TFLOP':>8}{'launch ms':>11}{'bytes ms':>10}{'FLOP ms':>9}")
+    print(f"{'unit':15}{'launches':>9}{'in graphs':>10}{'waits':>7}{'GB':>8}{'TFLOP':>8}", end="")
+    print(f"{'launch ms':>11}{'bytes ms':>10}{'FLOP ms':>9}")
     for name in options.units:
         began = time.perf_counter()
         counted = count(name, Size(options.narrow, options.frames))
         times = counted.launches * LAUNCH_S, counted.bytes / BYTES_PER_S, counted.flops / FLOPS_PER_S
         launch, memory, arithmetic = (f"{1000 * seconds:.2f}" for seconds in times)
+        print(f"{name:15}{counted.launches:9,}{counted.in_graphs.total():10,}{counted.waits:7}", end="")
         print(
-            f"{name:15}{counted.launches:9,}{counted.waits:7}{counted.bytes / 1e9:8.2f}{counted.flops / 1e12:8.3f}"
+            f"{counted.bytes / 1e9:8.2f}{counted.flops / 1e12:8.3f}"
             f"{launch:>11}{memory:>10}{arithmetic:>9}   ({time.perf_counter() - began:.1f} s here)",
             flush=True,
         )
         if options.calls:
             for call, number in counted.calls.most_common(options.calls):
                 print(f"    {number:7,} {call}")
+            for call, number in counted.in_graphs.most_common(options.calls):
+                print(f"    {number:7,} {call}, within graphs")
             print(f"    waits: {', '.join(f'{number} {call}' for call, number in counted.waited.most_common())}")
-        results.add(name, "launches", counted.launches, waits=counted.waits, bytes=counted.bytes, flops=counted.flops)
+        facts = {"in_graphs": counted.in_graphs.total(), "waits": counted.waits}
+        results.add(name, "launches", counted.launches, **facts, bytes=counted.bytes, flops=counted.flops)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ past, and the new tokens before it.
 
 There are two ways to attend, with the same result. `RaggedCache` goes row by row and takes exactly the keys that a row
 has: no mask, no padding, and nothing for finished rows. CPUs are fast at that. `PaddedCache` takes all rows at once, in
-few different shapes and without waiting for the host. GPUs and their graphs need that.
+few different shapes and without waiting for the host, for proposals on a GPU (autogaze/model/proposals.py). What a GPU
+gazes with by itself is in autogaze/model/wide_decoder.py.
 """
 
 from __future__ import annotations

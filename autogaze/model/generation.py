@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from autogaze.model.cache import Cache
-from autogaze.model.cuda_graphs import Block, GraphedSteps
+from autogaze.model.cuda_graphs import GraphedSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.sampling import Sampling, block_seeds, choose, mixed
+
+Block = tuple[Tensor, Tensor, Tensor | None]
+"""Of the next block: ids int64 [A, K], predicted losses [A, K], and log-probabilities [A, K] where they are sampled."""
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Generation:
         graphs: GraphedSteps | None = None,
         batches: Sequence[int] | None = None,
     ) -> None:
-        """graphs: runs the decode steps as CUDA graphs, on this cache; None: they run kernel by kernel.
+        """graphs: runs the decode steps as CUDA graphs, on this cache and without sampling; None: kernel by kernel.
 
         batches: for each row, the number of its batch. Within a batch, rows that end early are changed by slower rows,
             as in the reference (docs/method.md, section 'Positions'); its results for other resolutions depend on it.
@@ -230,7 +233,7 @@ class Generation:
         given, gazing = rows if self.cache.drops_rows else list(range(self.rows)), set(rows)
         counts = [self.block if row in gazing else 0 for row in given]
         if self.graphs is not None:
-            return self.graphs.step(counts, ids, taken, block_seeds(seeds, slot), starts)
+            return *self.graphs.step(counts, ids, taken, starts), None
         wanted = torch.full((len(given), 1), self.block - 1, device=self.device)
         hidden = self._read(given, counts, self.decoder.embed(ids), wanted, starts)
         return self._choose(hidden[:, -1], taken, seeds, slot)

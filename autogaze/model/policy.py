@@ -14,7 +14,7 @@ import copy
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from autogaze.images import as_model_input, check_frames, preprocess
 from autogaze.model import adaptation, checkpoint
 from autogaze.model.cache import Cache, PaddedCache, RaggedCache
 from autogaze.model.config import AutoGazeConfig
-from autogaze.model.cuda_graphs import KeptSteps
+from autogaze.model.cuda_graphs import Kept, KeptSteps
 from autogaze.model.decoder import Decoder
 from autogaze.model.encoder import Connector, Encoder
 from autogaze.model.generation import FrameGaze, Generation
@@ -35,11 +35,11 @@ from autogaze.model.limits import frame_caps, frame_slots, frame_thresholds
 from autogaze.model.proposals import Proposals
 from autogaze.model.sampling import Sampling, mixed
 from autogaze.model.scoring import Scores, score
+from autogaze.model.wide import Size, Wide
 from autogaze.patches import PatchVocabulary
 
-G = TypeVar("G", bound=Generation)
-
 _ENCODED_AT_ONCE = 64  # frames, of 0.6 MB each as floats, so that a wide batch of clips need not fit in memory
+_ENCODED_WIDE = 1024  # on a GPU, with some 2 GB of memory
 
 
 class Encoded(NamedTuple):
@@ -85,7 +85,7 @@ class AutoGaze(nn.Module):
     positions: "reference" or "consistent", the config's: how decode steps are placed (docs/method.md, section
         'Positions'). With reference positions each row gets the gaze that the reference gives it as a batch of one,
         whatever the rest of the batch.
-    cuda_graphs: whether decode steps run as CUDA graphs. None: if the device is a GPU.
+    cuda_graphs: whether gazing runs as CUDA graphs. None: if the device is a GPU.
     """
 
     def __init__(self, config: AutoGazeConfig, cuda_graphs: bool | None = None) -> None:
@@ -94,6 +94,7 @@ class AutoGaze(nn.Module):
         self.wants_graphs = cuda_graphs
         self.gazing_model = GazingModel(config)
         self._graphed = KeptSteps()
+        self._kept: Kept[Wide] = Kept()
         self._initialise()
 
     @classmethod
@@ -159,8 +160,13 @@ class AutoGaze(nn.Module):
 
     @property
     def cuda_graphs(self) -> bool:
-        """Whether decode steps run as CUDA graphs."""
+        """Whether gazing runs as CUDA graphs."""
         return self.device.type == "cuda" and self.wants_graphs is not False
+
+    @property
+    def wide(self) -> bool:
+        """Whether it gazes at all rows at once (autogaze/model/wide.py): on a GPU. CPUs are faster row by row."""
+        return self.device.type == "cuda"
 
     # -- gazing --------------------------------------------------------------------------------------------------
 
@@ -268,8 +274,12 @@ class AutoGaze(nn.Module):
     def propose(self, rows: int, caps: Sequence[int]) -> Proposals:
         """Begin to propose patches for `rows` clips, frame by frame. caps: most patches that are kept of each frame."""
         room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
+        decoder = self.gazing_model.gaze_decoder
         with torch.inference_mode():
-            return self._generation(rows, room, None, None, Proposals)
+            if not self.cuda_graphs:
+                return Proposals(decoder, self._cache(rows, room), self.positions, None)
+            graphs = self._graphed.steps(decoder, rows, room)
+            return Proposals(decoder, graphs.cache, self.positions, None, graphs)
 
     def encode(self, frames: Tensor | np.ndarray | Encoded) -> Encoded:
         """Encode clips once, for any number of calls that take `frames`. With gradients if they are enabled."""
@@ -300,9 +310,19 @@ class AutoGaze(nn.Module):
         batches: list[int] | None = None,
     ) -> list[FrameGaze]:
         vision = encoded.tokens
-        most = max(cap if isinstance(cap, int) else max(cap) for cap in caps)
-        room = len(caps) * (self.config.num_vision_tokens + most) + self.config.block_size
-        generation: Generation = self._generation(len(vision), room, sample, batches)
+        most = [cap if isinstance(cap, int) else max(1, *cap) for cap in caps]
+        room = len(caps) * (self.config.num_vision_tokens + max(most)) + self.config.block_size
+        if self.wide:
+            wide = self._wide(Size(len(vision), len(caps), max(most), room), sample, batches)
+            # Copies that do not wait: what is to come is on its way before the first frame.
+            ends = None if thresholds is None else thresholds.T.to(self.device, non_blocking=True)
+            rows = [cap if isinstance(cap, list) else [cap] * len(vision) for cap in caps]
+            limits = torch.tensor(rows).to(self.device, non_blocking=True)
+            for t, slots in enumerate(most):
+                wide.frame(vision[:, t], slots, limits[t], None if ends is None else ends[t])
+            return wide.results()
+        cache, decoder = self._cache(len(vision), room), self.gazing_model.gaze_decoder
+        generation = Generation(decoder, cache, self.positions, sample, None, batches)
         gazed: list[FrameGaze] = []
         for t, cap in enumerate(caps):
             threshold = None if thresholds is None else thresholds[:, t]
@@ -345,26 +365,28 @@ class AutoGaze(nn.Module):
 
     def _encode(self, clips: Tensor) -> Tensor:
         """Vision tokens [B, T, P, hidden] of clips as users give them."""
-        at_once = max(1, _ENCODED_AT_ONCE // clips.shape[1])
+        at_once = max(1, (_ENCODED_WIDE if self.wide else _ENCODED_AT_ONCE) // clips.shape[1])
         parts = []
         for part in clips.split(at_once):
             images = as_model_input(part, self.config.input_size, self.device, self.dtype)
             parts.append(self.gazing_model.connector(self.gazing_model.vision_model(images)[0]))
         return torch.cat(parts)
 
-    def _generation(
-        self,
-        rows: int,
-        room: int,
-        sample: Sampling | None,
-        batches: list[int] | None,
-        kind: type[G] = Generation,  # type: ignore[assignment]
-    ) -> G:
-        decoder = self.gazing_model.gaze_decoder
-        if not self.cuda_graphs:
-            return kind(decoder, self._cache(rows, room), self.positions, sample, None, batches)
-        graphs = self._graphed.steps(decoder, rows, room, sample)
-        return kind(decoder, graphs.cache, self.positions, sample, graphs, batches)
+    def _wide(self, size: Size, sample: Sampling | None, batches: list[int] | None, keep: bool = True) -> Wide:
+        """The beginning of `size.rows` clips, wide. keep: whether its graphs, if there are any, outlive it."""
+        graphs = self.cuda_graphs and keep
+
+        def make() -> Wide:
+            return Wide(self.config, size, self.positions, self.device, self.dtype, graphs)
+
+        if graphs:
+            top_k = None if sample is None else sample.top_k or 0
+            key = size.rows, top_k, batches is None, self.positions, self.device, self.dtype
+            wide = self._kept.take(key, lambda kept: kept.size.holds(size), make)
+        else:
+            wide = make()
+        wide.begin(self.gazing_model.gaze_decoder, sample, batches)
+        return wide
 
     def _own_precision(self) -> torch.autocast:
         """Switches off the caller's autocast: the cache is in the precision of the weights."""
@@ -398,9 +420,13 @@ class Stream:
         (self.cap,), self.thresholds = policy._limits(max_ratio, loss_threshold, batch, 1)
         config = policy.config
         room = config.max_num_frames * (config.num_vision_tokens + self.cap) + config.block_size
-        self._generation = Generation(
-            policy.gazing_model.gaze_decoder, policy._cache(batch, room), policy.positions, sample
-        )
+        self._generation: Generation | Wide
+        if policy.wide:
+            with torch.inference_mode():
+                self._generation = policy._wide(Size(batch, 1, self.cap, room), sample, None, keep=False)
+        else:
+            decoder = policy.gazing_model.gaze_decoder
+            self._generation = Generation(decoder, policy._cache(batch, room), policy.positions, sample)
         self._past: list[Tensor] | None = None
 
     def push(self, frame: Tensor | np.ndarray) -> Gaze:
@@ -423,38 +449,44 @@ class Stream:
             tokens, past = policy.gazing_model.vision_model(images, self._past)
             vision = policy.gazing_model.connector(tokens)[:, 0]
             threshold = None if self.thresholds is None else self.thresholds[:, 0]
-            gazed = self._generation.frame(vision, self.cap, threshold, None)
-            self._generation.settle(gazed)
+            gazed = self._gazed(vision, threshold)
         self._past = past
         return as_gaze([gazed], policy.vocabulary)
+
+    def _gazed(self, vision: Tensor, threshold: Tensor | None) -> FrameGaze:
+        generation = self._generation
+        if isinstance(generation, Wide):
+            generation.load(self.policy.gazing_model.gaze_decoder)
+            cap = torch.full((self.batch,), self.cap, device=vision.device)
+            threshold = None if threshold is None else threshold.to(vision.device, non_blocking=True)
+            generation.frame(vision, self.cap, cap, threshold)
+            return generation.results()[0]
+        gazed = generation.frame(vision, self.cap, threshold, None)
+        generation.settle(gazed)
+        return gazed
 
     def fork(self) -> Stream:
         """A copy of the stream at this point, which goes on by itself. Costs a copy of the cache."""
         other = copy.copy(self)
-        other._generation = self._generation.fork()
+        with torch.inference_mode():
+            other._generation = self._generation.fork()
         return other
 
 
 def as_gaze(frames: Sequence[FrameGaze], vocabulary: PatchVocabulary) -> Gaze:
     """The gazes of consecutive frames as one gaze."""
-    rows = len(frames[0].slots)
+    ids = torch.cat([frame.ids for frame in frames], dim=1)
+    used = ids != vocabulary.eos  # row by row, and a row's frames one after another
+    places = torch.cat([torch.arange(frame.ids.shape[1]) for frame in frames])
+    counts = torch.stack([(frame.ids != vocabulary.eos).sum(dim=1) for frame in frames], dim=1)
     slots = torch.tensor([frame.slots for frame in frames]).T.contiguous()
-    tokens, places, losses, lengths = [], [], [], []
-    for row in range(rows):
-        for frame in frames:
-            used = (frame.ids[row, : frame.slots[row]] != vocabulary.eos).nonzero().squeeze(1)
-            tokens.append(frame.ids[row, used])
-            places.append(used)
-            losses.append(frame.before[row, used + 1])
-            lengths.append(len(used))
-    counts = torch.tensor(lengths).view(rows, len(frames))
     holes = not torch.equal(counts, slots)
     return Gaze(
-        tokens=torch.cat(tokens),
+        tokens=ids[used],
         lengths=counts,
-        losses=torch.cat(losses),
+        losses=torch.cat([frame.before[:, 1:] for frame in frames], dim=1)[used],
         initial=torch.stack([frame.before[:, 0] for frame in frames], dim=1),
         vocabulary=vocabulary,
-        places=torch.cat(places) if holes else None,
+        places=places.expand(len(ids), -1)[used] if holes else None,
         slots=slots if holes else None,
     )

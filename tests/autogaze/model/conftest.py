@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from autogaze.model import AutoGaze
 from autogaze.model import policy as policies
 from autogaze.model.cache import PaddedCache
-from autogaze.model.cuda_graphs import GraphedSteps
+from autogaze.model.cuda_graphs import Graphs
+from autogaze.model.wide_decoder import WideCache
 from tests.autogaze.model import plain_policy as plain
-from tests.support import places
+from tests.support import places, recorded
 
 GOLDEN = places.GOLDEN
 
@@ -156,39 +157,17 @@ def write_small_checkpoint(folder: Path, seed: int, block: int) -> None:
     )
 
 
-class Replayed:
-    """Stands in for a captured graph: a replay runs the step again, on the memory of the capture alone."""
-
-    def __init__(self, steps: GraphedSteps, end: int) -> None:
-        self.steps, self.end = steps, end
-        self.block = steps.run(end)
-        self.memory = self.places()
-
-    def places(self) -> list[int]:
-        cache = self.steps.cache
-        return [tensor.data_ptr() for tensor in (*self.steps.decoder.parameters(), cache.keys, cache.values)]
-
-    def replay(self) -> None:
-        assert self.places() == self.memory, "a graph reads the memory it was captured on"
-        for kept, new in zip(self.block, self.steps.run(self.end), strict=True):
-            if kept is not None:
-                kept.copy_(new)
-
-
 @pytest.fixture
 def take_the_gpus_path(monkeypatch):
     """Makes policies gaze as on a GPU, with or without graphs. Keys are read in buckets that change within a frame."""
 
     def take(graphs: bool) -> None:
         monkeypatch.setattr(PaddedCache, "bucket", 8)
+        monkeypatch.setattr(WideCache, "bucket", 8)
         monkeypatch.setattr(policies, "RaggedCache", PaddedCache)
+        monkeypatch.setattr(policies.AutoGaze, "wide", True)
         if graphs:
-
-            def capture(steps: GraphedSteps, end: int):
-                graph = Replayed(steps, end)
-                return graph, graph.block
-
-            monkeypatch.setattr(GraphedSteps, "_capture", capture)
+            monkeypatch.setattr(Graphs, "_capture", recorded.capture)
             monkeypatch.setattr(policies.AutoGaze, "cuda_graphs", True)
 
     return take

@@ -7,21 +7,27 @@ import pytest
 import torch
 
 from autogaze.model import AutoGaze, Sampling
-from autogaze.model.cuda_graphs import GraphedSteps
+from autogaze.model.cuda_graphs import Graphs
 from autogaze.model.policy import usable_device
+from tests.support.recorded import owner_of
 
 
 @pytest.fixture
-def captures(take_the_gpus_path, monkeypatch) -> list[tuple[int, int]]:
-    """(rows, keys) of the graphs captured from now on."""
+def captures(take_the_gpus_path, monkeypatch) -> list[tuple[int, str, int]]:
+    """(rows, work, keys) of the graphs captured from now on."""
     take_the_gpus_path(True)
-    seen, capture = [], GraphedSteps._capture
+    seen, capture, run = [], Graphs._capture, Graphs.run
 
-    def counted(steps: GraphedSteps, end: int):
-        seen.append((len(steps.cache.lengths), end))
-        return capture(steps, end)
+    def known(graphs: Graphs, key, work):
+        graphs.key = key
+        run(graphs, key, work)
 
-    monkeypatch.setattr(GraphedSteps, "_capture", counted)
+    def counted(graphs: Graphs, work):
+        seen.append((owner_of(work).size.rows, *graphs.key))
+        return capture(graphs, work)
+
+    monkeypatch.setattr(Graphs, "run", known)
+    monkeypatch.setattr(Graphs, "_capture", counted)
     return seen
 
 
@@ -47,7 +53,7 @@ def test_weights_that_were_copied_in_need_no_new_graphs(policies, clips, capture
     assert len(captures) == count
 
 
-def test_weights_in_other_memory_get_new_graphs(policies, clips, captures):
+def test_weights_in_other_memory_are_the_ones_that_count(policies, clips, captures):
     wanted = policies[1].gaze(clips(2, 2), max_ratio=0.5)
     policies[0].gaze(clips(2, 2), max_ratio=0.5)
     policies[0].load_state_dict(copy.deepcopy(policies[1].state_dict()), assign=True)
@@ -66,7 +72,7 @@ def test_rollouts_of_a_falling_temperature_replay_the_graphs_of_the_first(polici
             yield policy.rollout(group, Sampling(temperature, 8, seeds=[step, 5, 6, 7]), slots=slots)
 
     graphed = list(rollouts())
-    assert {rows for rows, _ in captures} == {1, 4} and len(captures) == len(set(captures))
+    assert {rows for rows, *_ in captures} == {1, 4} and len(captures) == len(set(captures))
     monkeypatch.setattr(AutoGaze, "cuda_graphs", False)
     for found, wanted in zip(graphed, rollouts(), strict=True):
         assert torch.equal(found.drawn, wanted.drawn)
