@@ -67,9 +67,8 @@ def check_errors(dataset: Dataset, gaze: Gaze, frames: np.ndarray, reconstructor
         stored = np.append(before.numpy(), after.numpy())
         measured = np.append(measured_before.numpy(), measured_after.numpy())
         if not (np.abs(stored - measured) <= far * np.abs(measured)).all():  # also where one is no number
-            end, end_measured = float(gaze.final()[0, t]), float(again.final()[0, t])
-            what = f"frame {t} ends with {end:.6f}, measured again {end_measured:.6f}"
-            return [f"errors are not those of its frames: {what}"]
+            end, found = float(gaze.final()[0, t]), float(again.final()[0, t])
+            return [f"errors are not those of its frames: frame {t} ends with {end:.6f}, measured again {found:.6f}"]
     return []
 
 
