@@ -212,7 +212,7 @@ class Indexes:
         """What a merged file says of itself under a name; None of one shard's. Raises as `table` does."""
         if file.span.first == file.span.last:
             return None
-        return self._merged(file).file.metadata.get(name)
+        return tables.stated(file.entry.url, file.entry.bytes, name, "an index")
 
     def read(self, file: IndexFile, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a shard in one of its files: see `table`, which knows which one counts."""
