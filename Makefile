@@ -52,6 +52,8 @@ bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of vid
 	$(BIN)/python benchmarks/pipeline.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/launches.py
+	$(BIN)/python benchmarks/training_memory.py
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/labels.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/tiling.py --frames 64
 	$(BIN)/python benchmarks/memory.py --corpus "$(CORPUS)"

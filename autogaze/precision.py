@@ -30,6 +30,23 @@ def exact_convolutions() -> Iterator[None]:
 
 
 @contextmanager
+def tf32_products(allowed: bool = True) -> Iterator[None]:
+    """Matrix products of float32 by TF32 on a GPU, where that is allowed: operands are rounded to 10 bits.
+
+    What `exact_products` and `exact_convolutions` hold stays exact. Gradients follow it only if they are computed
+    within it.
+    """
+    backend: Any = torch.backends.cuda.matmul
+    before = backend.fp32_precision
+    try:
+        if allowed:
+            backend.fp32_precision = "tf32"
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+@contextmanager
 def _ieee(*backends: Any) -> Iterator[None]:
     before = [backend.fp32_precision for backend in backends]
     try:

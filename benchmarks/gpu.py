@@ -76,6 +76,13 @@ JOBS = (
         DATASETS,
     ),
     Job(
+        "reconstructor step, recomputed",
+        "train.py --task reconstructor --batch 16 --dtype bfloat16 --steps 7 --every 0 --recompute",
+        f"train.py --task reconstructor {TINY} --recompute",
+        45,
+        DATASETS,
+    ),
+    Job(
         "labels",
         "labels.py --released --teachers --dtype bfloat16 --clips 1 --tokens 2 --labels exact candidates=64",
         "labels.py --clips 1 --frames 2 --tokens 1 --labels candidates=32",
@@ -103,6 +110,14 @@ JOBS = (
         60,
         DATASETS,
     ),
+    Job(
+        "training step, packed and compiled",
+        "train.py --batch 64 --dtype bfloat16 float32 --steps 14 --every 0 --micro-tokens 250000 --compile --tf32",
+        f"train.py {TINY} --micro-tokens 5000 --tf32",
+        90,
+        DATASETS,
+    ),
+    Job("precision", "precision.py --clips 8 --frames 16", "precision.py --clips 1 --frames 2 --gazes 2 --tries 2", 30),
     Job("gaze, one clip", "generation.py --batch 1 --rounds 1 --repeats 1", "", 60),
 )
 TESTS_S = 200

@@ -1,8 +1,8 @@
 """Does RL learn: held-out error at equal gaze, and the gaze needed at equal error, of the policies of some runs.
 
-    python benchmarks/rl_learning.py --data VAL_DATASET name=CHECKPOINT_FOLDER ... --error 0.08
-    python benchmarks/rl_learning.py --data VAL_DATASET name=CHECKPOINT_FOLDER ... --reconstructor FOLDER --verify
-    python benchmarks/rl_learning.py --data VAL_DATASET name=CHECKPOINT_FOLDER ... --temperatures 0.1,0.3,1
+    python benchmarks/rl_learning.py --data VAL_DATASET name=POLICY ... --error 0.08
+    python benchmarks/rl_learning.py --data VAL_DATASET name=POLICY ... --reconstructor FOLDER --verify
+    python benchmarks/rl_learning.py --data VAL_DATASET name=POLICY ... --temperatures 0.1,0.3,1
 
 Each clip of the dataset is gazed at greedily by each policy. Error at equal gaze: the error that the reconstructor
 measures when every frame gets so many patches. Gaze at equal error: the patches per frame, the same for all frames, at
@@ -36,7 +36,7 @@ from autogaze.model import AutoGaze, Sampling
 from autogaze.reconstruction.base import Reconstructor
 from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
-from pipelines.networks.open import open_reconstructor
+from pipelines.networks.open import open_policy, open_reconstructor
 
 COUNTS = (1, 2, 3, 5, 8, 12, 18, 26, 40)  # patches of each frame
 
@@ -88,8 +88,8 @@ def curve(
 
 
 def measured(reconstructor: Reconstructor, clip: torch.Tensor, gaze: Gaze) -> torch.Tensor:
-    """Error of each frame, as the reconstructor reports it."""
-    return reconstructor.loss(reconstructor.reconstruct(clip, gaze).error)
+    """Error of each frame [1, T]."""
+    return reconstructor.reconstruct(clip, gaze).error
 
 
 def needed(found: dict[int, float], error: float) -> float:
@@ -159,7 +159,7 @@ def show_sampled(policy: AutoGaze, clips: list[torch.Tensor], arguments: argpars
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("policies", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("policies", nargs="+", metavar="NAME=PLACE", help="a run that trains one, or its folder")
     parser.add_argument("--data", required=True)
     parser.add_argument("--reconstructor", default="canvas", help="canvas, a run that trains one, or its folder")
     parser.add_argument("--clips", type=int, default=32)
@@ -178,8 +178,8 @@ def main() -> None:
     torch.set_num_threads(1)
     loader = ShardLoader(LoaderConfig(data=[arguments.data], global_batch=1, workers=0), split="all", epochs=1)
     clips = [batch.frames for batch, _ in zip(loader, range(arguments.clips), strict=False)]
-    folders = dict(text.split("=", 1) for text in arguments.policies)
-    policies = {name: AutoGaze.from_pretrained(folder) for name, folder in folders.items()}
+    places = dict(text.split("=", 1) for text in arguments.policies)
+    policies = {name: open_policy(place, name) for name, place in places.items()}
     if arguments.temperatures:
         print(f"{len(clips)} clips of {clips[0].shape[1]} frames; mean error at {arguments.patches} patches per frame")
         for name, policy in policies.items():

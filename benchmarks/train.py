@@ -66,6 +66,10 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.1, help="share of patches that rollouts gaze at")
     parser.add_argument("--groups", type=int, default=1, help="of rl: in a request, and in a pass of the learner")
     parser.add_argument("--reconstructor", help="of rewards: canvas (default), or videomae: released size, random")
+    parser.add_argument("--recompute", action="store_true", help="of the reconstructor: activations computed again")
+    parser.add_argument("--compile", action="store_true", help="of policy and reconstructor: by torch.compile")
+    parser.add_argument("--tf32", action="store_true", help="products of float32 by TF32, on a GPU")
+    parser.add_argument("--micro-tokens", type=int, default=0, help="parts of so many tokens, not of --batch samples")
     parser.add_argument("--small", action="store_true", help="tiny networks, to try the benchmark itself")
     Results.add_option(parser)
     arguments = parser.parse_args()
@@ -90,12 +94,16 @@ def one(arguments: argparse.Namespace, results: Results, folder: Path, batch: in
     own = (plain["seconds"] - plain["waited"]).median()
     wait = plain["waited"].sum() / plain["seconds"].sum()
     sizes = "tiny sizes" if arguments.small else "released sizes"
+    sizes += "".join(
+        f", {name}" for name in ("recompute", "compile", "tf32", "micro_tokens") if getattr(arguments, name)
+    )
     print(
         f"{arguments.task}, {len(plain)} steps of {batch} in {dtype} on {arguments.device}, {sizes}, one CPU thread:"
         f" {own * 1000:.1f} ms each, {batch / own:.1f} samples/s, and {wait:.2%} of the time waits",
         flush=True,
     )
     facts: dict[str, float | str] = {"dtype": dtype, "batch": batch, "ms_a_step": own * 1000, "wait": wait}
+    facts |= {name: 1 for name in ("recompute", "compile", "tf32") if getattr(arguments, name)}
     facts["with_waits"] = float(batch / plain["seconds"].mean())
     if "mfu" in plain:
         facts["mfu"] = float(plain["mfu"].iloc[-1])
@@ -150,13 +158,15 @@ def config_of(arguments: argparse.Namespace, run: str, batch: int, dtype: str, e
         "loader": ReadConfig(val_fraction=0.0, workers=arguments.workers),
         "every": EveryConfig(checkpoint=every, validate=0),
         "val_clips": 0,
-        "scale": ScaleConfig(device=arguments.device, dtype=dtype),
+        "scale": ScaleConfig(device=arguments.device, dtype=dtype, tf32=arguments.tf32),
+        "micro_tokens": arguments.micro_tokens,
+        "compile": arguments.compile,
     }
     if arguments.task == "reconstructor":
         tiny = {"hidden_size": 48, "num_layers": 2, "num_heads": 4}
         tiny |= {f"decoder_{name}": value for name, value in tiny.items()}
         sizes = ReconstructorSizeConfig(**tiny) if arguments.small else ReconstructorSizeConfig()
-        return ReconstructorTrainConfig(**common, micro_batch=batch, model=sizes)
+        return ReconstructorTrainConfig(**common, micro_batch=batch, model=sizes, recompute=arguments.recompute)
     tiny = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 32}
     policy = PolicySizeConfig(**tiny) if arguments.small else PolicySizeConfig()
     if arguments.task == "policy":

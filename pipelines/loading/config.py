@@ -41,6 +41,7 @@ class LoaderConfig(ReadConfig):
     prefetch: int = setting(2, "batches decoded ahead, where there are workers", at_least=0)
     cache_dir: str = setting("", "where the cache is, shared by all ranks ('' = in the temporary folder)")
     targets: bool = setting(False, "also give the stored targets of each sample")
+    pinned: bool = setting(False, "frames in page-locked memory, which a GPU copies from by itself")
     starts: bool = setting(False, "of datasets without frames: decode each clip from another frame on in each epoch")
     max_stride: int = setting(
         0,

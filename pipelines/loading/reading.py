@@ -319,8 +319,13 @@ class FrameReading(Reading["tuple[Gaze, bytes | None]", Batch]):
         self.side, self.frames = datasets[0].vocabulary.scales[-1], datasets[0].frames
 
     def outputs(self, count: int) -> np.ndarray:
+        shape = (count, self.frames, self.side, self.side, 3)
+        if self.config.pinned and torch.cuda.is_available():
+            # PyTorch keeps such memory for the next batch, since the system takes long to give it.
+            pinned: np.ndarray = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+            return pinned
         # numpy asks the system for huge pages. Touching 40 MB of small ones first takes as long as a few JPEGs.
-        return np.empty((count, self.frames, self.side, self.side, 3), np.uint8)
+        return np.empty(shape, np.uint8)
 
     def decoded(self, sample: Sample, data: memoryview, out: np.ndarray) -> tuple[Gaze, bytes | None]:
         """The frames of a sample into `out`; its gaze and targets."""

@@ -91,6 +91,7 @@ class RolloutMaker:
             vocabulary=policy.vocabulary,
             teachers=config.teachers.given(),
             device=device,
+            dtype=getattr(torch, config.reconstructor_dtype),
         )
         self.rewards = Rewards(reconstructor, device)
         # One clip is decoded where it is read; several keep the loader's threads busy.

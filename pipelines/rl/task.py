@@ -58,6 +58,7 @@ class RLTask(PolicyTask):
 
     def __init__(self, config: RLConfig, device: torch.device) -> None:
         super().__init__(config, device)
+        self.same_graph = False  # groups of other sizes may be scored in other ways
         self._require_threshold()
         self.on_labels = self._weight_on_labels()
         self.lag: int | None = config.rollouts.lag

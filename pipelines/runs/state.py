@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from pipelines.errors import PipelineError
 from pipelines.runs.checkpoints import CheckpointDamaged
 
+_HOW = ("foreach", "fused", "capturable")  # how steps are computed, which is the device's: a run may go on on another
+
 
 def pack_optimizer(optimizer: Optimizer) -> bytes:
     """A torch optimizer's state as safetensors: tensors bit for bit, everything else as JSON in the metadata."""
@@ -64,6 +66,8 @@ def unpack_optimizer(optimizer: Optimizer, data: bytes) -> None:
                 f"optimizer state: parameter {saved['name'] or saved['number']} is {saved['dtype']} {saved['shape']}, "
                 f"this run has {ours['name'] or ours['number']}, {ours['dtype']} {ours['shape']}"
             )
+    for group, own in zip(groups, optimizer.param_groups, strict=True):
+        group.update({how: own[how] for how in _HOW if how in own})
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

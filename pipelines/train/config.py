@@ -38,6 +38,9 @@ class ScaleConfig:
     max_workers: int = setting(1, "ranks to have when there is room; 1 runs without Ray", at_least=1)
     device: Literal["cpu", "cuda"] = setting("cpu", "cpu or cuda; one device for each rank")
     dtype: Dtype = setting("float32", "float32, or bfloat16 (autocast; weights stay float32)", on_resume=EXTEND)
+    tf32: bool = setting(
+        False, "products of float32 on a GPU by TF32: faster, of 10 bits in place of 23", on_resume=EXTEND
+    )
     threads: int = setting(1, "CPU threads of each rank", at_least=1)
     max_failures: int = setting(3, "ranks that may die before the job gives up", at_least=0)
     resize_s: float = setting(60.0, "with fewer ranks than max_workers, seconds between looks for room", more_than=0)
@@ -205,6 +208,7 @@ class TrainConfig:
             weights=weights,
             versions=parse_versions(self.data_versions) or [1] * len(self.datasets),
             global_batch=self.global_batch,
+            pinned=self.scale.device == "cuda",
             starts=self.augmentation.starts,
             max_stride=self.augmentation.max_stride,
             **vars(self.loader),
@@ -235,6 +239,19 @@ class TrainConfig:
 class PolicyTrainConfig(TrainConfig):
     """Next-token prediction of the policy on labelled clips."""
 
+    micro_tokens: int = setting(
+        0,
+        "tokens a rank holds at once, padding included, in samples of like lengths, instead of micro_batch (0 = "
+        "micro_batch)",
+        at_least=0,
+        on_resume="any value",
+    )
+    compile: bool = setting(
+        False,
+        "compile what is between attentions by torch.compile: fewer kernels a step, minutes at the start; needs a C++ "
+        "compiler",
+        on_resume="any value",
+    )
     policy: PolicySizeConfig = section(PolicySizeConfig)
     augment: AugmentConfig = section(AugmentConfig)
     loss_prediction: float = setting(1.0, "weight of the loss-prediction loss", at_least=0)
@@ -244,6 +261,9 @@ class PolicyTrainConfig(TrainConfig):
         place="reconstructor",
     )
     teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
+    reconstructor_dtype: Dtype = setting(
+        "float32", "of the reconstructor and its teachers, in validation and RL's rewards: float32 or bfloat16"
+    )
     threshold: float | None = setting(
         None, "predicted loss at which validation gaze stops (null = the dataset's)", at_least=0
     )
@@ -307,6 +327,25 @@ class ReconstructorTrainConfig(TrainConfig):
     init: str = setting(
         "", "reconstructor to begin from: a run or its folder ('' = random weights)", place="reconstructor"
     )
+    micro_tokens: int = setting(
+        0,
+        "tokens a rank holds at once, padding included, in samples of like lengths, instead of micro_batch (0 = "
+        "micro_batch)",
+        at_least=0,
+        on_resume="any value",
+    )
+    recompute: bool = setting(
+        False,
+        "keep only what goes into each layer of a VideoMAE and compute the rest again for gradients: a third more "
+        "work, far less memory",
+        on_resume="any value",
+    )
+    compile: bool = setting(
+        False,
+        "compile what is between attentions by torch.compile: fewer kernels a step, minutes at the start; needs a C++ "
+        "compiler",
+        on_resume="any value",
+    )
     model: ReconstructorSizeConfig = section(ReconstructorSizeConfig)
     refiner: RefinerSizeConfig = section(RefinerSizeConfig)
     augment: AugmentConfig = section(AugmentConfig)
@@ -315,6 +354,7 @@ class ReconstructorTrainConfig(TrainConfig):
     max_ratio: float = setting(0.5, "largest share of patches in random gaze", more_than=0, at_most=1)
     stored_gaze: float = setting(0.25, "share of clips that show their stored gaze instead", at_least=0, at_most=1)
     teachers: TeachersConfig = section(TeachersConfig, on_resume="same content")
+    teachers_dtype: Dtype = setting("float32", "of the teachers: float32 or bfloat16, which is for GPUs")
     weights: LossWeightsConfig = section(LossWeightsConfig)
 
     @property
@@ -372,6 +412,11 @@ def _check_policy(config: PolicyTrainConfig) -> None:
     sizes = config.policy
     if config.reconstructor == "canvas" and config.teachers.given():
         raise PipelineError("teachers.* is set, but reconstructor=canvas has none; leave it out")
+    if config.reconstructor == "canvas" and config.reconstructor_dtype != "float32":
+        raise PipelineError(
+            f"reconstructor_dtype={config.reconstructor_dtype}: reconstructor=canvas computes in whole numbers; leave "
+            "it out"
+        )
     if sizes.hidden_size % (2 * sizes.num_heads) and not config.init:  # a checkpoint has sizes of its own
         raise PipelineError(
             f"policy.hidden_size={sizes.hidden_size}: is no even multiple of policy.num_heads={sizes.num_heads}"
@@ -383,6 +428,9 @@ def _check_reconstructor(config: ReconstructorTrainConfig) -> None:
     section_of_other = getattr(config, other)
     if section_of_other != type(section_of_other)():
         raise PipelineError(f"{other}.*: has sizes of kind={kind}, and kind={config.kind}; leave them out")
+    for name in ("micro_tokens", "recompute", "compile"):
+        if config.kind == "refiner" and getattr(config, name):
+            raise PipelineError(f"{name}={getattr(config, name)}: is for kind=videomae, and kind=refiner; leave it out")
     for name in config.weights.given():
         if name != "l1" and config.weights.given()[name] and name not in config.teachers.given():
             raise PipelineError(f"weights.{name}: weights a teacher that is not given; give teachers.{name}= too")

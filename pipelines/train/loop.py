@@ -19,6 +19,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
 from pipelines.runs.checkpoints import Checkpoints
 from pipelines.train.config import TrainConfig
+from pipelines.train.feed import fed
 from pipelines.train.identity import claim_run, data_fingerprint
 from pipelines.train.ranks import Ranks
 from pipelines.train.run import TrainingRun, best_so_far
@@ -76,7 +77,7 @@ def _take_steps(run: TrainingRun) -> str:
         return "done"
     run.task.begin(run.loader, run.step, run.steps, run.stopping.asked_here)
     with _short_turns(run.ranks.device):
-        for batch, waited in _timed(iter(run.loader)):
+        for batch, waited in _timed(fed(iter(run.loader), run.ranks.device)):
             goes_on = run.take_step(batch, waited)
             if goes_on and run.is_due(run.config.every.checkpoint):
                 run.save()  # before the validation, so that an error there costs no step

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autogaze import verified
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig
+from autogaze.model.decoder import Layer
 from autogaze.objectives import loss_prediction_loss, next_token_loss, padded_losses
 from pipelines.dataset.shards import open_dataset
 from pipelines.dataset.units import are_predicted, require_one_units, units_fit
@@ -20,6 +21,7 @@ from pipelines.loading.reading import Batch
 from pipelines.networks.open import open_policy, open_reconstructor
 from pipelines.train.augment import augment_batch, labels_for
 from pipelines.train.config import PolicyTrainConfig
+from pipelines.train.packing import parts_by_tokens
 from pipelines.train.sizes import own_sizes, require_own_sizes
 from pipelines.train.task import RandomKey, Task, folder_files, unpacked
 
@@ -40,10 +42,19 @@ class PolicyTask(Task):
         if self.threshold is None:
             self.threshold = abouts[0]["config"].get("threshold")
         self.policy = self._policy().to(device).train()
+        self.same_graph = not config.micro_tokens
+        if config.compile:
+            for layer in self.policy.gazing_model.gaze_decoder.model.layers:
+                assert isinstance(layer, Layer)
+                layer.mlp.compile(dynamic=True)
         self.of_labels = PolicyLosses(self.policy, config.loss_prediction)
         self.module: nn.Module = self.of_labels
         self.reconstructor = open_reconstructor(
-            config.reconstructor, "reconstructor", teachers=config.teachers.given(), device=device
+            config.reconstructor,
+            "reconstructor",
+            teachers=config.teachers.given(),
+            device=device,
+            dtype=getattr(torch, config.reconstructor_dtype),
         )
         self.labels = labels_for(config.augment, config.datasets, self.policy.vocabulary)
         self.comparable = units_fit(self.units, self.reconstructor.units)
@@ -82,6 +93,13 @@ class PolicyTask(Task):
                 "autogaze import-labels LABELS data=DATASET output=NEW measure=canvas"
             )
         return [float(gaze.counts().sum())]
+
+    def parts(self, batch: Batch) -> list[list[int]] | None:
+        """Clips of like lengths, up to `micro_tokens` tokens at a time, those of frames included."""
+        if not self.config.micro_tokens:
+            return None
+        vision = batch.gaze.num_frames * self.policy.config.num_vision_tokens
+        return parts_by_tokens((batch.gaze.counts() + vision).tolist(), self.config.micro_tokens)
 
     def losses(
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]

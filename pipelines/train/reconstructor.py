@@ -23,9 +23,11 @@ from autogaze.reconstruction.videomae.packed import Packed
 from autogaze.reconstruction.videomae.reconstructor import VideoMAE
 from pipelines.dataset.shards import open_dataset
 from pipelines.errors import PipelineError
+from pipelines.loading.reading import Batch
 from pipelines.networks.open import open_reconstructor
 from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.learned import LearnedTask
+from pipelines.train.packing import parts_by_tokens
 from pipelines.train.sizes import require_own_sizes
 from pipelines.train.task import RandomKey
 
@@ -39,6 +41,11 @@ class ReconstructorTask(LearnedTask):
     def __init__(self, config: ReconstructorTrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.model = self._model().train()
+        self.model.recompute = config.recompute
+        self.model.frame_loss.to(getattr(torch, config.teachers_dtype))
+        self.same_graph = not config.micro_tokens
+        if config.compile:
+            self.model.compile_layers()
         self.module: nn.Module = ReconstructorLosses(self.model)
 
     def notes(self) -> list[str]:
@@ -56,14 +63,28 @@ class ReconstructorTask(LearnedTask):
         self, model: nn.Module, frames: Tensor, gaze: Gaze, key: RandomKey, totals: list[float]
     ) -> dict[str, Tensor]:
         """The reconstruction loss of each clip. gaze: stored with the clips."""
+        losses: dict[str, Tensor] = model(frames, *self._drawn(gaze, key))
+        return losses
+
+    def parts(self, batch: Batch) -> list[list[int]] | None:
+        """Clips of like lengths, up to `micro_tokens` tokens of the decoder at a time."""
+        if not self.config.micro_tokens:
+            return None
+        key = RandomKey(self.config.loader.seed, batch.epoch, tuple(batch.ids.tolist()))
+        size, lengths = self.model.vocabulary.size, []
+        for shown, at in zip(*self._drawn(batch.gaze, key), strict=True):
+            lengths.append(int(shown.lengths.sum() - shown.lengths[0, at].sum()) + len(at) * size)
+        return parts_by_tokens(lengths, self.config.micro_tokens)
+
+    def _drawn(self, gaze: Gaze, key: RandomKey) -> tuple[list[Gaze], list[list[int]]]:
+        """What each clip shows, and the frames it rebuilds. gaze: stored with the clips."""
         shown, at = [], []
         for b, sample in enumerate(key.samples):
             generator = numbered_generator(key.seed, key.epoch, sample)
             stored = generator.random() < self.config.stored_gaze and int(gaze.lengths[b].sum()) > 0
             shown.append(gaze[b] if stored else self._random_gaze(gaze.num_frames, generator))
             at.append(draw_frames(generator, range(gaze.num_frames), self.config.frames))
-        losses: dict[str, Tensor] = model(frames, shown, at)
-        return losses
+        return shown, at
 
     @torch.no_grad()
     def validate(self, frames: Tensor, gaze: Gaze) -> dict[str, float]:
@@ -137,7 +158,8 @@ class ReconstructorLosses(nn.Module):
             rows = range(len(video))
             rebuilt = model.rebuild(video, Packed.of(shown, rows, at, model.vocabulary, video.device))
             original = video[np.repeat(rows, len(at[0])), np.concatenate(at)]
-            return {"loss": model.frame_loss(rebuilt.float(), original.float()).unflatten(0, (len(video), -1)).mean(1)}
+            errors = model.frame_loss(rebuilt.float(), original.float())
+            return {"loss": errors.unflatten(0, (len(video), -1)).mean(dim=1)}
         losses = []
         for b, (gaze, numbers) in enumerate(zip(shown, at, strict=True)):
             rebuilt = model(video[b : b + 1], gaze, numbers)[0]

@@ -36,11 +36,13 @@ class RefinerTask(LearnedTask):
     """The refiner, trained."""
 
     section = "refiner"
+    same_graph = True
     model: Refiner
 
     def __init__(self, config: ReconstructorTrainConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self.model = _model(config, device).train()
+        self.model.frame_loss.to(getattr(torch, config.teachers_dtype))
         self.module: nn.Module = RefinerLosses(self.model)
 
     def losses(

@@ -29,7 +29,7 @@ from pipelines.train.average import WeightAverage
 from pipelines.train.config import TrainConfig, learning_rate
 from pipelines.train.identity import claim_run, data_fingerprint
 from pipelines.train.ranks import Ranks
-from pipelines.train.step import accumulate_gradients, optimizer_step, require_finite
+from pipelines.train.step import accumulate_gradients, make_optimizer, optimizer_step, require_finite
 from pipelines.train.stopping import Stopping, StopRequested
 from pipelines.train.task import Task
 from pipelines.train.validation import held_out_loader, validate
@@ -45,11 +45,7 @@ class TrainingRun:
         self.config, self.task, self.ranks, self.stopping = config, task, ranks, stopping
         self.loader = ShardLoader(config.loader_config, rank=ranks.rank, world=ranks.world, split="train")
         self.held_out = held_out_loader(config, self.loader)
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in task.module.parameters() if parameter.requires_grad],
-            lr=config.optimizer.lr,
-            weight_decay=config.optimizer.weight_decay,
-        )
+        self.optimizer = make_optimizer(config.optimizer, task.module, fused=ranks.device.type == "cuda")
         self.average = WeightAverage(task, config.ema.decay) if config.ema.decay else None
         self.best: BestCheckpoint | None = None
         self.steps = config.steps or max(1, round(config.epochs * self.loader.steps_per_epoch))
@@ -94,7 +90,11 @@ class TrainingRun:
         config, ranks = self.config, self.ranks
         # After loading: DistributedDataParallel copies rank 0's weights to the other ranks here.
         module = self.task.module
-        self.model: nn.Module = DistributedDataParallel(module) if ranks.world > 1 else module
+        self.model: nn.Module = module
+        if ranks.world > 1:
+            # A static graph is told by its first backward pass, which must be one that the ranks share.
+            static = self.task.same_graph and config.micro_batch * ranks.world >= config.global_batch
+            self.model = DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=static)
         attempt = Attempt(
             number=self.attempt,
             start=self.step,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autogaze.gaze import Gaze
+from autogaze.precision import tf32_products
 from pipelines.errors import PipelineError
 from pipelines.loading.reading import Batch
-from pipelines.train.config import TrainConfig
+from pipelines.train.config import OptimizerConfig, TrainConfig
 from pipelines.train.ranks import Ranks
 from pipelines.train.stopping import StopRequested, never
 from pipelines.train.task import RandomKey, Task
@@ -53,7 +53,8 @@ def accumulate_gradients(
         with wait:
             with precision(config, device):
                 losses = task.losses(model, frames, gaze, key, list(totals))
-            (losses["loss"].sum() / size).backward()
+            with tf32_products(config.scale.tf32):
+                (losses["loss"].sum() / size).backward()
         made.append({name: value.detach() for name, value in losses.items()})
     whole = {name: torch.cat([part[name] for part in made]) for name in made[0]}
     order = [row for rows in cut for row in rows]
@@ -73,6 +74,16 @@ def _rows_of(frames: Tensor, rows: Sequence[int]) -> Tensor:
     if isinstance(rows, range) and rows.step == 1:
         return frames[rows.start : rows.stop]
     return frames[torch.tensor(list(rows))]
+
+
+def make_optimizer(config: OptimizerConfig, module: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay on the weights that learn.
+
+    fused: one kernel for many weights, in place of some for each step of the formula; the same numbers to rounding.
+    """
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # None and not False: PyTorch then chooses, and says so in what is saved, as it always did.
+    return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
 
 
 def optimizer_step(config: TrainConfig, optimizer: torch.optim.Optimizer, rate: float) -> float:
@@ -104,8 +115,11 @@ def require_finite(norm: float, losses: dict[str, Tensor], batch: Batch, step: i
     )
 
 
-def precision(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """The context in which losses are computed: autocast to scale.dtype."""
-    if config.scale.dtype == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+@contextmanager
+def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """The context in which losses are computed: autocast to scale.dtype, and TF32 where scale.tf32 allows it."""
+    with (
+        tf32_products(config.scale.tf32),
+        torch.autocast(device.type, torch.bfloat16, config.scale.dtype == "bfloat16"),
+    ):
+        yield

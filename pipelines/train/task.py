@@ -43,6 +43,9 @@ class Task(Protocol):
     """In RL: by how many versions the policy that sampled a step's groups is older than the one that learns (None:
     no RL). The ledger records it."""
 
+    same_graph: bool = False
+    """Whether every pass takes all weights in the same way, so that ranks need not look which ones it took."""
+
     def notes(self) -> list[str]:
         """Sentences to tell at the beginning of an attempt: what the data or the settings do not do."""
         return []

@@ -38,6 +38,7 @@ SMALLEST = {
     "loader --million": ("--corpus VIDEOS --million --samples 1000", ""),
     "memory": ("--corpus VIDEOS --sizes 1 2", ""),
     "pipeline": ("--corpus VIDEOS --videos 2 --per-video 1", "speed of light"),
+    "precision": ("--clips 1 --frames 2 --gazes 2 --tries 2", "rewards"),
     "reconstructor_learning": ("--data DATASET --clips 1 tiny=tests/golden/videomae_tiny", ""),
     "refiner": (
         "--data DATASET --clips 1 --frames 1 --label-clips 1 --label-frames 1 --tokens 1 --candidates 2",
@@ -58,6 +59,7 @@ SMALLEST = {
     "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),
     "tiling": ("--frames 2 --height 224 --width 224", ""),
     "train": ("--data DATASET --small --batch 1 --steps 2 --every 1", ""),
+    "training_memory": ("--narrow --clips 1 2", "clips fit"),
     "verified": (
         "--data DATASET --policy tests/golden/autogaze_small_k4 --threshold 0.1 --max-ratio 0.05 --go-on 1 --clips 1",
         "greedy alone",

@@ -70,6 +70,12 @@ def test_errors_of_the_learned_reconstructor_equal_the_references(reconstructor,
     torch.testing.assert_close(rebuilt.error, reference["loss_each_frame"], atol=1e-4, rtol=0)
 
 
+def test_groups_at_several_clips_have_the_errors_that_the_cpu_finds_row_by_row(reconstructor, device, video, given):
+    gaze, at, of = given("videomae__gazing_info"), [[1, 3], [0, 2]], [1, 0]
+    found, wanted = (reconstructor(where).group_errors(video.to(where), gaze, of, at) for where in (device, "cpu"))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
 def test_its_gradients_equal_the_references(reconstructor, device, video, given, golden):
     model, images, at = reconstructor(device), preprocess(video, device=device), [1, 3]
     rebuilt = model(images, given("videomae__gazing_info"), at)

@@ -116,6 +116,13 @@ def test_bfloat16_steps_stay_near_those_of_float32(run, device, kind):
     assert first <= 0.02 * abs(exact["loss"][0]) + 0.02, (exact["loss"].tolist(), half["loss"].tolist())
 
 
+@pytest.mark.parametrize("changed", [{"micro_tokens": 1500}, {"recompute": True}], ids=str)
+def test_parts_by_tokens_and_layers_computed_again_change_rounding_alone(run, device, changed):
+    whole, found = run(ReconstructorTrainConfig, device), run(ReconstructorTrainConfig, device, **changed)
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(found[name], whole[name], rtol=2e-3, atol=1e-5, err_msg=name)
+
+
 def test_a_rank_over_nccl_has_the_gradients_of_no_ranks(data, device, tmp_path, monkeypatch):
     """One rank: DistributedDataParallel, its buckets and an all-reduce of NCCL (gloo on a CPU) change no gradient."""
     config = config_of(PolicyTrainConfig, data, str(tmp_path / "run"), device.type)

@@ -25,7 +25,7 @@ from autogaze.reconstruction.refiner.network import RefinerNetwork
 from autogaze.reconstruction.refiner.search import RefinerSearch
 from autogaze.reconstruction.refiner.steps import RefinerSteps
 
-FRAMES_AT_ONCE = 128
+REBUILT_AT_ONCE = 128
 """Rebuilt together where wide steps are fast; what is known of a frame takes about a megabyte."""
 
 
@@ -145,7 +145,7 @@ class Refiner(RefinerSteps, LearnedReconstructor):
         """Frames uint8 [n, F, S, S, 3] and errors [n, F] of some rows at a time. Arguments: see `group_errors`."""
         for numbers in at:
             require_gaze(gaze, self.vocabulary, len(of), clips.shape[1], numbers)
-        together = max(1, FRAMES_AT_ONCE // len(at[0])) if self.wide else 1
+        together = max(1, REBUILT_AT_ONCE // len(at[0])) if self.wide else 1
         for first in range(0, len(of), together):
             rows = range(first, min(first + together, len(of)))
             low, high = min(of[row] for row in rows), max(of[row] for row in rows)

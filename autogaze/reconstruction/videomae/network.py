@@ -254,6 +254,13 @@ class VideoMAENetwork(nn.Module):
         """Whether whole batches are computed in few large steps, as GPUs need it, or in many small exact ones."""
         return self.vit.layernorm.weight.device.type != "cpu"
 
+    def compile_layers(self) -> None:
+        """Have torch.compile fuse what is between the attentions of all layers. Names of weights stay."""
+        for layers in (self.vit.encoder.layer, self.decoder.decoder_layers):
+            for layer in layers:
+                for name in ("project", "finish"):
+                    setattr(layer, name, torch.compile(getattr(layer, name), dynamic=True))
+
     def own_precision(self) -> torch.autocast:
         """Switches off the caller's autocast, so that errors do not depend on it."""
         return torch.autocast(self.vit.layernorm.weight.device.type, enabled=False)
