@@ -64,9 +64,9 @@ def peak(corpus: Path, clips: int) -> tuple[int, int, float]:
             time.sleep(0.25)
         if job.returncode:
             raise SystemExit(job.returncode)
-        import pandas as pd
+        from pipelines.dataset.shards import open_dataset
 
-        return len(pd.read_parquet(f"{folder}/gaze/plan.parquet")), most, time.monotonic() - began
+        return open_dataset(f"{folder}/gaze").plan.clips, most, time.monotonic() - began
 
 
 def main() -> None:

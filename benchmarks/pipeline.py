@@ -17,7 +17,6 @@ import argparse
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,6 +45,7 @@ def ours(source: Path, work: Path, per_video: int) -> dict[str, float]:
 
 def stages(work: Path) -> dict[str, float]:
     """Both stages alone over the dataset that `ours` made, in a process of their own, called as Ray calls them."""
+    from pipelines.dataset.shards import open_dataset
     from pipelines.preprocess.config import PreprocessConfig
     from pipelines.preprocess.decode_stage import DecodeStage
     from pipelines.preprocess.gaze_stage import GazeStage
@@ -54,11 +54,11 @@ def stages(work: Path) -> dict[str, float]:
 
     source, output = work / "ours", work / "alone"
     output.mkdir()
-    shutil.copy(source / "plan.parquet", output)
-    shards = sorted(int(path.stem) for path in (source / "index").iterdir())
-    decode = DecodeStage(str(output), DecodeConfig(), "jpeg", QUALITY)
+    dataset = open_dataset(str(source))
+    shards = dataset.committed()
+    decode = DecodeStage(dataset.plan, DecodeConfig(), "jpeg", QUALITY)
     gazer = resolve_gaze(PreprocessConfig(threshold=THRESHOLD, max_ratio=RATIO))
-    gaze = GazeStage(str(output), gazer, "jpeg", "cpu")
+    gaze = GazeStage(str(output), dataset.plan, gazer, "jpeg", "cpu")
     gaze(decode({"shard": shards[0]}))  # warm
     clips, spent = 0, 0.0
     for shard in shards[:: max(1, len(shards) // 16)]:
@@ -74,9 +74,9 @@ def stages(work: Path) -> dict[str, float]:
 
 def jobs_of(work: Path) -> list[dict]:
     """The same clips as ours, as plain rows."""
-    import pandas as pd
+    from pipelines.dataset.shards import open_dataset
 
-    plan = pd.read_parquet(work / "ours" / "plan.parquet")
+    plan = open_dataset(str(work / "ours")).plan.rows()
     return [
         {"clip": r.clip, "video": r.object, "numbers": [min(r.start + i, r.video_frames - 1) for i in range(r.frames)]}
         for r in plan.itertuples()

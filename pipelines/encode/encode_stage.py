@@ -36,7 +36,8 @@ class EncodeStage:
     """Ray Data actor: a shard's frames -> encoded, packed and committed; CommittedShard is left, as a row.
 
     Args:
-        plan: of the dataset of features.
+        output: URL of the dataset of features.
+        plan: its plan.
         encoder: what encodes, and which layers are stored.
         storing: what else is stored, and how.
         gaze: what gazes; or the vocabulary of the gazes that come with the frames.
@@ -45,6 +46,7 @@ class EncodeStage:
 
     def __init__(
         self,
+        output: str,
         plan: DatasetPlan,
         encoder: ResolvedEncoder,
         storing: Storing,
@@ -52,7 +54,7 @@ class EncodeStage:
         device: str,
     ) -> None:
         torch.set_num_threads(1)  # this actor asks Ray for at most one CPU
-        self.plan, self.resolved, self.storing = plan, encoder, storing
+        self.output, self.plan, self.resolved, self.storing = output, plan, encoder, storing
         self.encoder = start_encoder(encoder, device)
         self.gazer = gazers.start(gaze, device) if isinstance(gaze, ResolvedGaze) else None
         self.gazed = gaze.vocabulary if isinstance(gaze, ResolvedGaze) else gaze
@@ -73,7 +75,7 @@ class EncodeStage:
                 each = [outcomes[position] for position in range(len(rows))]
                 size = self.encoder.vocabulary.size
                 tar, index = build_feature_shard(rows, each, self.storing.dtype, size)
-                shards.commit_shard(self.plan.url, decoded.shard, tar, index)
+                shards.commit_shard(self.output, decoded.shard, tar, index)
         ok = {position: outcome.features for position, outcome in outcomes.items() if outcome.features is not None}
         seen = [gazes[position] for position in ok] if self.gazer is not None else []
         stops = 0.0 if self.gazer is None else self.gazer.stops

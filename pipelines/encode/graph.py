@@ -32,7 +32,7 @@ def execute_encode(job: EncodeJob, workers: EncodeWorkers, totals: Totals, on_sh
     gaze = gazer or (VOCABULARY if source is None else source.vocabulary)
     second = Stage(
         EncodeStage,
-        (job.plan, job.encoder, storing, gaze, workers.device),
+        (job.output, job.plan, job.encoder, storing, gaze, workers.device),
         workers.encode,
         workers.encode_cpus,
         gpus=workers.gpus,

@@ -31,15 +31,16 @@ class GazeStage:
     """Ray Data actor: a decoded shard -> gazed, packed and committed; CommittedShard is left, as a row.
 
     Args:
-        plan: of the dataset.
+        output: URL of the dataset.
+        plan: its plan.
         gazer: what gazes.
         storage: how frames are stored: see pipelines.dataset.frames.
         device: cpu, cuda or mps.
     """
 
-    def __init__(self, plan: DatasetPlan, gazer: ResolvedGaze, storage: str, device: str) -> None:
+    def __init__(self, output: str, plan: DatasetPlan, gazer: ResolvedGaze, storage: str, device: str) -> None:
         torch.set_num_threads(1)  # this actor asks Ray for at most one CPU
-        self.plan, self.storage = plan, storage
+        self.output, self.plan, self.storage = output, plan, storage
         self.gazer = gazers.start(gazer, device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class GazeStage:
                 outcomes = self._outcomes(decoded, rows["clip"].tolist())
             with watch.time("write"):
                 tar, index = shards.build_shard(rows, outcomes, self.gazer.stops)
-                shards.commit_shard(self.plan.url, decoded.shard, tar, index)
+                shards.commit_shard(self.output, decoded.shard, tar, index)
         gazes = [outcome.gaze for outcome in outcomes if outcome.gaze is not None]
         return CommittedShard(
             shard=decoded.shard,

@@ -47,7 +47,7 @@ def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], N
         decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus, workers.decode_gpus),
         Stage(
             GazeStage,
-            (job.plan, job.gazer, config.frames, workers.device),
+            (job.output, job.plan, job.gazer, config.frames, workers.device),
             workers.gaze,
             workers.gaze_cpus,
             gpus=workers.gaze_gpus,

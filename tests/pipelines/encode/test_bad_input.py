@@ -60,7 +60,7 @@ def test_places_that_cannot_work(capsys: pytest.CaptureFixture[str], encoded: En
         ([data, f"encoder.checkpoint={tmp_path / 'bert'}", output], "'bert', which has no vision tower known here"),
         ([f"data={encoded.output}", encoder, output], "holds features of an encoder, and no gaze; give the gaze"),
         ([f"data={tmp_path / 'bert'}", encoder, output], "no dataset here (no dataset.json)"),
-        ([f"data={half}", encoder, output], "0 of its 3 shards are committed; finish it with autogaze preprocess"),
+        ([f"data={half}", encoder, output], "0 of its 4 shards are committed; finish it with autogaze preprocess"),
         ([data, encoder, f"output={tmp_path / 'file' / 'out'}"], "a part of this path is a file"),
         ([data, encoder, f"output={encoded.gaze}2/../gaze"], "lies inside data="),
         ([data, encoder, output, "layers=7"], "layers=7: this encoder has 2 layers: 0 (embeddings) to 2"),
@@ -118,7 +118,7 @@ def rows_of(encoded: Encoded) -> list[dict]:
 def test_a_dry_run_says_what_would_be_written_and_writes_nothing(encoded: Encoded, tmp_path: Path) -> None:
     done = runs.plainly("encode", *encoded.settings, f"output={tmp_path / 'out'}", "--dry-run")
     assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr
-    for said in ("6 planned, of them 5 to encode, 20 frames", "3 planned, 3 to make", "64 bytes: final, hidden_1"):
+    for said in ("6 planned, of them 5 to encode, 20 frames", "4 planned, 4 to make", "64 bytes: final, hidden_1"):
         assert said in done.stdout
 
 

@@ -139,7 +139,7 @@ def test_the_batch_changes_no_gaze_and_only_the_last_digits_of_its_losses(
     dataset, made = open_dataset(str(gazed.output)), open_dataset(str(tmp_path))
     decode = DecodeStage(made.plan, DecodeConfig(), "raw", 90)
     with decode.decoder, one_torch_thread():
-        stage = GazeStage(made.plan, resolve_gaze(gazed.config(batch=batch)), "raw", "cpu")
+        stage = GazeStage(str(tmp_path), made.plan, resolve_gaze(gazed.config(batch=batch)), "raw", "cpu")
         for shard in range(dataset.shards):
             stage(decode({"shard": shard}))
     if batch == 32:

@@ -301,7 +301,7 @@ def labelled(made: Made, config: PreprocessConfig, output: Path) -> dict[str, di
     dataset = open_dataset(str(output))
     decode = DecodeStage(dataset.plan, DecodeConfig(), config.frames, 90)
     with decode.decoder, one_torch_thread():
-        stage = GazeStage(dataset.plan, resolve_gaze(config), config.frames, "cpu")
+        stage = GazeStage(str(output), dataset.plan, resolve_gaze(config), config.frames, "cpu")
         for shard in range(dataset.shards):
             done = stage(decode({"shard": shard}))
             assert config.threshold is not None or done["met"] == done["ok"]
