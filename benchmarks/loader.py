@@ -109,6 +109,8 @@ def reference(data: str) -> Callable[[], int]:
     import av
     import torch
 
+    from pipelines.dataset.shards import open_dataset
+
     plan = open_dataset(data).plan.rows()
     plan = plan[plan["reason"].isna()].sample(min(64, len(plan)), random_state=0)
 
