@@ -43,7 +43,7 @@ class GpuVideoMAE(VideoMAE):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, nargs="+", default=[1, 8], help="of a micro-batch")
+    parser.add_argument("--clips", type=int, nargs="+", default=[8, 24], help="of a micro-batch")
     parser.add_argument("--ratio", type=float, default=0.5, help="share of patches gazed")
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="float32, bfloat16 (autocast)")
     parser.add_argument("--limit", type=float, default=80.0, help="GB that a batch is to fit in")
