@@ -52,6 +52,7 @@ bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of vid
 	$(BIN)/python benchmarks/pipeline.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/launches.py
+	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/training_memory.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/labels.py --corpus "$(CORPUS)"

@@ -54,6 +54,7 @@ SMALLEST = {
         "--data DATASET --clips 1 --temperatures 1 --group 2 small=tests/golden/autogaze_small_k4",
         "better than greedy",
     ),
+    "roofline": ("--batch 1 --rounds 1", "floor"),
     "s3": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", "s3 / disk"),
     "sizing": ("--repeats 1", ""),
     "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),

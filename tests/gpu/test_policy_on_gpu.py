@@ -69,8 +69,11 @@ def test_graphs_give_what_the_same_steps_give_without_them(policy, device, video
 
 
 @pytest.mark.parametrize("limits", [(0.1, None), (0.4, 0.7)])
-def test_padded_and_ragged_caches_agree_on_the_device(policy, device, video, monkeypatch, limits):
+def test_wide_padded_and_ragged_gazes_agree_on_the_device(policy, device, video, monkeypatch, limits):
     found = {}
+    monkeypatch.setattr(policies.AutoGaze, "wide", True)
+    wide = policy("k10", device, cuda_graphs=None if device.type == "cpu" else False).gaze(video, *limits)
+    monkeypatch.setattr(policies.AutoGaze, "wide", False)
     for kind in (PaddedCache, RaggedCache):
         monkeypatch.setattr(policies, "PaddedCache", kind)
         monkeypatch.setattr(policies, "RaggedCache", kind)
@@ -78,6 +81,7 @@ def test_padded_and_ragged_caches_agree_on_the_device(policy, device, video, mon
         assert isinstance(model._cache(1, 8), kind)
         found[kind] = model.gaze(video, *limits)
     assert_same_gaze(found[PaddedCache], found[RaggedCache], losses=1e-4)
+    assert_same_gaze(wide, found[RaggedCache], losses=1e-4)
 
 
 def test_streams_equal_the_references(policy, device, video, golden):
