@@ -193,7 +193,8 @@ def _videos(config: CalibrateConfig, dataset: Dataset, trained: TrainingVideos) 
     rows = dataset.index()
     rows = rows[rows["outcome"] == "ok"].reset_index(drop=True)
     if config.val_fraction:
-        rows = rows.iloc[open_samples(config.data).split("val", config.val_fraction)]
+        samples = open_samples(config.data)
+        rows = rows[rows["shard"] < samples.shards].iloc[samples.split("val", config.val_fraction)]
     videos = videos_of(dataset, rows, config.clips, config.seed)
     seen = [video for video in videos if video.fingerprint in trained.fingerprints]
     if seen:

@@ -98,9 +98,13 @@ def run_training(config: TrainConfig, make_task: MakeTask, ray: RayConfig, conso
     made: dict[type[TrainConfig], Kind] = {ReconstructorTrainConfig: "reconstructor", EncoderTrainConfig: "encoder"}
     kind = made.get(type(config), "policy")
     from jobs.signals import stop_on_sigterm
+    from pipelines.train.data_versions import with_data_versions
     from pipelines.train.loop import is_finished, train
     from pipelines.train.on_ray import require_room, train_on_ray
 
+    config, notes = with_data_versions(config)
+    for note in notes:
+        console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     with stop_on_sigterm(_ANSWER) as stopping:
         if not config.needs_ray:
             _require_no_address(ray)

@@ -34,6 +34,7 @@ class VerifyConfig:
 
     dataset: str = setting("", "folder or s3:// prefix of the dataset", required=True, place="location")
     threads: int = setting(4, "shards read at once", at_least=1)
+    version: int = setting(0, "of a dataset that has grown, check this version only (0 = all there is)", at_least=0)
     deep: bool = setting(False, "also decode two clips of each video a second way, and compare their frames")
     errors: bool = setting(
         False,
@@ -56,6 +57,7 @@ def run(config: VerifyConfig, console: Console) -> int:
             config.threads,
             lambda done, total: status.update(f"reading shard {done} of {total}"),
             measurer,
+            config.version,
         )
     deep = None
     if config.deep:
@@ -77,6 +79,8 @@ def run(config: VerifyConfig, console: Console) -> int:
         + (f"{len(verdict.problems)} problems" if verdict.problems else "all good"),
         highlight=False,
     )
+    if verdict.version is not None:
+        console.print(f"of version {verdict.version.number}: {verdict.version.shards} shards", highlight=False)
     if measurer is not None:
         console.print(f"{plural(verdict.measured, 'clip')} measured again by {measurer.name}", highlight=False)
     if deep is not None:

@@ -11,6 +11,8 @@ import numpy as np
 
 _SLUG, _HASH = 40, 16  # letters of a video's file name in its name here, and hexadecimal digits of the hash
 
+_NAMED = re.compile(rf"-([0-9a-f]{{{_HASH}}})(?:-(\d+))?$")
+
 
 def video_name(uri: str, root: str, fingerprint: str) -> str:
     """A readable, stable name of a video: its file name made safe, and a hash of its path in the store and its bytes.
@@ -41,6 +43,15 @@ class VideoNames:
         self._root = root
         self._seen: list[np.ndarray] = []  # sorted, each more than twice as long as the next: few to search, few merges
         self._times: Counter[int] = Counter()
+
+    def know(self, names: Iterable[str]) -> None:
+        """Take in names that an earlier plan of the same videos' dataset gave: none of them is given again."""
+        found = [match for name in names if (match := _NAMED.search(name)) is not None]
+        for match in found:
+            if match[2]:
+                key = int(match[1], 16)
+                self._times[key] = max(self._times[key], int(match[2]) - 1)
+        self._keep(np.unique(np.array([int(match[1], 16) for match in found], np.uint64)))
 
     def of(self, uris: Iterable[str], fingerprints: Iterable[str]) -> list[str]:
         """The names of the next videos."""

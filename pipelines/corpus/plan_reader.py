@@ -155,6 +155,11 @@ class VideoPlan(DatasetPlan):
         for uris in self._each(range(len(self.parts)), lambda part: part.table["video"]):
             yield from uris.to_pylist()
 
+    def names(self) -> Iterator[str]:
+        """What the names of each video's clips begin with, in order."""
+        for names in self._each(range(len(self.parts)), lambda part: part.table["name"]):
+            yield from names.to_pylist()
+
     def damage(self) -> list[str]:
         found = []
         for number in range(len(self.parts)):

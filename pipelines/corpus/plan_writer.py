@@ -18,16 +18,25 @@ MANIFEST, PLAN = "manifest.parquet", "plan.parquet"
 
 
 def write_plan(
-    dataset: str, planner: Planner, manifest: Iterable[pa.Table], write: bool = True, part_videos: int = PART_VIDEOS
+    dataset: str,
+    planner: Planner,
+    manifest: Iterable[pa.Table],
+    write: bool = True,
+    part_videos: int = PART_VIDEOS,
+    after: VideoPlan | None = None,
 ) -> VideoPlan:
     """Plan the videos of a manifest, and write both into a dataset, part by part, unless `write` is False.
 
     manifest: its rows, in order of object and uri. One part of them is in memory at a time.
+    after: the plan that the planner goes on from; its parts stay, and are the first of the plan that is returned.
     """
     output, parts, outlines = Location(dataset), list[PlanFile](), list[Outline]()
+    if after is not None:
+        parts, outlines = list(after.parts), [after.outline]
+    first = len(parts)
     if write:
-        _clear(output, 0)
-    for number, rows in enumerate(in_parts(manifest, part_videos)):
+        _clear(output, first)
+    for number, rows in enumerate(in_parts(manifest, part_videos), first):
         part, mark = planner.part(rows), ""
         if write:
             data = tables.table_bytes(part.table)

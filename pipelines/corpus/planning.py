@@ -12,6 +12,7 @@ from autogaze.tiling import TileGrid
 from pipelines.corpus.names import VideoNames
 from pipelines.corpus.plan import LONGEST_STRIDE, ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes, clip_starts
 from pipelines.corpus.plan_part import VIDEO_SCHEMA, Cut, PlanPart
+from pipelines.corpus.plan_reader import VideoPlan
 from pipelines.errors import PipelineError
 
 PART_VIDEOS = 16384
@@ -25,16 +26,20 @@ class Planner:
     Args:
         root: URL of the store, which clip names are relative to.
         clip, shard_clips: how videos are cut, and how many clips a shard holds.
+        after: the plan that this one goes on from, with shards and clips after its last.
     Raises PipelineError for a value out of range.
     """
 
-    def __init__(self, root: str, clip: ClipConfig, shard_clips: int) -> None:
+    def __init__(self, root: str, clip: ClipConfig, shard_clips: int, after: VideoPlan | None = None) -> None:
         check_clip_config(clip)
         if shard_clips < 1:
             raise PipelineError(f"shard.clips={shard_clips}: must be at least 1")
         self.cut = Cut(clip.frames, clip.per_video, shard_clips)
         self._clip, self._names = clip, VideoNames(root)
         self._clips = self._shards = 0
+        if after is not None:
+            self._clips, self._shards = after.clips, after.shards
+            self._names.know(after.names())
 
     def part(self, manifest: pa.Table) -> PlanPart:
         """The next part: of these rows of the manifest, in their order."""

@@ -30,7 +30,7 @@ BLOCK = 1000
 """Shards whose indexes become one file: those of the same thousand."""
 _AT_ONCE = 16  # files read
 _MOVES = 4  # times that a shard may be looked for anew
-_KEPT_FILES, _KEPT_GROUPS = 32, 32
+_KEPT_FILES, _KEPT_GROUPS = 16, 4  # groups of each file
 
 
 PLACE_SCHEMA = pa.schema(
@@ -212,7 +212,7 @@ class Indexes:
         """What a merged file says of itself under a name; None of one shard's. Raises as `table` does."""
         if file.span.first == file.span.last:
             return None
-        return self._merged(file).file.metadata.get(name)
+        return tables.stated(file.entry.url, file.entry.bytes, name, "an index")
 
     def read(self, file: IndexFile, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a shard in one of its files: see `table`, which knows which one counts."""

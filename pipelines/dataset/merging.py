@@ -19,7 +19,8 @@ from pipelines.errors import PipelineError
 from pipelines.storage import store, tables
 from pipelines.storage.location import Location
 
-_GROUP_ROWS = 1024  # in a row group, unless a shard has more: what a reader of one shard must read
+# Rows and shards of a row group, at least: a reader of one shard reads all of it, and each costs kilobytes of metadata.
+_GROUP_ROWS, _GROUP_SHARDS = 1024, 8
 _AT_ONCE = 16  # files removed
 
 
@@ -75,7 +76,8 @@ def write_merged(indexes: Indexes, span: Span) -> None:
                 raise PipelineError(f"{place}: damaged, or not an index: {error}") from error
             waiting.append(table)
             rows += len(table)
-            if rows >= _GROUP_ROWS or len(summaries) == len(span.shards):
+            enough = rows >= _GROUP_ROWS and len(waiting) >= _GROUP_SHARDS
+            if enough or len(summaries) == len(span.shards):
                 whole = pa.concat_tables(waiting).combine_chunks()
                 writer.write_table(whole, row_group_size=max(len(whole), 1))
                 waiting, rows = [], 0

@@ -61,14 +61,14 @@ class SampleSummary:
         )
 
 
-def read_summary(indexes: Indexes) -> SampleSummary:
-    """The summary of all committed shards, from what merged files say of themselves, and the rows of other files.
+def read_summary(indexes: Indexes, shards: int) -> SampleSummary:
+    """The summary of the first `shards`, which are committed: what merged files say, and of others from their rows.
 
     Raises PipelineError for a damaged file, or one that is taken back meanwhile.
     """
     missing = None
     for attempt in range(_MOVES):
-        files = indexes.listing(fresh=attempt > 0).files
+        files = [file for file in indexes.listing(fresh=attempt > 0).files if file.span.first < shards]
         try:
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 of_file = dict(zip(files, pool.map(lambda file: _of_file(indexes, file), files), strict=True))
@@ -78,10 +78,12 @@ def read_summary(indexes: Indexes) -> SampleSummary:
         parts = []
         for _, block in itertools.groupby(files, key=lambda file: block_of(file.span.first)):
             alone = list(block)
-            if len(alone) == 1:
+            if len(alone) == 1 and alone[0].span.last < shards:
                 parts.append(of_file[alone[0]])
                 continue
             for shard in sorted(set(itertools.chain.from_iterable(file.span.shards for file in alone))):
+                if shard >= shards:
+                    break
                 file = indexes.listing().file_of(shard)
                 assert file is not None
                 parts.append(of_file[file].of(shard - file.span.first))

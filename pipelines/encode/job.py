@@ -93,7 +93,7 @@ def resume_encode(config: EncodeConfig) -> EncodeJob | None:
         return None
     require_same_features(written, parts.about, config)
     dataset = FeatureDataset(output, written)
-    return parts.job(dataset.plan, *(planned_input(config, output) if config.input else ()))
+    return parts.job(dataset.plan, *(planned_input(config, dataset) if config.input else ()))
 
 
 def plan_encode(

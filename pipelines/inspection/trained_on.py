@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from pipelines.dataset.units import units_of
+from pipelines.dataset.versions import parse_versions
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import open_samples
 from pipelines.networks.find import find_network
@@ -56,16 +57,18 @@ def videos_of_policy(folder: str) -> TrainingVideos:
             found.lost.append(run)
             break
         held_out = float((config.get("loader") or {}).get("val_fraction") or 0.0)
-        for dataset in places_in(str(config.get("data") or "")):
-            _add(found, dataset, held_out)
+        datasets = places_in(str(config.get("data") or ""))
+        versions = parse_versions(str(config.get("data_versions") or "")) or [1] * len(datasets)
+        for dataset, version in zip(datasets, versions, strict=False):
+            _add(found, dataset, version, held_out)
         place = str(config.get("init") or "")
     return found
 
 
-def _add(found: TrainingVideos, dataset: Location, held_out: float) -> None:
+def _add(found: TrainingVideos, dataset: Location, version: int, held_out: float) -> None:
     found.datasets.append(str(dataset))
     try:
-        samples = open_samples(dataset)
+        samples = open_samples(dataset, version=version)
         for shard in range(samples.shards):
             places = samples.split_places(shard, "train", held_out)
             positions = samples.rows(shard)["position"].take(places).to_numpy()

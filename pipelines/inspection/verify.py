@@ -17,6 +17,7 @@ from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import split_members
 from pipelines.dataset.shards import CARRIED, OUTCOMES, TARGETS, Dataset
 from pipelines.dataset.summaries import SUMMARY, SUMMARY_COLUMNS, joined, summarise
+from pipelines.dataset.versions import Version, version_named, versions_of
 from pipelines.errors import PipelineError
 from pipelines.inspection.measured import check_errors
 from pipelines.inspection.verify_features import check_features
@@ -37,6 +38,7 @@ class Verdict:
     failed: int = 0
     bytes: int = 0
     measured: int = 0  # clips whose errors were measured again
+    version: Version | None = None  # what was checked of a dataset that has grown
     problems: list[str] = field(default_factory=list)
 
 
@@ -45,6 +47,7 @@ def verify(
     threads: int = 4,
     on_shard: Callable[[int, int], None] | None = None,
     measurer: Reconstructor | None = None,
+    version: int = 0,
 ) -> Verdict:
     """Check that every planned clip has one row, and that every row's bytes are there, unchanged and what it says.
 
@@ -52,23 +55,31 @@ def verify(
         threads: shards checked at once.
         on_shard: called with the number of shards checked, and of all.
         measurer: what verified the gaze (`measurer_of`): its errors are measured again. None: they are not.
+        version: of a dataset that has grown, only the shards of this version; 0: all.
     Raises PipelineError when there is no dataset to check, or `threads` is less than 1.
     """
     if threads < 1:
         raise PipelineError(f"threads={threads}: must be at least 1")
     dataset = open_any(url)
     verdict = Verdict()
-    plan, planned = dataset.plan, range(dataset.plan.shards)
+    versions = versions_of(dataset.about, dataset.url) if "shards" in dataset.about else []
+    plan, everything = dataset.plan, range(dataset.plan.shards)
+    planned = everything
+    if version:
+        verdict.version = version_named(dataset.about, dataset.url, version)
+        planned = range(verdict.version.shards)
+    elif len(versions) > 1:
+        verdict.version = versions[-1]
     verdict.problems += plan.damage()
     committed = set(dataset.committed())
-    for shard in sorted(shard for shard in committed if shard not in planned):
+    for shard in sorted(shard for shard in committed if shard not in everything):
         verdict.problems.append(f"shard {shard}: committed but not planned")
     if missing := [shard for shard in planned if shard not in committed]:
         sizes = plan.outline.clips
         verdict.problems += [f"shard {shard}: not committed ({sizes[shard]} clips missing)" for shard in missing]
     for entry in store.list_objects(dataset.url / "shards"):
         name = entry.url.name.removesuffix(".tar")
-        if not name.isdigit() or int(name) not in planned:
+        if not name.isdigit() or int(name) not in everything:
             verdict.problems.append(f"shards/{name}: not part of this dataset")
     verdict.problems += _wrong_summaries(dataset)
     with ThreadPoolExecutor(threads) as pool:

@@ -34,6 +34,9 @@ class LoaderConfig(ReadConfig):
     weights: list[float] = field(
         default_factory=list, metadata={"help": "uses of each dataset's samples in an epoch ([] = 1 each)"}
     )
+    versions: list[int] = field(
+        default_factory=list, metadata={"help": "version of each dataset ([] = the newest whole one)"}
+    )
     global_batch: int = setting(256, "samples of one step, over all ranks", at_least=1)
     prefetch: int = setting(2, "batches decoded ahead, where there are workers", at_least=0)
     cache_dir: str = setting("", "where the cache is, shared by all ranks ('' = in the temporary folder)")

@@ -71,8 +71,8 @@ class FeatureBatch:
 class FeatureLoader(OrderedLoader[FeatureBatch]):
     """The loader of feature datasets. All of them must be of one encoder, with the same layers."""
 
-    def open(self, url: str, cache: LocalCache | None) -> Samples:
-        return samples_of(open_features(url), cache)
+    def open(self, url: str, cache: LocalCache | None, version: int | None) -> Samples:
+        return samples_of(open_features(url), cache, version)
 
     def reading(self) -> Reading[Any, FeatureBatch]:
         if self.config.targets:

@@ -91,7 +91,10 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
             )
         self.config, self.rank, self.world, self.consumed, self.epochs = config, rank, world, consumed, epochs
         cache = LocalCache(config.cache_dir, config.cache_mb) if config.cache_mb else None
-        self.datasets = datasets or [self.open(url, cache) for url in config.data]
+        versions: list[int | None] = [*config.versions] or [None] * len(config.data)
+        self.datasets = datasets or [
+            self.open(url, cache, version) for url, version in zip(config.data, versions, strict=True)
+        ]
         _require_alike(self.datasets)
         self.num_frames, self.vocabulary = self.datasets[0].frames, self.datasets[0].vocabulary
         self._first_ids = np.cumsum([0, *map(len, self.datasets)])
@@ -110,8 +113,8 @@ class OrderedLoader(IterableDataset[BatchT], ABC, Generic[BatchT]):
         self._reading: Reading[Any, BatchT] | None = None
 
     @abstractmethod
-    def open(self, url: str, cache: LocalCache | None) -> Samples:
-        """The samples of a dataset. Raises PipelineError."""
+    def open(self, url: str, cache: LocalCache | None, version: int | None) -> Samples:
+        """The samples of a version of a dataset: see open_samples. Raises PipelineError."""
 
     @abstractmethod
     def reading(self) -> Reading[Any, BatchT]:
@@ -251,8 +254,8 @@ class _EpochIds:
 class ShardLoader(OrderedLoader[Batch]):
     """The loader of gaze datasets: frames and gaze."""
 
-    def open(self, url: str, cache: LocalCache | None) -> Samples:
-        samples = open_samples(url, cache)
+    def open(self, url: str, cache: LocalCache | None, version: int | None) -> Samples:
+        samples = open_samples(url, cache, version)
         moved = self.config.starts or self.config.max_stride
         if moved and isinstance(samples.dataset, Dataset) and samples.dataset.frames_stored:
             key = "augment.starts=true" if self.config.starts else f"augment.max_stride={self.config.max_stride}"
@@ -270,6 +273,8 @@ def _check(config: LoaderConfig, split: str) -> None:
     check(config)
     if config.weights and len(config.weights) != len(config.data):
         raise PipelineError(f"weights: {len(config.weights)} for {len(config.data)} datasets; give one for each")
+    if config.versions and len(config.versions) != len(config.data):
+        raise PipelineError(f"versions: {len(config.versions)} for {len(config.data)} datasets; give one for each")
     if split not in SPLITS:
         raise PipelineError(f"split={split}: must be one of {', '.join(SPLITS)}")
 

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -28,6 +28,7 @@ from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset
 from pipelines.dataset.shards import Dataset, open_dataset
 from pipelines.dataset.summaries import SampleSummary, draws_of, hashes_of, read_summary
+from pipelines.dataset.versions import Version, newest_whole, version_named, versions_of
 from pipelines.errors import PipelineError
 from pipelines.storage.cache import LocalCache
 from pipelines.storage.location import Location
@@ -70,6 +71,7 @@ class Samples:
 
     @property
     def shards(self) -> int:
+        """Those of the version that is read."""
         return len(self.summary.samples)
 
     @property
@@ -154,33 +156,30 @@ class Samples:
         return np.append(0, np.cumsum(self.summary.videos, dtype=np.int64))
 
 
-def open_samples(url: str, cache: LocalCache | None = None) -> Samples:
+def open_samples(url: str, cache: LocalCache | None = None, version: int | None = None) -> Samples:
     """The samples of the gaze dataset at `url`, from all its indexes, or from the cache.
 
+    version: of the dataset; None: the newest that is whole.
     Raises PipelineError, in one line: no dataset, not finished, damaged, or no clip of it is ok.
     """
-    return samples_of(open_dataset(url), cache)
+    return samples_of(open_dataset(url), cache, version)
 
 
-def samples_of(dataset: Dataset | FeatureDataset, cache: LocalCache | None = None) -> Samples:
+def samples_of(
+    dataset: Dataset | FeatureDataset, cache: LocalCache | None = None, version: int | None = None
+) -> Samples:
     """The samples of an opened dataset. Raises PipelineError as `open_samples` does."""
     for name in ("config", "shards", "vocabulary"):
         if name not in dataset.about:
             raise PipelineError(f"{dataset.url}/dataset.json: has no {name}; made by an unknown version of autogaze")
-    planned = int(dataset.about["shards"])
     listing = dataset.indexes.listing(fresh=True)
-    committed = len(listing.committed)
-    if committed != planned:
-        job = "encode" if isinstance(dataset, FeatureDataset) else "preprocess"
-        raise PipelineError(
-            f"{dataset.url}: {committed} of its {planned} shards are committed; finish it with autogaze {job}"
-        )
+    planned = whole_version(dataset, listing.committed, version).shards
     if cache is None:
-        summary = read_summary(dataset.indexes)
+        summary = read_summary(dataset.indexes, planned)
     else:
         versions = [[*file.span, file.entry.bytes, file.entry.version] for file in listing.files]
-        name = "samples 2 " + json.dumps([dataset.url, dataset.about, versions], sort_keys=True)
-        with cache.local(name, lambda path: _write(read_summary(dataset.indexes), path)) as path:
+        name = "samples 2 " + json.dumps([dataset.url, dataset.about, planned, versions], sort_keys=True)
+        with cache.local(name, lambda path: _write(read_summary(dataset.indexes, planned), path)) as path:
             summary = _mapped(path)
     if not summary.samples.any():
         raise PipelineError(
@@ -189,6 +188,23 @@ def samples_of(dataset: Dataset | FeatureDataset, cache: LocalCache | None = Non
     if isinstance(dataset, Dataset) and not dataset.frames_stored:
         require_decoder(dataset)
     return Samples(dataset, summary, _Rows(dataset))
+
+
+def whole_version(dataset: Dataset | FeatureDataset, committed: Sequence[int], number: int | None = None) -> Version:
+    """The version of a dataset that is to be read: of this number, or the newest that is whole.
+
+    committed: shards, ascending. Raises PipelineError where there is none, or it is not whole.
+    """
+    versions = versions_of(dataset.about, dataset.url)
+    wanted = versions[-1] if number is None else version_named(dataset.about, dataset.url, number)
+    found = newest_whole(versions if number is None else [wanted], committed)
+    if found is None:
+        there = sum(shard < wanted.shards for shard in committed)
+        job = "encode" if isinstance(dataset, FeatureDataset) else "preprocess"
+        raise PipelineError(
+            f"{dataset.url}: {there} of its {wanted.shards} shards are committed; finish it with autogaze {job}"
+        )
+    return found
 
 
 def require_decoder(dataset: Dataset) -> None:

@@ -79,6 +79,11 @@ class PreprocessConfig(CorpusConfig):
     targets: TargetsConfig = section(TargetsConfig)
     frames: FrameStorage = setting("jpeg", "store frames as jpeg, raw (npy) or none")
     jpeg_quality: int = setting(90, "1-95, for frames=jpeg", at_least=1, at_most=95)
+    grow: bool = setting(
+        False,
+        "first take in what the input has now and had not when the dataset was planned, as new shards after the others",
+        on_resume="any value",
+    )
     workers: WorkersConfig = section(WorkersConfig, on_resume="any value")
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import heapq
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.corpus.inputs import Found, is_manifest, list_input
+from pipelines.corpus.inputs import Found, Listing, is_manifest, list_input
 from pipelines.corpus.manifest import manifest_tables, ordered_manifest
 from pipelines.corpus.passed import REPEATED, PassedOver
+from pipelines.corpus.plan_reader import VideoPlan, part_url
 from pipelines.corpus.scan import scan, unchanged
 from pipelines.corpus.unfinished import UnfinishedScan
+from pipelines.dataset.shards import ShardedDataset
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig
 from pipelines.storage.location import Entry, Location, escaped
@@ -71,20 +76,46 @@ def read_input(config: CorpusConfig, on_progress: Progress) -> JobInput:
     return JobInput(noting(found), listing.root, passed, unfinished)
 
 
-def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, str]:
+def new_input(config: CorpusConfig, dataset: ShardedDataset, on_progress: Progress) -> JobInput:
+    """What the input holds, and `dataset` was not planned with: see `read_input`. Objects are told apart by URL."""
+    if is_manifest(config.input):
+        everything = read_input(config, on_progress)
+        known = pa.array([row["object"] for row in _planned_objects(dataset)], pa.string())
+        news = (table.filter(pc.invert(pc.is_in(table["object"], value_set=known))) for table in everything.tables)
+        return JobInput(news, everything.root, everything.passed)
+    listing, unfinished = list_input(config.input), UnfinishedScan(dataset.url)
+    only_new = Listing(listing.root, _new_objects(dataset, listing), listing.passed)
+    found = scan(only_new, timeout_s=config.decoder_timeout_s, keeper=unfinished, on_progress=on_progress)
+    return JobInput(found, listing.root, listing.passed, unfinished)
+
+
+def has_new_input(config: CorpusConfig, dataset: ShardedDataset) -> bool:
+    """Whether `new_input` would find anything. Needs no Ray."""
+    if is_manifest(config.input):
+        return any(len(table) for table in new_input(config, dataset, lambda done, total: None).tables)
+    return next(_new_objects(dataset, list_input(config.input)), None) is not None
+
+
+def _new_objects(dataset: ShardedDataset, listing: Listing) -> Iterator[Found]:
+    pairs = _side_by_side(_planned_objects(dataset), listing.found)
+    return (now for before, now in pairs if before is None and now is not None)
+
+
+def planned_input(config: CorpusConfig, dataset: ShardedDataset) -> tuple[PassedOver, str]:
     """What was passed over of an input that was planned before, and a line when it no longer holds what was planned.
 
     The line is '' when it does. The plan stays as it is.
     """
     passed = PassedOver()
-    for table in manifest_tables(output / "manifest.parquet", ["passed_over"]):
-        passed.add_texts(table["passed_over"].drop_null().to_pylist())
+    for rows in _manifest_runs(dataset, ["passed_over"]):
+        for table in rows:
+            passed.add_texts(table["passed_over"].drop_null().to_pylist())
     if is_manifest(config.input):
         return passed, ""
     listing = list_input(config.input)
     added = gone = changed = 0
     new = ""
-    for before, now in _side_by_side(_planned_objects(output), listing.found):
+    for before, now in _side_by_side(_planned_objects(dataset), listing.found):
         if before is None and now is not None and not now.problem:
             added, new = added + 1, new or now.entry.url
         elif now is None:
@@ -99,10 +130,7 @@ def planned_input(config: CorpusConfig, output: Location) -> tuple[PassedOver, s
         f"{gone} gone); this run finishes the plan it has."
     )
     if added:
-        line += (
-            f" For the new ones, such as {new}: name them in a list, preprocess that into another dataset "
-            "(input=new.txt output=...), and train on both (data=OLD,NEW)"
-        )
+        line += f" The new ones, such as {new}, become new shards of it with grow=true"
     if changed:
         line += " What changed fails as source_changed: a new output takes in its new state"
     return passed, line
@@ -113,14 +141,33 @@ def _same(row: dict[str, Any], entry: Entry) -> bool:
     return unchanged(row, entry) or bool(row["version"] == entry.version)
 
 
-def _planned_objects(output: Location) -> Iterator[dict[str, Any]]:
+def _planned_objects(dataset: ShardedDataset) -> Iterator[dict[str, Any]]:
     """The first row of each object of a dataset's manifest, in order."""
     last = None
-    for table in manifest_tables(output / "manifest.parquet", ["object", "uri", "version", "bytes"]):
-        for row in table.to_pylist():
-            if row["object"] != last:
-                yield row
-            last = row["object"]
+    runs = [
+        itertools.chain.from_iterable(table.to_pylist() for table in rows)
+        for rows in _manifest_runs(dataset, ["object", "uri", "version", "bytes"])
+    ]
+    for row in heapq.merge(*runs, key=lambda row: str(row["object"])):
+        if row["object"] != last:
+            yield row
+        last = row["object"]
+
+
+def _manifest_runs(dataset: ShardedDataset, columns: Sequence[str]) -> list[Iterator[pa.Table]]:
+    """Columns of a dataset's manifest, version by version: each is in order of object. Parts that dataset.json does
+    not name, as of a growth that was killed, are left out.
+    """
+    place, plan = dataset.url / "manifest.parquet", dataset.plan
+    if not isinstance(plan, VideoPlan):
+        return [manifest_tables(place, columns)]
+    ends = [*(int(one["parts"]) for one in dataset.about.get("versions") or ()), len(plan.parts)]
+
+    def run(first: int, end: int) -> Iterator[pa.Table]:
+        for number in range(first, end):
+            yield from manifest_tables(part_url(dataset.url, "manifest.parquet", number), columns)
+
+    return [run(first, end) for first, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _side_by_side(

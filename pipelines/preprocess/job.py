@@ -14,9 +14,9 @@ from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, check_preprocess_config
 from pipelines.preprocess.description import describe, require_same, with_own_threshold
-from pipelines.preprocess.inputs import Progress, planned_input, require_input
+from pipelines.preprocess.inputs import Progress, has_new_input, planned_input, require_input
 from pipelines.preprocess.parity import parity_of
-from pipelines.preprocess.plan_corpus import plan_corpus
+from pipelines.preprocess.plan_corpus import plan_corpus, plan_growth
 from pipelines.preprocess.shard_job import (
     ShardJob,
     missing_shards,
@@ -36,7 +36,9 @@ class Job(ShardJob):
 
 
 def resume(config: PreprocessConfig) -> Job | None:
-    """The job whose plan `output` holds; None when there is no plan yet. Needs no Ray and writes nothing.
+    """The job whose plan `output` holds; None when there is no plan yet, or it is to grow first.
+
+    Needs no Ray and writes nothing.
 
     Raises PipelineError: input missing or empty; output made with another config, weights or software; a checkpoint
     that does not load.
@@ -48,7 +50,9 @@ def resume(config: PreprocessConfig) -> Job | None:
         config = with_own_threshold(config, dataset.about)
         gazer = resolve_gaze(config)
         require_same(dataset.about, describe(config, gazer), output)
-        return _job(config, gazer, output, dataset.plan, *planned_input(config, output))
+        if config.grow and config.part in ("", "plan") and has_new_input(config, dataset):
+            return None
+        return _job(config, gazer, output, dataset.plan, *planned_input(config, dataset))
     resolve_gaze(config)  # refuses a checkpoint that does not load
     require_new(output)
     require_input(config)
@@ -56,7 +60,8 @@ def resume(config: PreprocessConfig) -> Job | None:
 
 
 def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress = lambda done, total: None) -> Job:
-    """Scan the input and plan a new dataset; write the plan into `output` unless `write` is False. Needs a running Ray.
+    """Scan the input and plan a new dataset, or with `grow` what is new for the one that is there; write the plan into
+    `output` unless `write` is False. Needs a running Ray.
 
     What was scanned is kept beside `output` until the plan is there, so that a job that is interrupted goes on, and one
     after a dry run has the scan already.
@@ -64,9 +69,16 @@ def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress
     on_progress: called with the number of objects that are scanned, and of all.
     Raises PipelineError: the input has no videos.
     """
-    gazer, output = resolve_gaze(config), Location(config.output)
-    about = describe(config, gazer) if write else None
-    planned = plan_corpus(config, about, on_progress, lambda manifest: parity_of(config, manifest))
+    output = Location(config.output)
+    if config.grow and store.exists(output / "dataset.json"):
+        dataset = Dataset(output, read_about(output))
+        config = with_own_threshold(config, dataset.about)
+        gazer = resolve_gaze(config)
+        planned = plan_growth(config, dataset, write, on_progress, lambda manifest: parity_of(config, manifest))
+    else:
+        gazer = resolve_gaze(config)
+        about = describe(config, gazer) if write else None
+        planned = plan_corpus(config, about, on_progress, lambda manifest: parity_of(config, manifest))
     return _job(config, gazer, output, planned.plan, planned.passed, planned.notice)
 
 

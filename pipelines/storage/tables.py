@@ -16,6 +16,7 @@ from pipelines.errors import PipelineError
 from pipelines.storage import store
 
 _TAIL_BYTES = 256 << 10  # of a file, read at once: mostly all of its metadata
+_NEXT_STRING = 0x18  # Thrift's compact protocol: the field after the last one, a string
 
 
 def to_bytes(frame: pd.DataFrame, schema: pa.Schema, groups: list[int] | None = None) -> bytes:
@@ -109,7 +110,6 @@ class TableFile:
     Attributes:
         schema: of its tables.
         groups: how many row groups it has.
-        metadata: what the file says of itself, by name.
 
     Raises FileNotFoundError; PipelineError when it is damaged or something else.
     """
@@ -119,7 +119,6 @@ class TableFile:
         with _reading(url, what):
             self._metadata = _footer(url, size)
         self.groups: int = self._metadata.num_row_groups
-        self.metadata = {name.decode(): value for name, value in (self._metadata.metadata or {}).items()}
 
     def ranges(self, column: str) -> list[tuple[int, int]] | None:
         """The least and the largest number of a column in each row group; None where the file does not say."""
@@ -182,8 +181,35 @@ def _conformed(
     return table.select(names).cast(pa.schema(fields))
 
 
+def stated(url: str, size: int, name: str, what: str) -> bytes | None:
+    """What a parquet file says of itself under a name; None where it says nothing.
+
+    Found in the file's end without making objects of all that is there: of a thousand files with a thousand row groups
+    those would take gigabytes. A name and what it stands for are two strings in Thrift's compact protocol, one after
+    the other, behind all row groups. Raises as TableFile does.
+    """
+    with _reading(url, what):
+        footer, _ = _footer_bytes(url, size)
+        key = bytes([len(name)]) + name.encode()  # a length below 128 is one byte
+        at = footer.rfind(key) + len(key)
+        if at < len(key) or footer[at] != _NEXT_STRING:
+            return None
+        length = shift = 0
+        for place in range(at + 1, at + 6):
+            length, shift = length | (footer[place] & 127) << shift, shift + 7
+            if footer[place] < 128:
+                return footer[place + 1 : place + 1 + length]
+        return None
+
+
 def _footer(url: str, size: int) -> pq.FileMetaData:
-    """The metadata at the end of a parquet file, in one request or two."""
+    """The metadata at the end of a parquet file."""
+    tail, begin = _footer_bytes(url, size)
+    return pq.ParquetFile(_Part(tail, begin, size)).metadata
+
+
+def _footer_bytes(url: str, size: int) -> tuple[bytes, int]:
+    """The end of a parquet file, all of its metadata with it, and where that begins; in one request or two."""
     begin = max(size - _TAIL_BYTES, 0)
     tail = store.read(url, begin, size - begin)
     if tail[-4:] != b"PAR1" or len(tail) != size - begin:
@@ -192,7 +218,7 @@ def _footer(url: str, size: int) -> pq.FileMetaData:
     if wanted > len(tail):
         begin = max(size - wanted, 0)
         tail = store.read(url, begin, size - begin)
-    return pq.ParquetFile(_Part(tail, begin, size)).metadata
+    return tail, begin
 
 
 class _Part(io.RawIOBase):

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from pipelines.dataset.versions import parse_versions
 from pipelines.errors import PipelineError
 from pipelines.gazing.policy import Dtype
 from pipelines.gazing.reconstructor import TeachersConfig
@@ -171,6 +172,11 @@ class TrainConfig:
         "uses of each dataset's samples in an epoch, with commas, in the order of data: 2,0.5 takes all of the first "
         "twice and half of the second, the other half in the next epoch ('' = each once)",
     )
+    data_versions: str = setting(
+        "",
+        "version of each dataset, with commas, in the order of data, of those that have grown ('' = the newest whole "
+        "one when the run begins; a run keeps to its own)",
+    )
     global_batch: int = setting(256, "samples of one optimizer step, over all ranks", at_least=1)
     micro_batch: int = setting(
         8, "samples a rank holds at once; the rest accumulates", at_least=1, on_resume="any value"
@@ -195,11 +201,12 @@ class TrainConfig:
 
     @property
     def loader_config(self) -> LoaderConfig:
-        """What the loader of a rank is given."""
+        """What the loader of a rank is given. Without `data_versions` it is the first version of each dataset."""
         weights = parse_weights(self.data_weights)
         return LoaderConfig(
             data=self.datasets,
             weights=weights,
+            versions=parse_versions(self.data_versions) or [1] * len(self.datasets),
             global_batch=self.global_batch,
             pinned=self.scale.device == "cuda",
             starts=self.augmentation.starts,
@@ -373,6 +380,12 @@ def check_train_config(config: TrainConfig) -> None:
     if weights and len(weights) != len(config.datasets):
         raise PipelineError(
             f"data_weights={config.data_weights}: {len(weights)} for {len(config.datasets)} datasets; give one for each"
+        )
+    versions = parse_versions(config.data_versions)
+    if versions and len(versions) != len(config.datasets):
+        raise PipelineError(
+            f"data_versions={config.data_versions}: {len(versions)} for {len(config.datasets)} datasets; give one for "
+            "each"
         )
     if config.best and not (config.val_clips and config.loader.val_fraction):
         raise PipelineError(

@@ -35,7 +35,7 @@ def claim_run(config: TrainConfig, task: Task, fingerprint: str, done: int = 0, 
     if not store.exists(url):
         _write(about, url)
         return
-    begun = _read(url)
+    begun = read_run(url)
     keys = settings_of(config)
     # A run that was begun before a setting existed had its default, or what the config says such runs did.
     before = {key.name: key.value for key in settings_of(type(config)())} | config.before | _flat(begun)
@@ -65,13 +65,14 @@ def data_fingerprint(config: TrainConfig, loader: ShardLoader) -> str:
     """The fingerprint of a run's data, made as when the run was begun: older versions made it of all samples' rows."""
     url = Location(config.run) / "config.yaml"
     if store.exists(url):
-        begun = str(_read(url).get("data_fingerprint"))
+        begun = str(read_run(url).get("data_fingerprint"))
         if begun.partition("-")[0] != loader.fingerprint.partition("-")[0]:
             return loader.row_fingerprint()
     return loader.fingerprint
 
 
-def _read(url: Location) -> dict[str, Any]:
+def read_run(url: Location) -> dict[str, Any]:
+    """A run's config.yaml. Raises PipelineError when it is damaged, or of something else."""
     try:
         begun = yaml.safe_load(store.read(url))
     except yaml.YAMLError as error:

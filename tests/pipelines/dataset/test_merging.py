@@ -147,7 +147,7 @@ def killed_before(change: int, action: Callable[[], object]) -> bool:
 
 
 def test_a_merge_may_be_killed_at_every_moment(dataset: Path, whole: str) -> None:
-    all_rows, summary = rows(whole), read_summary(Indexes(Location(whole), INDEX_SCHEMA)).to_text()
+    all_rows, summary = rows(whole), read_summary(Indexes(Location(whole), INDEX_SCHEMA), SHARDS).to_text()
     merge(dataset)
     undisturbed = runs.tree(dataset / "index")
     for moment in range(99):
@@ -157,7 +157,7 @@ def test_a_merge_may_be_killed_at_every_moment(dataset: Path, whole: str) -> Non
             (dataset / "index" / path.name).write_bytes(path.read_bytes())
         killed = killed_before(moment, lambda: merge(dataset))
         assert committed_shards(str(dataset)) == list(range(SHARDS)) and rows(dataset).equals(all_rows)
-        assert read_summary(Indexes(Location(str(dataset)), INDEX_SCHEMA)).to_text() == summary
+        assert read_summary(Indexes(Location(str(dataset)), INDEX_SCHEMA), SHARDS).to_text() == summary
         store.remove_temporaries(str(dataset / "index"))
         merge(dataset)
         assert runs.tree(dataset / "index") == undisturbed
@@ -231,3 +231,16 @@ def test_a_listing_knows_the_file_that_counts(dataset: Path) -> None:
     assert [None if file is None else tuple(file.span) for file in counts] == [
         (0, 2), (1, 1), (0, 2), (3, 5), (3, 5), (3, 5), (6, 6), None,
     ]  # fmt: skip
+
+
+def test_a_bucket_is_merged_and_read_as_a_folder(dataset: Path, whole: str, bucket: str) -> None:
+    for path in sorted(dataset.rglob("*.*")):
+        if path.is_file():
+            store.publish(path.read_bytes(), f"{bucket}/gaze/{path.relative_to(dataset)}")
+    url = Location(f"{bucket}/gaze")
+    assert merge_indexes(url, INDEX_SCHEMA, range(SHARDS)) == 2 == merge(dataset)
+    assert [file.entry.url.name for file in IndexListing(url).files] == [f"{name}.parquet" for name in names(dataset)]
+    assert store.read(span_url(url, Span(0, 2))) == Path(span_url(str(dataset), Span(0, 2))).read_bytes()
+    assert rows(url).equals(rows(whole)) and len(open_samples(url)) == 4 * SHARDS
+    take_back(url, INDEX_SCHEMA, [1])
+    assert committed_shards(url) == [0, 2, 3, 4, 5, 6]

@@ -205,7 +205,7 @@ def test_indexes_are_read_once_however_often_a_run_validates(
     gazes: str, smooth_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(loader, "open_samples", lambda url, cache: opened.append(url) or open_samples(url, cache))
+    monkeypatch.setattr(loader, "open_samples", lambda *given: opened.append(given[0]) or open_samples(*given))
     assert train(policy_config(gazes, tmp_path, "val_clips=2", "every.validate=1")) == "done"
     assert opened == [gazes]
     found = steps(tmp_path, "validation")
