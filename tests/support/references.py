@@ -197,7 +197,7 @@ def _shell(block: str) -> Iterator[str]:
             yield from _command(line)
         elif (script := re.match(r"\s*python (benchmarks/\w+\.py)", line)) and (ROOT / script[1]).exists():
             source = (ROOT / script[1]).read_text()
-            flags = re.findall(r"\s(--[a-z-]+)", line)
+            flags = re.findall(r"\s(--[a-z0-9-]+)", line)
             yield from (f"{script[1]}: has no {flag}" for flag in flags if f'"{flag}"' not in source)
         elif match := re.match(r"\s*from ((?:" + "|".join(PACKAGES) + r")[\w.]*) import ([\w, ]+)", line):
             names = [name.strip() for name in match[2].split(",")]
@@ -254,7 +254,7 @@ def _one_command(words: list[str]) -> Iterator[str]:
     line = "autogaze " + " ".join(words)
     submitting = words[:1] == ["submit"]
     words = words[submitting:]
-    if not words or re.fullmatch(r"[A-Z]+|\.\.\.|--[a-z-]+", words[0]):
+    if not words or re.fullmatch(r"[A-Z]+|\.\.\.|--[a-z0-9-]+", words[0]):
         return
     if words[0] in ("cluster", "train") and (len(words) == 1 or re.fullmatch("[A-Z]+", words[1])):
         return  # the jobs of that name together
