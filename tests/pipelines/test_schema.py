@@ -106,13 +106,16 @@ def free(config: Any) -> set[str]:
 
 
 def test_a_run_may_move_and_save_more_often_but_not_learn_otherwise() -> None:
-    training = {"data", "run", "micro_batch", "val_clips", "every", "extend", "best", "teachers"}
+    training = {"data", "run", "micro_batch", "val_clips", "every", "extend", "best", "teachers"} | {
+        "micro_tokens",
+        "compile",
+    }
     training |= {"loader.workers", "loader.cache_mb", "loader.bad_samples"}
     names = ("device", "threads", "min_workers", "max_workers", "resize_s", "max_failures")
-    training |= {f"scale.{name}" for name in names}  # all but its dtype
-    assert free(ReconstructorTrainConfig()) == training
+    training |= {f"scale.{name}" for name in names}  # all but its precision
+    assert free(ReconstructorTrainConfig()) == training | {"recompute"}
     assert free(PolicyTrainConfig()) == training | {"verify"}
-    rollouts = {f"rollouts.{name}" for name in ("actors", "gpus", "timeout_s", "dump")}
+    rollouts = {f"rollouts.{name}" for name in ("actors", "gpus", "groups", "timeout_s", "dump")}
     assert free(RLConfig()) == training | {"verify"} | rollouts
 
 
@@ -120,7 +123,7 @@ def test_a_run_may_move_and_save_more_often_but_not_learn_otherwise() -> None:
 def test_a_run_is_extended_by_its_length_its_rate_and_its_precision_alone(config: Any) -> None:
     extendable = {key.name for key in settings_of(config) if key.on_resume == "same value, or extend=true"}
     rate = {f"optimizer.{name}" for name in ("lr", "min_lr", "schedule", "clip_norm")}
-    assert extendable == {"epochs", "steps", "scale.dtype"} | rate
+    assert extendable == {"epochs", "steps", "scale.dtype", "scale.tf32"} | rate
 
 
 def test_a_dataset_is_a_function_of_these_settings() -> None:

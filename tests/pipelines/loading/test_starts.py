@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.corpus.manifest import probe_object
 from pipelines.corpus.plan import frame_numbers
+from pipelines.corpus.scan import probe_object
 from pipelines.corpus.videos import local_copy
 from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
