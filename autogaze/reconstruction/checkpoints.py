@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
 from autogaze.hub import CONFIG, WEIGHTS
-from autogaze.reconstruction.base import Reconstruction, ReconstructorError
+from autogaze.patches import PatchVocabulary
+from autogaze.reconstruction.base import Reconstruction, ReconstructorError, as_clips
 from autogaze.reconstruction.losses import FrameLoss
 
 
@@ -29,6 +30,7 @@ class LearnedReconstructor(nn.Module):
 
     name: str
     config: Any  # with to_json(), what config.json holds
+    vocabulary: PatchVocabulary
 
     @property
     @abstractmethod
@@ -58,7 +60,7 @@ class LearnedReconstructor(nn.Module):
         for name in (WEIGHTS, CONFIG):
             (folder / f".{name}.part").replace(folder / name)
 
-    @abstractmethod
+    @torch.no_grad()
     def reconstruct(
         self,
         frames: Tensor | np.ndarray,
@@ -70,8 +72,12 @@ class LearnedReconstructor(nn.Module):
 
         targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
         """
+        clips, of, wanted, of_each = self._rows(frames, at, targets)
+        parts = list(self._rebuilt(clips, gaze, of, [wanted] * len(clips), of_each))
+        pixels = torch.cat([self._as_pixels(rebuilt) for rebuilt, _ in parts])
+        return Reconstruction(pixels.cpu(), torch.cat([error for _, error in parts]).cpu())
 
-    @abstractmethod
+    @torch.no_grad()
     def errors(
         self,
         frames: Tensor | np.ndarray,
@@ -80,6 +86,57 @@ class LearnedReconstructor(nn.Module):
         targets: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """The errors of `reconstruct` alone, float32 [B, F] on the CPU; no pixels leave the device."""
+        clips, of, wanted, of_each = self._rows(frames, at, targets)
+        return self.group_errors(clips, gaze, of, [wanted] * len(clips), of_each)
+
+    @torch.no_grad()
+    def group_errors(
+        self,
+        clips: Tensor | np.ndarray,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Errors float32 [R, F], on the CPU, of R gazes at C clips, uint8 [C, T, S, S, 3].
+
+        of: the clip that each row of the gaze is at. at: of each clip, the F frames to rebuild. targets: of each
+        teacher, [C, F, tokens, channels], what `frame_loss.targets` gives for these frames; None: computed.
+
+        On a GPU many rows are one pass. On a CPU it is row by row, so that errors do not depend on the other rows.
+        """
+        clips = self.as_own_clips(clips)
+        return torch.cat([error for _, error in self._rebuilt(clips, gaze, of, at, targets)]).cpu()
+
+    def as_own_clips(self, frames: Tensor | np.ndarray) -> Tensor:
+        """Clips uint8 [B, T, S, S, 3] as it takes them. Raises ValueError for others."""
+        return as_clips(frames, self.vocabulary)
+
+    def _rows(
+        self, frames: Tensor | np.ndarray, at: Sequence[int] | None, targets: Sequence[Tensor] | None
+    ) -> tuple[Tensor, list[int], list[int], list[Tensor] | None]:
+        """The clips, a group's clip once; which of them each row is at; the frames to rebuild; the targets of each."""
+        clips = self.as_own_clips(frames)
+        wanted, of = list(range(clips.shape[1])) if at is None else list(at), list(range(len(clips)))
+        if clips.stride(0) == 0:  # a group: the same clip again and again
+            clips, of = clips[:1], [0] * len(of)
+        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
+        return clips, of, wanted, of_each
+
+    @abstractmethod
+    def _rebuilt(
+        self,
+        clips: Tensor,
+        gaze: Gaze,
+        of: Sequence[int],
+        at: Sequence[Sequence[int]],
+        targets: Sequence[Tensor] | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Frames and errors [n, F] of some rows at a time. Arguments: see `group_errors`."""
+
+    def _as_pixels(self, rebuilt: Tensor) -> Tensor:
+        """Rebuilt frames as uint8 [n, F, S, S, 3]."""
+        return rebuilt
 
 
 def require_weights(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autogaze.gaze import Gaze
-from autogaze.reconstruction.base import Reconstruction, require_gaze
+from autogaze.reconstruction.base import require_gaze
 from autogaze.reconstruction.checkpoints import LearnedReconstructor, require_weights
 from autogaze.reconstruction.losses import FrameLoss, reweighted
 from autogaze.reconstruction.refiner.config import read_refiner
@@ -77,62 +77,6 @@ class Refiner(RefinerSteps, LearnedReconstructor):
 
     def _measured_by(self) -> list[str]:
         return [*super()._measured_by(), self.canvas.fingerprint]
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        frames: Tensor | np.ndarray,
-        gaze: Gaze,
-        at: Sequence[int] | None = None,
-        targets: Sequence[Tensor] | None = None,
-    ) -> Reconstruction:
-        """Rebuild the frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to its end.
-
-        targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
-        """
-        clips, of, wanted = self._clips(frames, at)
-        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
-        parts = list(self._rebuilt(clips, gaze, of, [wanted] * len(clips), of_each))
-        pixels = torch.cat([rebuilt for rebuilt, _ in parts])
-        return Reconstruction(pixels.cpu(), torch.cat([error for _, error in parts]))
-
-    @torch.no_grad()
-    def errors(
-        self,
-        frames: Tensor | np.ndarray,
-        gaze: Gaze,
-        at: Sequence[int] | None = None,
-        targets: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """The errors of `reconstruct`, float32 [B, F] on the CPU; no pixels leave the device."""
-        clips, of, wanted = self._clips(frames, at)
-        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
-        return self.group_errors(clips, gaze, of, [wanted] * len(clips), of_each)
-
-    @torch.no_grad()
-    def group_errors(
-        self,
-        clips: Tensor | np.ndarray,
-        gaze: Gaze,
-        of: Sequence[int],
-        at: Sequence[Sequence[int]],
-        targets: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Errors float32 [R, F], on the CPU, of R gazes at C clips, uint8 [C, T, S, S, 3].
-
-        of: the clip that each row of the gaze is at. at: of each clip, the F frames to rebuild. targets: of each
-        teacher, [C, F, tokens, channels], what `frame_loss.targets` gives for these frames; None: computed.
-        """
-        clips = self.as_own_clips(clips)
-        return torch.cat([error for _, error in self._rebuilt(clips, gaze, of, at, targets)])
-
-    def _clips(self, frames: Tensor | np.ndarray, at: Sequence[int] | None) -> tuple[Tensor, list[int], list[int]]:
-        """The clips, a group's clip once; which of them each row is at; and the frames to rebuild."""
-        clips = self.as_own_clips(frames)
-        wanted, rows = list(range(clips.shape[1])) if at is None else list(at), len(clips)
-        if clips.stride(0) == 0:  # a group: the same clip again and again
-            return clips[:1], [0] * rows, wanted
-        return clips, list(range(rows)), wanted
 
     def _rebuilt(
         self,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autogaze.gaze import Gaze
-from autogaze.reconstruction.base import Reconstruction, as_clips
+from autogaze.reconstruction.base import as_clips
 from autogaze.reconstruction.checkpoints import LearnedReconstructor, require_weights
 from autogaze.reconstruction.losses import FrameLoss, reweighted
 from autogaze.reconstruction.videomae.config import VideoMAEConfig, read_checkpoint
@@ -34,7 +34,11 @@ PAIRS_AT_ONCE = 1 << 28
 
 
 class VideoMAE(VideoMAENetwork, LearnedReconstructor):
-    """A learned reconstructor (see autogaze/reconstruction/base.py)."""
+    """A learned reconstructor (see autogaze/reconstruction/base.py).
+
+    As in the reference, frames also see earlier frames that are rebuilt with them. Errors of several frames at once
+    therefore differ a little from those of each frame alone, which greedy labels hold.
+    """
 
     name = "videomae"
 
@@ -105,66 +109,8 @@ class VideoMAE(VideoMAENetwork, LearnedReconstructor):
         """What errors measure, in words."""
         return f"training loss of the reconstructor ({self.config.loss_type}, weights {self.config.loss_weights})"
 
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        frames: Tensor | np.ndarray,
-        gaze: Gaze,
-        at: Sequence[int] | None = None,
-        targets: Sequence[Tensor] | None = None,
-    ) -> Reconstruction:
-        """Rebuild the frames `at` (None: all) of uint8 clips [B, T, S, S, 3], each from the gaze up to its end.
-
-        targets: what `frame_loss.targets` gives for the frames `at`, if all B clips are the same; None: computed.
-
-        As in the reference, frames also see earlier frames that are rebuilt with them. Errors of several frames at once
-        therefore differ a little from those of each frame alone, which greedy labels hold.
-        """
-        clips, of, wanted = self._clips(frames, at)
-        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
-        parts = list(self._rebuilt(clips, gaze, of, [wanted] * len(clips), of_each))
-        pixels = torch.cat([to_pixels(rebuilt) for rebuilt, _ in parts])
-        return Reconstruction(pixels, torch.cat([error for _, error in parts]).cpu())
-
-    @torch.no_grad()
-    def errors(
-        self,
-        frames: Tensor | np.ndarray,
-        gaze: Gaze,
-        at: Sequence[int] | None = None,
-        targets: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """The errors of `reconstruct`, float32 [B, F] on the CPU; no pixels leave the device."""
-        clips, of, wanted = self._clips(frames, at)
-        of_each = None if targets is None else [features.expand(len(clips), *features.shape) for features in targets]
-        return self.group_errors(clips, gaze, of, [wanted] * len(clips), of_each)
-
-    @torch.no_grad()
-    def group_errors(
-        self,
-        clips: Tensor | np.ndarray,
-        gaze: Gaze,
-        of: Sequence[int],
-        at: Sequence[Sequence[int]],
-        targets: Sequence[Tensor] | None = None,
-    ) -> Tensor:
-        """Errors float32 [R, F], on the CPU, of R gazes at C clips, uint8 [C, T, S, S, 3].
-
-        of: the clip that each row of the gaze is at. at: of each clip, the F frames to rebuild. targets: of each
-        teacher, [C, F, tokens, channels], what `frame_loss.targets` gives for these frames; None: computed.
-
-        On a GPU all rows are one pass. On a CPU it is row by row, so that errors do not depend on the other rows.
-        """
-        clips = as_clips(clips, self.vocabulary)
-        return torch.cat([error for _, error in self._rebuilt(clips, gaze, of, at, targets)]).cpu()
-
-    def _clips(self, frames: Tensor | np.ndarray, at: Sequence[int] | None) -> tuple[Tensor, list[int], list[int]]:
-        """The clips, a group's clip once; which of them each row is at; and the frames to rebuild."""
-        clips = as_clips(frames, self.vocabulary)
-        wanted, rows = list(range(clips.shape[1])) if at is None else list(at), len(clips)
-        if clips.stride(0) == 0:  # a group: the same clip again and again
-            return clips[:1], [0] * rows, wanted
-        return clips, list(range(rows)), wanted
+    def _as_pixels(self, rebuilt: Tensor) -> Tensor:
+        return to_pixels(rebuilt)
 
     def _rebuilt(
         self,
