@@ -112,15 +112,15 @@ def run(config: SizeConfig, console: Console) -> int:
     device = cluster_device(config.device, config.gpus * (config.nodes or 1), config.nodes or 1)
     from pipelines.sizing.amounts import amounts
     from pipelines.sizing.predict import Predictor
-    from pipelines.sizing.rules import Cluster, gaze_batch
+    from pipelines.sizing.rules import Cluster
 
     job = preprocess_config(config)
-    workload = _workload(config)
+    workload = _workload(config, job.shard_clips)
     with one_torch_thread():
         rates, said = _rates(config, job, workload, device, console)
     store = config.store_gbit * _GBIT or _UNLIMITED
     cluster = Cluster(config.nodes or 1, cores, config.gpus, config.node_gbit * _GBIT, store)
-    predictor = Predictor(workload, rates, job, gaze_batch(job))
+    predictor = Predictor(workload, rates, job)
     deadline = predictor.nodes_for(cluster, config.days * 86400, _MOST_NODES) if config.days else None
     if config.days and deadline is None and not config.nodes:
         raise PipelineError(f"days={config.days:g}: {_MOST_NODES:,} nodes take longer; give more days, or store_gbit=")
@@ -153,7 +153,7 @@ def preprocess_config(config: SizeConfig) -> PreprocessConfig:
     return PreprocessConfig(**given | {"input": config.input or "corpus", "output": "dataset"})
 
 
-def _workload(config: SizeConfig) -> Workload:
+def _workload(config: SizeConfig, shard_clips: int) -> Workload:
     from pipelines.corpus.manifest import ordered_manifest
     from pipelines.sizing.workload import of_alike, of_manifest
     from pipelines.storage import store
@@ -162,13 +162,13 @@ def _workload(config: SizeConfig) -> Workload:
     if not config.input:
         size = picture_size(config.resolution)
         video = config.minutes, size, config.codec, config.fps, config.mbit
-        return of_alike(config.hours, *video, config.clip, config.shard.clips)
+        return of_alike(config.hours, *video, config.clip, shard_clips)
     place = Location(config.input)
     dataset = store.exists(place / "dataset.json")
     manifest = ordered_manifest(str(place / "manifest.parquet" if dataset else place))
     if not manifest.videos:
         raise PipelineError(f"input={config.input}: the manifest has no videos")
-    workload = of_manifest(manifest.tables, manifest.folder, config.clip, config.shard.clips)
+    workload = of_manifest(manifest.tables, manifest.folder, config.clip, shard_clips)
     if not workload.clips:
         raise PipelineError(f"input={config.input}: no video of it can be read, so there is nothing to predict")
     return workload

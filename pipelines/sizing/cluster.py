@@ -41,10 +41,10 @@ class Schedule:
 def schedule_shards(
     seconds: Callable[[int], float] | Sequence[float], shards: int, nodes: int, actors: int, in_flight: int
 ) -> Schedule:
-    """Make shards 0 to `shards` - 1. seconds: what each takes. actors: of each node."""
+    """Make shards 0 to `shards` - 1. seconds: what each takes of an actor. actors: on all nodes together."""
     cost = seconds if callable(seconds) else seconds.__getitem__
-    env, workers = simpy.Environment(), nodes * actors
-    inboxes = [simpy.Store(env) for _ in range(workers)]
+    env = simpy.Environment()
+    inboxes = [simpy.Store(env) for _ in range(actors)]
     made_by, ends = np.zeros(shards, np.int64), np.zeros(shards)
     queue = iter(range(shards))
 
@@ -60,10 +60,10 @@ def schedule_shards(
             made_by[shard], ends[shard] = worker, env.now
             hand_out(worker)
 
-    for worker in range(workers):
+    for worker in range(actors):
         env.process(work(worker))
     for _ in range(in_flight):
-        for worker in range(workers):
+        for worker in range(actors):
             hand_out(worker)
     env.run()
     return Schedule(made_by, made_by % nodes, ends)

@@ -17,12 +17,13 @@ import pandas as pd
 from autogaze.gaze import Gaze
 from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.dataset.frames import encode_frames
-from pipelines.dataset.shards import Outcome, build_shard, commit_shard
+from pipelines.dataset.indexes import INDEX_SCHEMA
+from pipelines.dataset.shards import Outcome, build_shard, packed, writing_shard
 from pipelines.gazing import gazers
 from pipelines.gazing.gazers import Gazer
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.description import decode_config
-from pipelines.preprocess.gaze_stage import gaze_each
+from pipelines.preprocess.gaze_threads import gaze_each
 from pipelines.preprocess.job import resolve_gaze
 from pipelines.sizing.rates import Rates, gaze_words
 from pipelines.sizing.trials import Decoded, Trial, decode_trials, fitted_rates
@@ -49,13 +50,12 @@ def measure_rates(
     done = decode_trials(trials, decode_config(config), seconds, at_once, _LEAST)
     clips = _typical(done)
     gazer = gazers.start(resolve_gaze(config), device)
-    names = [str(number) for number in range(CLIPS)]
-    gazes = gaze_each(gazer, clips, names)
-    gaze = _core_seconds if device == "cpu" else _seconds
-    search = gaze(lambda: gaze_each(gazer, clips, names), at_once)
+    gazes = _gazed(gazer, clips)  # the first time is slower
+    seconds_of = _core_seconds if device == "cpu" else _seconds
+    search = seconds_of(lambda: _gazed(gazer, clips), at_once)
     jpeg = _core_seconds(lambda: [encode_frames(clip, "jpeg", config.jpeg_quality) for clip in clips], at_once)
     made = {storage: _outcomes(clips, gazes, storage, config.jpeg_quality) for storage in _STORAGES}
-    pack, shard = _packing(made[config.frames], gazer, at_once)
+    write, shard = _writing(made[config.frames], gazer, at_once)
     return Rates(
         machine=f"{platform.machine()}, Python {platform.python_version()}, on {platform.system()}",
         at_once=at_once,
@@ -63,9 +63,10 @@ def measure_rates(
         gaze=gaze_words(config),
         device=device,
         frames=config.clip.frames,
+        batch=gazer.batch,
         decode=fitted_rates(done),
         jpeg=jpeg / CLIPS,
-        pack=pack,
+        write=write,
         search=search / CLIPS,
         shard=shard,
         stored={storage: _stored(found, gazer) for storage, found in made.items()},
@@ -77,6 +78,16 @@ def _typical(done: Sequence[Decoded]) -> np.ndarray:
     choices = [(frames, each.trial.weight / len(each.frames)) for each in done for frames in each.frames]
     drawn = random.Random(0).choices(choices, [weight for _, weight in choices], k=CLIPS)  # noqa: S311 (no secret)
     return np.stack([frames for frames, _ in drawn])
+
+
+def _gazed(gazer: Gazer, clips: np.ndarray) -> list[Gaze]:
+    """The gaze of each clip, as a gazer of the job has them: so many at once."""
+    gazes: list[Gaze] = []
+    for first in range(0, len(clips), gazer.batch):
+        part = clips[first : first + gazer.batch]
+        gazes += gaze_each(gazer, part, [str(first + number) for number in range(len(part))])
+        gazes[-1].final().sum().item()  # a device has finished only when its results are here
+    return gazes
 
 
 def _seconds(action: Callable[[], object], at_once: int) -> float:
@@ -112,16 +123,17 @@ def _outcomes(clips: np.ndarray, gazes: Sequence[Gaze], storage: str, quality: i
     ]
 
 
-def _packing(outcomes: Sequence[Outcome], gazer: Gazer, at_once: int) -> tuple[float, float]:
-    """Core seconds to pack a clip and write it to a disk, and what a shard takes beside its clips."""
+def _writing(outcomes: Sequence[Outcome], gazer: Gazer, at_once: int) -> tuple[float, float]:
+    """Core seconds to write a clip into a shard on a disk, and what a shard takes beside its clips."""
 
     def write(count: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="autogaze-") as folder:
-            commit_shard(folder, 0, *build_shard(_rows(count), outcomes[:count], gazer.stops))
+        with tempfile.TemporaryDirectory(prefix="autogaze-") as folder, writing_shard(folder, 0, INDEX_SCHEMA) as made:
+            for row, outcome in zip(_rows(count).to_dict("records"), outcomes, strict=False):
+                made.writer.add(row, packed(outcome, gazer.stops))
 
     one, all_ = (_core_seconds(lambda count=count: write(count), at_once) for count in (1, len(outcomes)))  # type: ignore[misc]
-    pack = max(0.0, all_ - one) / (len(outcomes) - 1)
-    return pack, max(0.0, one - pack)
+    clip = max(0.0, all_ - one) / (len(outcomes) - 1)
+    return clip, max(0.0, one - clip)
 
 
 def _stored(outcomes: Sequence[Outcome], gazer: Gazer) -> float:

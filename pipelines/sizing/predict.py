@@ -7,6 +7,7 @@ given them. If there are too many of these as well, the first ones are, and the 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -14,15 +15,15 @@ import numpy as np
 
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.sizing.cluster import schedule_shards
-from pipelines.sizing.node import Node, Trace, endless, simulate
+from pipelines.sizing.machines import Machine, Trace, endless, simulate
 from pipelines.sizing.rates import Rates
-from pipelines.sizing.rules import Cluster, clip_cost, node_of, shard_cost
+from pipelines.sizing.rules import Cluster, clip_cost, machine_of, shard_cost
 from pipelines.sizing.workload import Workload
 
 _WHOLE_CLIPS = 30_000  # a job of no more clips is simulated whole
 _STEADY = 3  # shards that each actor commits while a node is watched, after its first
-_SHARDS = 50_000  # simulated one by one
-_CORES = ("decode", "encode", "search", "pack")  # what cores are busy with
+_SHARDS = 20_000  # simulated one by one
+_CORES = ("decode", "encode", "search", "write")  # what cores are busy with
 _SATURATED = 0.9
 
 
@@ -59,11 +60,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Run:
-    """What a simulation of either kind found. trace: of `machines` nodes, over trace.now seconds."""
+    """What a simulation of either kind found. trace: of `machines` nodes with `actors` together."""
 
     seconds: float
     trace: Trace
     machines: int
+    actors: int
     waiting: float
     fetched: float
     said: str
@@ -76,26 +78,25 @@ class Predictor:
         workload: the job.
         rates: what its parts cost.
         config: its settings.
-        batch: clips that are gazed at together.
     """
 
-    def __init__(self, workload: Workload, rates: Rates, config: PreprocessConfig, batch: int) -> None:
-        self._workload, self._rates, self._config, self._batch = workload, rates, config, batch
+    def __init__(self, workload: Workload, rates: Rates, config: PreprocessConfig) -> None:
+        self._workload, self._rates, self._config = workload, rates, config
         self._clip = clip_cost(rates, config.frames)
         self._shards = [shard_cost(shard, rates) for run in workload.sample for shard in run]
-        self._watched: dict[Node, tuple[Trace, Trace]] = {}
+        self._watched: dict[Machine, tuple[Trace, Trace]] = {}
 
     def predict(self, cluster: Cluster) -> Prediction:
         """Raises PipelineError where the cluster is too small for the workers that are asked for."""
-        node = node_of(cluster, self._config, self._batch, self._workload.shards)
+        machine, actors = machine_of(cluster, self._config, self._rates.batch, self._workload.shards)
         small = self._workload.whole and self._workload.clips <= _WHOLE_CLIPS
-        run = self._whole(cluster, node) if small else self._in_parts(cluster, node)
-        busy, inside = _busy(run, node, cluster)
+        run = (self._whole if small else self._in_parts)(cluster, machine, actors)
+        busy, inside = _busy(run, machine)
         return Prediction(
             nodes=cluster.nodes,
-            actors=node.actors * cluster.nodes,
-            decoders=node.decoders,
-            gazers=node.gazers,
+            actors=actors,
+            decoders=machine.decoders,
+            gazers=machine.gazers,
             device=self._rates.device,
             seconds=run.seconds,
             clips_per_s=self._workload.clips / run.seconds,
@@ -114,38 +115,43 @@ class Predictor:
         def enough(nodes: int) -> bool:
             return self.predict(replace(cluster, nodes=nodes)).seconds <= seconds
 
-        high = 1
+        # As many times one node as the work is; from there by doubling steps to where the answer changes.
+        one = self.predict(replace(cluster, nodes=1))
+        low, high = 0, min(most, max(1, math.floor(one.seconds / seconds)))  # low: not enough nodes, or none
+        step = 1
         while not enough(high):
             if high >= most:
                 return None
-            high = min(2 * high, most)
-        low = high // 2  # not enough, or none
+            low, high, step = high, min(high + step, most), 2 * step
         while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if enough(middle) else (middle, high)
+            middle = max(high - step, (low + high) // 2) if not low else (low + high) // 2
+            if enough(middle):
+                high, step = middle, 2 * step
+            else:
+                low = middle
         return high
 
-    def _whole(self, cluster: Cluster, node: Node) -> _Run:
-        trace = simulate(node, cluster.nodes, self._shards, self._clip)
+    def _whole(self, cluster: Cluster, machine: Machine, actors: int) -> _Run:
+        trace = simulate(machine, cluster.nodes, self._shards, self._clip, actors=actors)
         ended: dict[int, float] = {actor: time for time, _, actor in trace.commits}
-        waiting = 1 - sum(ended.values()) / (node.actors * cluster.nodes * trace.now)
+        waiting = 1 - sum(ended.values()) / (actors * trace.now)
         remote = {piece.video for shard in self._shards for piece in shard if piece.fetched}
         fetched = trace.fetches / len(remote) if remote else 0.0
         said = f"all {self._workload.clips:,} clips, one by one"
-        return _Run(trace.now, trace, cluster.nodes, waiting, fetched, said)
+        return _Run(trace.now, trace, cluster.nodes, actors, waiting, fetched, said)
 
-    def _in_parts(self, cluster: Cluster, node: Node) -> _Run:
-        first, steady = self._watch(node)
+    def _in_parts(self, cluster: Cluster, machine: Machine, actors: int) -> _Run:
+        first, steady = self._watch(machine)
         rate = steady.clips / steady.now
         clips = sum(piece.clips for shard in self._shards for piece in shard)
-        rest = self._clip.jpeg + self._clip.search + self._clip.pack
+        rest = self._clip.jpeg + self._clip.search + self._clip.write
         work = np.array([sum(piece.decode + piece.clips * rest for piece in shard) for shard in self._shards])
         # What a shard takes of an actor's time, by its share of the work.
-        seconds = (work * (clips / rate * node.actors / work.sum())).tolist()
-        shards, actors = self._workload.shards, node.actors * cluster.nodes
+        seconds = (work * (clips / rate * machine.actors / work.sum())).tolist()
+        shards = self._workload.shards
         count = min(shards, max(_SHARDS, 4 * actors))
         schedule = schedule_shards(
-            lambda shard: seconds[shard % len(seconds)], count, cluster.nodes, node.actors, node.in_flight
+            lambda shard: seconds[shard % len(seconds)], count, cluster.nodes, actors, machine.in_flight
         )
         total = schedule.seconds + max(0.0, first.now - max(seconds))  # and what it takes to fill the windows
         said = f"a node clip by clip, {first.now + steady.now:,.0f} s of it, and {count:,} shards on all nodes"
@@ -153,21 +159,22 @@ class Predictor:
             total += (shards - count) * sum(seconds) / len(seconds) / actors
             said += f"; the other {shards - count:,} at their rate"
         waiting = 1 - float(schedule.last_of_workers().sum()) / (actors * schedule.seconds)
-        return _Run(total, steady, 1, waiting * schedule.seconds / total, self._fetched(schedule.node), said)
+        waiting *= schedule.seconds / total
+        return _Run(total, steady, 1, machine.actors, waiting, self._fetched(schedule.node), said)
 
-    def _watch(self, node: Node) -> tuple[Trace, Trace]:
+    def _watch(self, machine: Machine) -> tuple[Trace, Trace]:
         """What happens on one node until each of its actors has committed a shard or so, and then for a while."""
-        if node not in self._watched:
+        if machine not in self._watched:
             marks: list[Trace] = []
 
             def steady(trace: Trace) -> bool:
-                if len(trace.commits) == node.actors:
+                if len(trace.commits) == machine.actors:
                     marks.append(trace.copy())
-                return len(trace.commits) >= (1 + _STEADY) * node.actors
+                return len(trace.commits) >= (1 + _STEADY) * machine.actors
 
-            trace = simulate(node, 1, endless(self._shards), self._clip, steady)
-            self._watched[node] = marks[0], trace.since(marks[0])
-        return self._watched[node]
+            trace = simulate(machine, 1, endless(self._shards), self._clip, steady)
+            self._watched[machine] = marks[0], trace.since(marks[0])
+        return self._watched[machine]
 
     def _fetched(self, node: np.ndarray) -> float:
         """Times that a remote video is fetched. node: that made each shard, of the first ones."""
@@ -181,18 +188,19 @@ class Predictor:
         return len(pairs) / len(videos) if videos else 0.0
 
 
-def _busy(run: _Run, node: Node, cluster: Cluster) -> tuple[dict[str, float], dict[str, float]]:
+def _busy(run: _Run, machine: Machine) -> tuple[dict[str, float], dict[str, float]]:
     """Share of the time that each resource is busy, and that the cores are with each part."""
     spent, seconds = run.trace.busy, run.trace.now * run.machines
-    inside = {part: spent[part] / (seconds * node.cores) for part in _CORES if spent.get(part)}
-    busy = {"cores": sum(inside.values())}
-    if not node.on_cores:
-        busy["GPUs"] = spent.get("gazers", 0.0) / (seconds * node.actors * node.gazers)
+    inside = {part: spent[part] / (seconds * machine.cores) for part in _CORES if spent.get(part)}
+    workers = {
+        name: spent.get(name, 0.0) / (run.trace.now * run.actors * count)
+        for name, count in (("decoders", machine.decoders), ("gazers", machine.gazers))
+    }
+    busy = {"cores": sum(inside.values()), "GPUs": workers["gazers"]}
+    if machine.on_cores:
+        del busy["GPUs"]
     busy |= {line: spent.get(line, 0.0) / seconds for line in ("receive", "send")}
-    busy["decoders"] = spent.get("decoders", 0.0) / (seconds * node.actors * node.decoders)
-    if node.on_cores:
-        busy["gazers"] = spent.get("gazers", 0.0) / (seconds * node.actors * node.gazers)
-    return busy, inside
+    return busy | (workers if machine.on_cores else {"decoders": workers["decoders"]}), inside
 
 
 def _slowest(busy: dict[str, float], inside: dict[str, float]) -> str:

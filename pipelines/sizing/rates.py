@@ -55,7 +55,8 @@ class Rates:
         gaze: what gazed, and `device`: on what: cpu, cuda or mps.
         frames: of a clip.
         decode: seconds of a core.
-        jpeg, pack: seconds of a core for a clip: to encode its frames, and to pack it and write it.
+        batch: clips that are gazed at together.
+        jpeg, write: seconds of a core for a clip: to encode its frames, and to pack it into a shard.
         search: seconds of a core, or of the device, to gaze at a clip.
         shard: seconds of a core for a shard, whatever it holds.
         stored: bytes a clip takes in a dataset, with its part of the index, by how frames are stored.
@@ -67,9 +68,10 @@ class Rates:
     gaze: str
     device: str
     frames: int
+    batch: int
     decode: DecodeRates
     jpeg: float
-    pack: float
+    write: float
     search: float
     shard: float
     stored: Mapping[str, float]

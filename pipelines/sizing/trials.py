@@ -16,9 +16,9 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 
-from pipelines.corpus.clips import PlannedClip, decode_planned
+from pipelines.corpus.clips import PlannedClip, decoded_clips
 from pipelines.corpus.manifest import MANIFEST_SCHEMA
-from pipelines.corpus.plan import ClipConfig, clip_bytes
+from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.videos import local_copy
 from pipelines.errors import PipelineError
 from pipelines.sizing.footage import write_footage
@@ -32,7 +32,6 @@ _GUESS = DecodeRates(0.02, 0.002, 0.001, {})
 _GUESS_CLIP = 0.03  # and what else a clip costs
 _MOST = 400  # trials that are drawn, however much time there is
 _CLIPS = 64  # of a trial
-_KEPT = 2  # clips of a trial whose frames are kept
 _ENOUGH = 3  # trials of a codec that give it a rate of its own
 
 
@@ -138,21 +137,18 @@ def decode_trials(
 
 
 def _decode(decoder: IsolatedDecoder, trial: Trial) -> Decoded:
-    clips = PlannedClip.of_rows(trial.piece.rows)
-    out = np.zeros((len(clips), clip_bytes(clips[0].frames)), np.uint8)
-    out = out.reshape(len(clips), clips[0].frames, decoder.config.size, decoder.config.size, 3)
+    clips = [PlannedClip.of_row(row) for row in trial.piece.rows.to_dict("records")]
     with trial.open() as source:
-        before, began = decoder.cpu_seconds, time.perf_counter()
-        own = time.thread_time()
-        failed = decode_planned(decoder, source, clips, out)
+        before, began, own = decoder.cpu_seconds, time.perf_counter(), time.thread_time()
+        found = dict(decoded_clips(decoder, source, clips))
         spent, after = time.thread_time() - own, decoder.cpu_seconds
         # Where the system does not tell what a child has used, the clock has to do.
         spent = time.perf_counter() - began if before is None or after is None else spent + after - before
-    good = [place for place in range(len(clips)) if place not in failed]
+    good = [frames for frames in found.values() if not isinstance(frames, VideoError)]
     if not good:
-        raise next(iter(failed.values()))
-    kept = [good[0], good[len(good) // 2]][:_KEPT] if len(good) > 1 else good
-    return Decoded(trial, spent, tuple(out[place].copy() for place in kept))
+        raise next(error for error in found.values() if isinstance(error, VideoError))
+    kept = [good[0], good[len(good) // 2]] if len(good) > 1 else good
+    return Decoded(trial, spent, tuple(frames.copy() for frames in kept))
 
 
 def fitted_rates(done: Sequence[Decoded]) -> DecodeRates:
