@@ -45,10 +45,11 @@ def ours(source: Path, work: Path, per_video: int) -> dict[str, float]:
 
 def stages(work: Path) -> dict[str, float]:
     """Both stages alone over the dataset that `ours` made, in a process of their own, called as Ray calls them."""
-    from pipelines.dataset.shards import open_dataset
-    from pipelines.preprocess.config import PreprocessConfig
     from pipelines.preprocess.decode_stage import DecodeStage
     from pipelines.preprocess.gaze_stage import GazeStage
+
+    from pipelines.dataset.shards import open_dataset
+    from pipelines.preprocess.config import PreprocessConfig
     from pipelines.preprocess.job import resolve_gaze
     from pipelines.video.base import DecodeConfig
 

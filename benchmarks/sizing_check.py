@@ -50,7 +50,8 @@ def real(corpus: Path, rounds: int, keys: list[str], measure_s: float, cores: in
                 measured = span(Path(f"{output}.runs"))
                 error = predicted / measured - 1
                 print(
-                    f"| {number + 1} | {decoders}, {gazers} | {predicted:.1f} | {measured:.1f} | {error:+.1%} |", flush=True
+                    f"| {number + 1} | {decoders}, {gazers} | {predicted:.1f} | {measured:.1f} | {error:+.1%} |",
+                    flush=True,
                 )
 
 

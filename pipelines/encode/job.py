@@ -18,7 +18,7 @@ from pipelines.encode.encoders import ResolvedEncoder, resolve_encoder
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.loading.samples import require_decoder
-from pipelines.preprocess.description import with_own_threshold
+from pipelines.preprocess.description import with_own_defaults
 from pipelines.preprocess.inputs import Progress, planned_input, require_input
 from pipelines.preprocess.job import resolve_corpus_gaze
 from pipelines.preprocess.plan_corpus import plan_corpus
@@ -84,7 +84,7 @@ def resume_encode(config: EncodeConfig) -> EncodeJob | None:
     output = Location(config.output)
     written = read_about(output) if store.exists(output / "dataset.json") else None
     if written is not None and config.input:
-        config = with_own_threshold(config, written)
+        config = with_own_defaults(config, written)
     parts = _open(config)
     if written is None:
         require_new(output)

@@ -15,7 +15,8 @@ from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import split_members
-from pipelines.dataset.shards import CARRIED, OUTCOMES, TARGETS, Dataset
+from pipelines.dataset.packing import CARRIED
+from pipelines.dataset.shards import OUTCOMES, TARGETS, Dataset
 from pipelines.dataset.summaries import SUMMARY, SUMMARY_COLUMNS, joined, summarise
 from pipelines.dataset.versions import Version, version_named, versions_of
 from pipelines.errors import PipelineError

@@ -1,0 +1,101 @@
+"""How far the shards are that actors are making: what moves a job's progress between two commits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+SECONDS = 2.0
+"""Between two reports of an actor, and between two looks at them."""
+
+
+class Board:
+    """Clips that are done, by shard, of the shards that are being made. An actor of Ray, one for a job."""
+
+    def __init__(self) -> None:
+        self._clips: dict[int, int] = {}
+
+    def report(self, shard: int, clips: int) -> None:
+        self._clips[shard] = clips
+
+    def read(self, committed: list[int]) -> dict[int, int]:
+        """The numbers, without those of shards that were committed since the last call."""
+        for shard in committed:
+            self._clips.pop(shard, None)
+        return self._clips
+
+
+class Reporter:
+    """Tells a board how far a shard is, now and then. It may be pickled. board: its handle; None: nobody is told."""
+
+    def __init__(self, board: Any = None) -> None:
+        self._board, self._told = board, 0.0
+
+    def __call__(self, shard: int, clips: int) -> None:
+        if self._board is not None and time.monotonic() - self._told > SECONDS:
+            self._told = time.monotonic()
+            self._board.report.remote(shard, clips)
+
+
+class Watch:
+    """What the driver knows of the shards that are being made.
+
+    Attributes:
+        reporter: for the actors.
+    """
+
+    def __init__(self, on_progress: Callable[[int], None], board: Any) -> None:
+        self.reporter, self._board, self._tell = Reporter(board), board, on_progress
+        self._lock, self._committed, self._over = threading.Lock(), list[int](), threading.Event()
+
+    def committed(self, shard: int) -> None:
+        """A shard is committed: its clips are counted elsewhere from now on."""
+        with self._lock:
+            self._committed.append(shard)
+
+    def run(self) -> None:
+        import ray
+        from ray.exceptions import RayError
+
+        gone = set[int]()
+        while not self._over.wait(SECONDS):
+            with self._lock:
+                new, self._committed = self._committed, []
+            gone |= set(new)
+            try:
+                clips = ray.get(self._board.read.remote(new))
+            except RayError:  # with its node: progress then moves from commit to commit
+                return
+            gone &= set(clips)  # what a late report said again
+            with self._lock:
+                if not self._over.is_set():
+                    self._tell(sum(count for shard, count in clips.items() if shard not in gone | set(self._committed)))
+
+    def end(self) -> None:
+        self._over.set()
+
+
+@contextmanager
+def watching(on_progress: Callable[[int], None]) -> Iterator[Watch]:
+    """Within the block `on_progress` is called every few seconds, from a thread, with the number of clips that are done
+    in shards that are not committed yet. Without a running Ray it is not.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        yield Watch(on_progress, None)
+        return
+    # It holds no CPU, and is started again on another node when it is lost.
+    board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    watch = Watch(on_progress, board)
+    thread = threading.Thread(target=watch.run, name="autogaze-progress", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.end()
+        with suppress(Exception):  # Ray may be gone by now
+            ray.kill(board)
