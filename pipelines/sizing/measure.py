@@ -26,7 +26,7 @@ from pipelines.preprocess.description import decode_config
 from pipelines.preprocess.gaze_threads import gaze_each
 from pipelines.preprocess.job import resolve_gaze
 from pipelines.sizing.rates import Rates, gaze_words
-from pipelines.sizing.trials import Decoded, Trial, decode_trials, fitted_rates
+from pipelines.sizing.trials import TimedTrial, Trial, decode_trials, fitted_rates
 
 CLIPS = 32  # that are gazed at, encoded and packed together
 _ROUNDS = 3
@@ -73,7 +73,7 @@ def measure_rates(
     )
 
 
-def _typical(done: Sequence[Decoded]) -> np.ndarray:
+def _typical(done: Sequence[TimedTrial]) -> np.ndarray:
     """Clips as the job has them, uint8 [CLIPS, T, S, S, 3]: of those that were decoded, by what they stand for."""
     choices = [(frames, each.trial.weight / len(each.frames)) for each in done for frames in each.frames]
     drawn = random.Random(0).choices(choices, [weight for _, weight in choices], k=CLIPS)  # noqa: S311 (no secret)

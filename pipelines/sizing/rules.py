@@ -74,12 +74,9 @@ def shard_cost(shard: Shard, rates: Rates) -> ShardCost:
 
 
 def _cut(piece: Piece) -> Iterator[Piece]:
-    begin = 0
-    for rows in in_pieces(piece.rows[["start", "frames"]].to_dict("records")):
-        part = piece.rows.iloc[begin : begin + len(rows)]
-        begin += len(rows)
-        taken, decoded = frames_of(part)
-        yield replace(piece, rows=part, taken=taken, decoded=decoded)
+    for rows in in_pieces(piece.rows):
+        taken, decoded = frames_of(rows)
+        yield replace(piece, rows=rows, taken=taken, decoded=decoded)
 
 
 def _luck(video: int, rates: Rates) -> float:

@@ -45,7 +45,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class TimedTrial:
     """A trial, the core seconds that it took, and the frames of some clips: uint8 [T, S, S, 3] each."""
 
     trial: Trial
@@ -64,7 +64,7 @@ def drawn_trials(workload: Workload, seed: int = 0) -> list[Trial]:
     places = np.searchsorted(ends, (np.arange(count) + 0.5) / count * ends[-1])
     found = []
     for place in places.tolist():
-        piece, first = pieces[place], pieces[place].rows.iloc[0]
+        piece, first = pieces[place], pieces[place].rows[0]
         where = str(first["object"]), int(first["offset"]), int(first["bytes"])
         weight = piece.clips / sizes[place]
         found.append(Trial(_shortened(piece), weight, lambda where=where: local_copy(*where)))  # type: ignore[misc]
@@ -73,7 +73,7 @@ def drawn_trials(workload: Workload, seed: int = 0) -> list[Trial]:
 
 
 def _shortened(piece: Piece) -> Piece:
-    rows = piece.rows.iloc[:_CLIPS]
+    rows = piece.rows[:_CLIPS]
     taken, decoded = frames_of(rows)
     return replace(piece, rows=rows, taken=taken, decoded=decoded)
 
@@ -99,13 +99,13 @@ def footage_trials(
 
 def decode_trials(
     trials: Sequence[Trial], config: DecodeConfig, seconds: float, at_once: int, least: int
-) -> list[Decoded]:
+) -> list[TimedTrial]:
     """Decode trials, `at_once` at a time, for so many seconds and at least `least` of them.
 
     On all cores at once, since cores that work alone are faster. Raises PipelineError when none can be decoded.
     """
     waiting, lock = iter(trials), Lock()
-    done, reasons = list[Decoded](), set[str]()
+    done, reasons = list[TimedTrial](), set[str]()
     end = time.monotonic() + seconds
 
     def next_trial() -> Trial | None:
@@ -136,8 +136,8 @@ def decode_trials(
     return done
 
 
-def _decode(decoder: IsolatedDecoder, trial: Trial) -> Decoded:
-    clips = [PlannedClip.of_row(row) for row in trial.piece.rows.to_dict("records")]
+def _decode(decoder: IsolatedDecoder, trial: Trial) -> TimedTrial:
+    clips = [PlannedClip.of_row(row) for row in trial.piece.rows]
     with trial.open() as source:
         before, began, own = decoder.cpu_seconds, time.perf_counter(), time.thread_time()
         found = dict(decoded_clips(decoder, source, clips))
@@ -148,10 +148,10 @@ def _decode(decoder: IsolatedDecoder, trial: Trial) -> Decoded:
     if not good:
         raise next(error for error in found.values() if isinstance(error, VideoError))
     kept = [good[0], good[len(good) // 2]] if len(good) > 1 else good
-    return Decoded(trial, spent, tuple(frames.copy() for frames in kept))
+    return TimedTrial(trial, spent, tuple(frames.copy() for frames in kept))
 
 
-def fitted_rates(done: Sequence[Decoded]) -> DecodeRates:
+def fitted_rates(done: Sequence[TimedTrial]) -> DecodeRates:
     """Rates that give the times that were measured, as nearly as a sum of three parts can."""
     work = np.array([[1.0, d.trial.piece.decoded * d.trial.piece.megapixels, d.trial.piece.taken] for d in done])
     seconds = np.array([each.seconds for each in done])

@@ -6,12 +6,12 @@ corpus that is only described is planned as a manifest of so many equal videos.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from pipelines.corpus.manifest import MANIFEST_SCHEMA, in_parts
@@ -24,8 +24,8 @@ KEYFRAME_S = 2.0
 them to reach."""
 
 _PARTS = 16  # of a plan whose shards may be looked at in detail
-_CLIPS = 60_000  # of the shards that are
-_ALIKE = 2048  # equal videos that stand for all of them
+_CLIPS, _SHARDS = 30_000, 320  # that are, at most
+_ALIKE = 1024  # equal videos that stand for all of them
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Piece:
     Attributes:
         video: a number that the pieces of a video share.
         codec: of the video.
-        rows: of the plan: columns of PLAN_SCHEMA.
+        rows: of the plan: by columns of PLAN_SCHEMA.
         taken: frames that the clips take, and `decoded` that must be decoded for them.
         megapixels: of a frame, in millions of pixels.
         fetched: bytes of the video, if it has to be fetched; else 0.
@@ -43,7 +43,7 @@ class Piece:
 
     video: int
     codec: str
-    rows: pd.DataFrame
+    rows: Sequence[Mapping[str, Any]]
     taken: int
     decoded: int
     megapixels: float
@@ -151,9 +151,9 @@ def of_alike(
 
 
 def _sampled(parts: Sequence[tuple[pa.Table, PlanPart]], clips: int, shards: int) -> Iterator[tuple[Shard, ...]]:
-    """Runs of shards of some parts, of about `_CLIPS` clips together; all of the shards if they have no more."""
+    """Runs of shards of some parts, of about `_CLIPS` clips together; all of the shards if there are no more."""
     each = max(1, clips // max(shards, 1))
-    budget = max(4, _CLIPS // each // max(len(parts), 1))  # shards of a part
+    budget = max(4, min(_CLIPS // each, _SHARDS) // max(len(parts), 1))  # shards of a part
     ids: dict[tuple[int, str], int] = {}
     for number, (manifest, part) in enumerate(parts):
         first, count = int(part.table["shard"][0].as_py()), len(part.outline().clips)
@@ -161,11 +161,11 @@ def _sampled(parts: Sequence[tuple[pa.Table, PlanPart]], clips: int, shards: int
         for run in _runs(count, budget):
             found = []
             for shard in run:
-                rows = part.clips_of(first + shard)
-                good = rows[rows["reason"].isna()]
+                rows = part.clips_of(first + shard).to_dict("records")
+                good = [row for row in rows if not isinstance(row["reason"], str)]
                 pieces = [
-                    _piece(ids.setdefault((number, uri), len(ids)), codecs[uri], piece)
-                    for uri, piece in good.groupby("video", sort=False)
+                    _piece(ids.setdefault((number, uri), len(ids)), codecs[uri], list(piece))
+                    for uri, piece in groupby(good, key=lambda row: str(row["video"]))
                 ]
                 found.append(Shard(tuple(pieces), len(rows) - len(good)))
             yield tuple(found)
@@ -183,21 +183,20 @@ def _runs(count: int, budget: int) -> Iterator[range]:
         yield range(begin, begin + length)
 
 
-def _piece(video: int, codec: str, rows: pd.DataFrame) -> Piece:
-    first = rows.iloc[0]
+def _piece(video: int, codec: str, rows: Sequence[Mapping[str, Any]]) -> Piece:
+    first = rows[0]
     taken, decoded = frames_of(rows)
     remote = "://" in str(first["object"])
     megapixels = int(first["width"]) * int(first["height"]) / 1e6
     return Piece(video, codec, rows, taken, decoded, megapixels, int(first["bytes"]) if remote else 0)
 
 
-def frames_of(rows: pd.DataFrame) -> tuple[int, int]:
+def frames_of(rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """How many frames the clips of one video take (those of tiles once), and how many must be decoded for that."""
-    starts = rows["start"].drop_duplicates().to_numpy()
-    frames, stride, last = (int(rows[name].iloc[0]) for name in ("frames", "stride", "video_frames"))
+    starts = np.array(list(dict.fromkeys(int(row["start"]) for row in rows)))
+    frames, stride, last = (int(rows[0][name]) for name in ("frames", "stride", "video_frames"))
     numbers = np.minimum(starts[:, None] + np.arange(frames) * stride, max(last - 1, 0))
-    wanted = np.unique(numbers)
-    apart = np.diff(wanted, prepend=-1)
-    between = max(KEYFRAME_S * float(rows["fps"].iloc[0]), 1.0)
+    apart = np.diff(np.unique(numbers), prepend=-1)
+    between = max(KEYFRAME_S * float(rows[0]["fps"]), 1.0)
     reached = np.where(apart > between, between / 2 + 1, apart)  # read on, or seek to a keyframe and read on from there
     return numbers.size, int(reached.sum())
