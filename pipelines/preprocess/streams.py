@@ -13,7 +13,9 @@ import numpy as np
 
 from pipelines.preprocess.rows import DecodedClip
 
-T, R, W = TypeVar("T"), TypeVar("R"), TypeVar("W")
+T = TypeVar("T")
+R = TypeVar("R")
+W = TypeVar("W")
 
 
 def grouped(clips: Iterable[DecodedClip], size: int) -> Iterator[list[DecodedClip]]:
