@@ -26,9 +26,9 @@ def encode_frames(frames: np.ndarray, storage: str, quality: int) -> list[tuple[
     if storage == "none":
         return []
     if storage == "raw":
-        sink = io.BytesIO()
-        np.save(sink, frames, allow_pickle=False)
-        return [(_ARRAY, sink.getvalue())]
+        array = io.BytesIO()
+        np.save(array, frames, allow_pickle=False)
+        return [(_ARRAY, array.getvalue())]
     ends = [0]
     with _memory_file() as sink:
         for frame in frames:

@@ -8,7 +8,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pandas as pd
 import pyarrow as pa
@@ -43,9 +43,7 @@ class ShardWriter:
     """
 
     def __init__(self, sink: IO[bytes], schema: pa.Schema) -> None:
-        self._sink, self._schema = _Hashing(sink), schema
-        # A sink of ours, since a file does not say what was written to it: tarfile calls only write and tell.
-        self._tar = tarfile.open(fileobj=cast(IO[bytes], self._sink), mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._sink, self._schema, self._at = sink, schema, 0
         self._records: list[dict[str, Any]] = []
 
     def add(self, row: Mapping[str, Any], clip: PackedClip) -> None:
@@ -54,49 +52,39 @@ class ShardWriter:
         self._records.append(record)
         if not clip.members:
             return
-        begin = self._sink.begin()
         # Without its shard and position: a clip's bytes are the same wherever the plan puts it.
         described = {name: value for name, value in record.items() if name not in ("shard", "position")}
         described |= {name: row[name] for name in ("video_frames", "fps", "width", "height")} | dict(clip.described)
         text = json.dumps(described, ensure_ascii=False, sort_keys=True).encode()
+        begin, digest = self._at, hashlib.sha256()
         for suffix, data in [("json", text), *clip.members]:
-            member = tarfile.TarInfo(f"{row['clip']}.{suffix}")  # TarInfo's own defaults: mtime 0, uid 0, mode 644
-            member.size = len(data)
-            self._tar.addfile(member, io.BytesIO(data))
-        self._tar.members.clear()  # it keeps one for each file
-        record.update(offset=begin, size=self._sink.tell() - begin, sha256=self._sink.digest())
+            for part in _member(f"{row['clip']}.{suffix}", data):
+                digest.update(part)
+                self._write(part)
+        record.update(offset=begin, size=self._at - begin, sha256=digest.hexdigest())
 
     def finish(self) -> int:
         """Write the end of the archive; how many bytes it has."""
-        self._tar.close()
-        return self._sink.tell()
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self._at % tarfile.RECORDSIZE))
+        return self._at
 
     def index(self) -> bytes:
         """The index of the clips that were added, as the bytes of a parquet file."""
         return tables.to_bytes(pd.DataFrame(self._records, columns=self._schema.names), self._schema)
 
-
-class _Hashing:
-    """A file that is only written to, and hashes what was written since `begin`."""
-
-    def __init__(self, sink: IO[bytes]) -> None:
-        self._sink, self._at, self._hash = sink, 0, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
+    def _write(self, data: bytes) -> None:
         self._sink.write(data)
-        self._hash.update(data)
         self._at += len(data)
-        return len(data)
 
-    def tell(self) -> int:
-        return self._at
 
-    def begin(self) -> int:
-        self._hash = hashlib.sha256()
-        return self._at
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
+def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    """A file of a tar: its header, its bytes, and what fills its last block. What tarfile.TarFile writes, which keeps
+    something of each file.
+    """
+    member = tarfile.TarInfo(name)  # TarInfo's own defaults: mtime 0, uid 0, mode 644
+    member.size = len(data)
+    return member.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
 def pack_shard(rows: pd.DataFrame, clips: Iterable[PackedClip], schema: pa.Schema) -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from queue import SimpleQueue
 from threading import Lock
@@ -142,9 +143,12 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
                 for piece, future in taken:
                     if future.cancel():
                         _let_go(piece)
-                    future.add_done_callback(lambda _, held=piece.bytes: self._room.give(held))
+                    future.add_done_callback(partial(self._give, piece.bytes))
                 for piece in pieces:
                     _let_go(piece)
+
+    def _give(self, count: int, future: Future[Any]) -> None:
+        self._room.give(count)
 
     def _pieces(self, shard: int) -> Iterator[_Piece]:
         rows = self.plan.clips_of(shard)

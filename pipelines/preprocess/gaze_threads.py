@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -17,9 +14,14 @@ from pipelines.dataset.frames import decode_frames_into, jpeg_members
 from pipelines.gazing import gazers
 from pipelines.gazing.gazers import Gazer, ResolvedGaze
 from pipelines.preprocess.rows import DecodedClip
-from pipelines.preprocess.streams import grouped, in_order, stacked
+from pipelines.preprocess.streams import OwnThreads, grouped, stacked
 
 R = TypeVar("R")
+
+
+def one_thread() -> None:
+    """Let torch work in one thread in each of ours: clips side by side gain more than one clip in several threads."""
+    torch.set_num_threads(1)
 
 
 class GazeThreads:
@@ -29,16 +31,13 @@ class GazeThreads:
     """
 
     def __init__(self, gaze: ResolvedGaze, device: str, count: int, storage: str) -> None:
-        torch.set_num_threads(1)  # of each thread: several clips at a time gain more than a clip in several threads
-        self.gazer = gazers.start(gaze, device)
+        one_thread()
+        self._threads = OwnThreads(lambda: gazers.start(gaze, device), count, one_thread)
+        self.gazer = self._threads.first
         self._stored = self.gazer.settings.verify and storage == "jpeg"
-        self._count, self._idle = count, SimpleQueue[Gazer]()
-        for number in range(count):
-            self._idle.put(gazers.start(gaze, device) if number else self.gazer)
-        self._pool = ThreadPoolExecutor(count, "autogaze-gaze", initializer=lambda: torch.set_num_threads(1))
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.close()
 
     def gazed(
         self, clips: Iterable[DecodedClip], finish: Callable[[list[DecodedClip], list[Gaze], Gazer], R]
@@ -49,14 +48,10 @@ class GazeThreads:
         Gives what that returns and the seconds that both took, group by group, in order.
         """
 
-        def work(group: list[DecodedClip]) -> tuple[R, float]:
-            began, gazer = time.perf_counter(), self._idle.get()
-            try:
-                return finish(group, self._gazes(group, gazer), gazer), time.perf_counter() - began
-            finally:
-                self._idle.put(gazer)
+        def work(gazer: Gazer, group: list[DecodedClip]) -> R:
+            return finish(group, self._gazes(group, gazer), gazer)
 
-        return in_order(self._pool, work, grouped(clips, self.gazer.batch), self._count)
+        return self._threads.in_order(work, grouped(clips, self.gazer.batch))
 
     def _gazes(self, group: Sequence[DecodedClip], gazer: Gazer) -> list[Gaze]:
         ok = [clip for clip in group if clip.frames is not None]

@@ -89,7 +89,7 @@ def watching(on_progress: Callable[[int], None]) -> Iterator[Watch]:
         yield Watch(on_progress, None)
         return
     # It holds no CPU, and is started again on another node when it is lost.
-    board = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    board: Any = ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     watch = Watch(on_progress, board)
     thread = threading.Thread(target=watch.run, name="autogaze-progress", daemon=True)
     thread.start()

@@ -7,7 +7,6 @@ reason the work can be cut into parts (part=K/N) that know nothing of each other
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset import shards
 from pipelines.dataset.indexes import INDEX_SCHEMA, Indexes
 from pipelines.dataset.merging import merge_indexes
+from pipelines.dataset.versions import about_bytes
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig, parse_part, shards_of_part
 from pipelines.storage import store
@@ -106,7 +106,7 @@ def publish_about(output: Location, about: dict[str, Any], plan: DatasetPlan) ->
     about: all of it but how much is planned.
     """
     about = about | {"clips": plan.clips, "shards": plan.shards}
-    store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", output / "dataset.json")
+    store.publish(about_bytes(about), output / "dataset.json")
 
 
 def prepare_output(config: CorpusConfig, job: ShardJob | None) -> None:
@@ -140,12 +140,10 @@ def hopeless_clips(job: ShardJob) -> dict[str, int]:
 
 
 def finish_dataset(job: ShardJob) -> None:
-    """Merge the index files that can be; and if all parts are done now, remove temporaries of killed ones."""
-    _, parts = parse_part(job.config.part)
+    """Merge the index files that can be, and remove temporaries of killed actors; when all parts are done, of all."""
     planned = job.plan.shards
     whole = len(shards.committed_shards(job.output)) == planned
-    if parts > 1 and whole:
-        _remove_temporaries(job.output, everything)
+    _remove_temporaries(job.output, everything if whole else _of_shards(job.part))
     # Another part may be taking shards back just now: while one is at work, its thousands are its own.
     merge_indexes(job.output, job.schema, range(planned) if whole else shards_of_part(job.config.part, planned))
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from typing import TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from pipelines.preprocess.rows import DecodedClip
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
+W = TypeVar("W")
 
 
 def grouped(clips: Iterable[DecodedClip], size: int) -> Iterator[list[DecodedClip]]:
@@ -42,6 +46,40 @@ def in_order(pool: Executor, work: Callable[[T], R], items: Iterable[T], ahead: 
     finally:
         for future in waiting:
             future.cancel()
+
+
+class OwnThreads(Generic[W]):
+    """Threads that each work with an object of their own, such as a network.
+
+    Args:
+        make: makes one.
+        count: of threads.
+        begin: called in each thread before its first work.
+    """
+
+    def __init__(self, make: Callable[[], W], count: int, begin: Callable[[], object] = lambda: None) -> None:
+        self.first, self.count = make(), count
+        self._idle = SimpleQueue[W]()
+        for own in [self.first, *(make() for _ in range(count - 1))]:
+            self._idle.put(own)
+        self._pool = ThreadPoolExecutor(count, "autogaze-work", initializer=begin)
+
+    def close(self) -> None:
+        """End the threads, when they have done what they are at."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def in_order(self, work: Callable[[W, T], R], items: Iterable[T]) -> Iterator[tuple[R, float]]:
+        """What `work` makes of each item, in their order, and the seconds that it took."""
+
+        def timed(item: T) -> tuple[R, float]:
+            own = self._idle.get()
+            began = time.perf_counter()
+            try:
+                return work(own, item), time.perf_counter() - began
+            finally:
+                self._idle.put(own)
+
+        return in_order(self._pool, timed, items, self.count)
 
 
 def stacked(clips: Sequence[np.ndarray]) -> np.ndarray:

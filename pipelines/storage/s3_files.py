@@ -69,9 +69,10 @@ class S3Files(FileSystem):
 
     def remove_temporaries(self, url: str, mine: Mine) -> int:
         """Uploads in parts that were begun under a URL. Where they may not be listed, the bucket's rules end them."""
-        removed, token = 0, s3.FIRST_UPLOAD
-        while token is not None:
-            page, token = self.retrying(partial(s3.uploads, url, token), url)
+        removed = 0
+        after: s3.Upload | None = s3.FIRST_UPLOAD
+        while after is not None:
+            page, after = self.retrying(partial(s3.uploads, url, after), url)
             for upload in page:
                 if mine(upload.key.rpartition("/")[2]):
                     self.retrying(partial(s3.abort, url, upload), url)
