@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-SECONDS = 2.0
-"""Between two reports of an actor, and between two looks at them."""
+_SECONDS = 2.0  # between two reports of an actor, and between two looks at them
 
 
 class Board:
@@ -35,7 +34,7 @@ class Reporter:
         self._board, self._told = board, 0.0
 
     def __call__(self, shard: int, clips: int) -> None:
-        if self._board is not None and time.monotonic() - self._told > SECONDS:
+        if self._board is not None and time.monotonic() - self._told > _SECONDS:
             self._told = time.monotonic()
             self._board.report.remote(shard, clips)
 
@@ -61,7 +60,7 @@ class Watch:
         from ray.exceptions import RayError
 
         gone = set[int]()
-        while not self._over.wait(SECONDS):
+        while not self._over.wait(_SECONDS):
             with self._lock:
                 new, self._committed = self._committed, []
             gone |= set(new)
