@@ -19,6 +19,7 @@ from typing import IO
 from pipelines.storage.location import TEMPORARY_PREFIX
 
 _TRIES = 3
+_LONGEST = 64
 Mine = Callable[[str], bool]
 """Whether a temporary may be cleared, by the name of what it is to become; '' where it does not say."""
 
@@ -27,13 +28,19 @@ def everything(name: str) -> bool:
     return True
 
 
+def temporary_name(name: str) -> str:
+    """What a file is called until it is complete. It says what it is to become, unless that is a long or odd name."""
+    said = name if len(name) <= _LONGEST and name.isascii() else ""
+    return f"{TEMPORARY_PREFIX}{said}-{uuid.uuid4().hex}"
+
+
 @contextmanager
 def spool(folder: Path, name: str) -> Iterator[tuple[IO[bytes], Path]]:
     """A new file in a folder, and its path, for what is to be called `name`. It is removed when the block ends, unless
     it was moved.
     """
     for attempt in range(_TRIES):
-        path = folder / f"{TEMPORARY_PREFIX}{name}-{uuid.uuid4().hex}"
+        path = folder / temporary_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("x+b")
         fcntl.flock(file, fcntl.LOCK_EX)
