@@ -72,6 +72,7 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
         store.publish(about_bytes(about), place)
     for folder in (output, output / "shards", output / "index"):
         store.remove_temporaries(folder)
+    store.clear_spools(output)
     made = set(shards.committed_shards(output))
     return [shard for shard in planned if shard not in made]
 

@@ -7,6 +7,7 @@ locks between nodes, a live writer's file may be cleared by another node: what i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -43,7 +44,8 @@ def spool(folder: Path, name: str) -> Iterator[tuple[IO[bytes], Path]]:
         path = folder / temporary_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("x+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         if path.exists() or attempt == _TRIES - 1:  # else it was cleared before it was locked
             break
         file.close()
@@ -85,11 +87,14 @@ def _name(path: Path) -> str:
 
 def _dead(path: Path) -> bool:
     """Remove a temporary that nobody holds; whether it was."""
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
+                raise
         path.unlink(missing_ok=True)
         return True
     return False

@@ -25,10 +25,10 @@ from pipelines.preprocess.decoding import ClipDecoders, Decoding
 from pipelines.preprocess.rows import DecodedClip, Effort
 from pipelines.preprocess.streams import clip_array, in_order
 from pipelines.preprocess.window import Room
-from pipelines.storage import store
+from pipelines.storage import s3, store
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder
-from tests.support import runs
+from tests.support import runs, s3_servers
 from tests.support.plans import plan_of
 from tests.support.videos import write_video
 from tests.support.waiting import wait_until
@@ -239,3 +239,53 @@ def test_progress_moves_within_a_shard(capsys: pytest.CaptureFixture[str], monke
             assert wait_until(lambda done=done: done in looks, seconds=5)
     shown = [line.split("/")[0] for line in capsys.readouterr().out.splitlines()]
     assert list(dict.fromkeys(shown)) == ["100", "400"] and not list(itertools.filterfalse(str.isdigit, shown))
+
+
+@pytest.mark.slow
+def test_a_lost_node_and_killed_actors_change_no_byte(made: runs.Run, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    output = tmp_path / "gaze"
+    try:
+        node = cluster.add_node(num_cpus=2, object_store_memory=200 << 20)
+        settings = ["workers.decode=4", "workers.gaze=2", f"ray.address={cluster.address}"]
+        job = runs.start("preprocess", *made.settings, f"output={output}", *settings)
+        assert wait_until(lambda: any(output.glob("shards/.tmp-*")) or job.poll() is not None, every=0.05)
+        assert job.poll() is None, "it ended before a node could be taken from it"
+        cluster.remove_node(node, allow_graceful=False)
+        assert job.wait() == 0
+    finally:
+        cluster.shutdown()
+    assert runs.tree(output) == made.files
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_in_the_middle_of_an_upload_in_parts(
+    s3_server: s3_servers.Rclone, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    settings = [f"input={videos}", *SETTINGS, "frames=raw"]  # tars of 36 MB
+    assert runs.plainly("preprocess", *settings, f"output={tmp_path / 'gaze'}").returncode == 0
+    place, sent = f"s3://{s3_servers.BUCKET}/gaze", threading.Event()
+    client, upload = s3.client(), s3.client().upload_part
+
+    def noted(**of: Any) -> Any:
+        sent.set()
+        return upload(**of)
+
+    monkeypatch.setattr(client, "upload_part", noted)
+
+    def strike() -> None:
+        sent.wait(60)
+        with s3_server.away(14):
+            pass
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    done = runs.plainly("preprocess", *settings, f"output={place}")
+    striker.join()
+    assert done.returncode == 0 and sent.is_set(), done.stderr
+    stored = s3_server.folder / s3_servers.BUCKET / "gaze"
+    assert runs.tree(stored) == runs.tree(tmp_path / "gaze")
+    assert not s3.uploads(place)[0]
