@@ -24,7 +24,7 @@ from pipelines.preprocess.gaze_threads import GazeThreads, one_thread
 from pipelines.preprocess.progress import Reporter
 from pipelines.preprocess.rows import CommittedShard, DecodedClip, Effort
 from pipelines.preprocess.stopwatch import Stopwatch
-from pipelines.preprocess.streams import OwnThreads, stacked
+from pipelines.preprocess.streams import OwnThreads, clip_array
 from pipelines.storage import store
 
 
@@ -180,7 +180,7 @@ class EncodeStage:
         stored: Iterator[ClipFeatures | None] = iter(())
         if own:
             with torch.inference_mode():
-                frames = stacked([frames for frames, _ in own if frames is not None])
+                frames = clip_array([frames for frames, _ in own if frames is not None])
                 out = encoder.encode(frames, Gaze.cat([gaze for _, gaze in own]), hidden_states=self.resolved.hidden)
                 stored = iter(list(self._stored(out)))
         found = []

@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -18,14 +18,12 @@ from pipelines.dataset.frames import decode_frames_into
 from pipelines.dataset.members import BadSample
 from pipelines.dataset.shards import checked_members
 from pipelines.errors import PipelineError
-from pipelines.preprocess.decoding import PIECE_BYTES, ClipDecoders, Decoding
+from pipelines.preprocess.decoding import PIECE_BYTES, ClipDecoders, Decoding, Row
 from pipelines.preprocess.rows import DecodedClip, Effort, Failure
 from pipelines.preprocess.streams import in_order
 from pipelines.storage import store
 
 _RANGE_BYTES = 32 << 20  # read at once, but for a clip that is larger
-
-Row = Mapping[str, Any]
 
 
 class StoredClips:

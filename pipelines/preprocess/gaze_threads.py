@@ -14,7 +14,7 @@ from pipelines.dataset.frames import decode_frames_into, jpeg_members
 from pipelines.gazing import gazers
 from pipelines.gazing.gazers import Gazer, ResolvedGaze
 from pipelines.preprocess.rows import DecodedClip
-from pipelines.preprocess.streams import OwnThreads, grouped, stacked
+from pipelines.preprocess.streams import OwnThreads, clip_array, grouped
 
 R = TypeVar("R")
 
@@ -57,7 +57,7 @@ class GazeThreads:
         ok = [clip for clip in group if clip.frames is not None]
         if not ok:
             return []
-        frames = stacked([clip.frames for clip in ok if clip.frames is not None])
+        frames = clip_array([clip.frames for clip in ok if clip.frames is not None])
         if self._stored:
             frames = _as_stored(ok, frames.shape)
         return gaze_each(gazer, frames, [clip.name for clip in ok])

@@ -14,7 +14,7 @@ from pipelines.preprocess.config import CorpusConfig
 from pipelines.preprocess.decoding import Decoding
 from pipelines.preprocess.description import decode_config
 from pipelines.preprocess.job import Job
-from pipelines.preprocess.layout import Layout, Node, Wanted, lay_out
+from pipelines.preprocess.layout import Layout, NodeRoom, Wanted, lay_out
 from pipelines.preprocess.progress import Reporter, watching
 from pipelines.preprocess.rows import CommittedShard
 from pipelines.preprocess.shard_job import ShardJob
@@ -73,7 +73,7 @@ def run_stage(job: ShardJob, stage: Stage, wanted: Wanted, totals: Totals, on_sh
     failed_before = _failed_before(job) if config.max_failed_fraction < 1 else Counter[str]()
     _require_few(failed_before, clips, config)
     configure_ray_data()
-    layout = lay_out(wanted, len(job.missing), [Node(*size) for size in node_sizes()])
+    layout = lay_out(wanted, len(job.missing), [NodeRoom(*size) for size in node_sizes()])
     rows: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing)
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-class Node(NamedTuple):
+class NodeRoom(NamedTuple):
     """CPUs and GPUs of a node."""
 
     cpus: float
@@ -43,7 +43,7 @@ class Layout:
     gpus: float = 0.0
 
 
-def lay_out(wanted: Wanted, shards: int, nodes: Sequence[Node]) -> Layout:
+def lay_out(wanted: Wanted, shards: int, nodes: Sequence[NodeRoom]) -> Layout:
     """Lay out the workers of a job that is to make so many shards.
 
     A shard is made by one actor on one node, so there are no more actors than shards. Where these are few, an actor has
@@ -58,7 +58,7 @@ def lay_out(wanted: Wanted, shards: int, nodes: Sequence[Node]) -> Layout:
     return Layout(actors, decoders, 1 if wanted.on_gpu else gazers, wanted.cpus / actors * share, gpus)
 
 
-def _room(node: Node, cpus: float, gpus: float) -> int:
+def _room(node: NodeRoom, cpus: float, gpus: float) -> int:
     """Actors that fit on a node."""
     room = node.cpus / cpus if cpus else math.inf
     if gpus:

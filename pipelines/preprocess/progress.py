@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-SECONDS = 2.0
-"""Between two reports of an actor, and between two looks at them."""
+_SECONDS = 2.0  # between two reports of an actor, and between two looks at them
 
 
 class Board:
@@ -18,8 +17,8 @@ class Board:
     def __init__(self) -> None:
         self._clips: dict[int, int] = {}
 
-    def report(self, shard: int, clips: int) -> None:
-        self._clips[shard] = clips
+    def report(self, clips: dict[int, int]) -> None:
+        self._clips |= clips
 
     def read(self, committed: list[int]) -> dict[int, int]:
         """The numbers, without those of shards that were committed since the last call."""
@@ -29,15 +28,22 @@ class Board:
 
 
 class Reporter:
-    """Tells a board how far a shard is, now and then. It may be pickled. board: its handle; None: nobody is told."""
+    """Tells a board now and then how far the shards of an actor are. It may be pickled.
+
+    board: its handle; None: nobody is told.
+    """
 
     def __init__(self, board: Any = None) -> None:
         self._board, self._told = board, 0.0
+        self._clips: dict[int, int] = {}
 
     def __call__(self, shard: int, clips: int) -> None:
-        if self._board is not None and time.monotonic() - self._told > SECONDS:
-            self._told = time.monotonic()
-            self._board.report.remote(shard, clips)
+        if self._board is None:
+            return
+        self._clips[shard] = clips
+        if time.monotonic() - self._told > _SECONDS:
+            self._board.report.remote(self._clips)
+            self._told, self._clips = time.monotonic(), {}
 
 
 class Watch:
@@ -49,30 +55,30 @@ class Watch:
 
     def __init__(self, on_progress: Callable[[int], None], board: Any) -> None:
         self.reporter, self._board, self._tell = Reporter(board), board, on_progress
-        self._lock, self._committed, self._over = threading.Lock(), list[int](), threading.Event()
+        self._clips: dict[int, int] = {}
+        self._committed, self._new, self._over = set[int](), list[int](), threading.Event()
 
     def committed(self, shard: int) -> None:
         """A shard is committed: its clips are counted elsewhere from now on."""
-        with self._lock:
-            self._committed.append(shard)
+        self._committed.add(shard)
+        self._new.append(shard)
+        self._show()
 
     def run(self) -> None:
         import ray
         from ray.exceptions import RayError
 
-        gone = set[int]()
-        while not self._over.wait(SECONDS):
-            with self._lock:
-                new, self._committed = self._committed, []
-            gone |= set(new)
+        while not self._over.wait(_SECONDS):
+            new, self._new = self._new, []
             try:
-                clips = ray.get(self._board.read.remote(new))
-            except RayError:  # with its node: progress then moves from commit to commit
+                self._clips = ray.get(self._board.read.remote(new))
+            except RayError:  # lost with its node: progress then moves from commit to commit
+                self._clips = {}
                 return
-            gone &= set(clips)  # what a late report said again
-            with self._lock:
-                if not self._over.is_set():
-                    self._tell(sum(count for shard, count in clips.items() if shard not in gone | set(self._committed)))
+            self._show()
+
+    def _show(self) -> None:
+        self._tell(sum(count for shard, count in self._clips.items() if shard not in self._committed))
 
     def end(self) -> None:
         self._over.set()
@@ -97,5 +103,6 @@ def watching(on_progress: Callable[[int], None]) -> Iterator[Watch]:
         yield watch
     finally:
         watch.end()
+        on_progress(0)
         with suppress(Exception):  # Ray may be gone by now
             ray.kill(board)

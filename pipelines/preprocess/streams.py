@@ -82,7 +82,7 @@ class OwnThreads(Generic[W]):
         return in_order(self._pool, timed, items, self.count)
 
 
-def stacked(clips: Sequence[np.ndarray]) -> np.ndarray:
+def clip_array(clips: Sequence[np.ndarray]) -> np.ndarray:
     """Clips uint8 [T, S, S, 3] as one array [B, T, S, S, 3]; without a copy where they follow one another in memory."""
     first = clips[0]
     at = first.__array_interface__["data"][0]

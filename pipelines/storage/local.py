@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -135,7 +134,7 @@ def _stat(path: str) -> os.stat_result | None:
 def _write(data: bytes, path: Path) -> None:
     # A job that starts beside this one removes the temporaries it sees, ours included: then write it once more.
     for attempt in range(3):
-        temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex}"
+        temporary = path.parent / spool.temporary_name(path.name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as out:

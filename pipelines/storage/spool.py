@@ -7,6 +7,7 @@ locks between nodes, a live writer's file may be cleared by another node: what i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import IO
 from pipelines.storage.location import TEMPORARY_PREFIX
 
 _TRIES = 3
+_LONGEST = 64
 Mine = Callable[[str], bool]
 """Whether a temporary may be cleared, by the name of what it is to become; '' where it does not say."""
 
@@ -27,16 +29,23 @@ def everything(name: str) -> bool:
     return True
 
 
+def temporary_name(name: str) -> str:
+    """What a file is called until it is complete. It says what it is to become, unless that is a long or odd name."""
+    said = name if len(name) <= _LONGEST and name.isascii() else ""
+    return f"{TEMPORARY_PREFIX}{said}-{uuid.uuid4().hex}"
+
+
 @contextmanager
 def spool(folder: Path, name: str) -> Iterator[tuple[IO[bytes], Path]]:
     """A new file in a folder, and its path, for what is to be called `name`. It is removed when the block ends, unless
     it was moved.
     """
     for attempt in range(_TRIES):
-        path = folder / f"{TEMPORARY_PREFIX}{name}-{uuid.uuid4().hex}"
+        path = folder / temporary_name(name)
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("x+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         if path.exists() or attempt == _TRIES - 1:  # else it was cleared before it was locked
             break
         file.close()
@@ -78,11 +87,14 @@ def _name(path: Path) -> str:
 
 def _dead(path: Path) -> bool:
     """Remove a temporary that nobody holds; whether it was."""
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
+                raise
         path.unlink(missing_ok=True)
         return True
     return False

@@ -117,7 +117,11 @@ def publishing(url: str) -> Iterator[IO[bytes]]:
         with spool.spool(folder, url.rpartition("/")[2]) as (out, temporary):
             yield out
             spool.settle(out, temporary)
-            files.publish_file(temporary, url)
+            try:
+                files.publish_file(temporary, url)
+            except FileNotFoundError:  # cleared at this very moment
+                spool.settle(out, temporary)
+                files.publish_file(temporary, url)
     except OSError as error:
         raise StoreError(explain_os_error(error, url if is_local(url) else str(folder))) from error
 
