@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pipelines.sizing.trials import Trial
     from pipelines.sizing.workload import Workload
 
-_MOST_NODES = 100_000
+_MOST_NODES = 10_000
 _GBIT = 1e9 / 8
 _UNLIMITED = 1e18  # bytes a second
 

@@ -22,7 +22,7 @@ from pipelines.sizing.workload import Workload
 
 _WHOLE_CLIPS = 30_000  # a job of no more clips is simulated whole
 _STEADY = 3  # shards that each actor commits while a node is watched, after its first
-_SHARDS = 20_000  # simulated one by one
+_SHARDS = 5_000  # simulated one by one
 _CORES = ("decode", "encode", "search", "write")  # what cores are busy with
 _SATURATED = 0.9
 
@@ -116,8 +116,10 @@ class Predictor:
             return self.predict(replace(cluster, nodes=nodes)).seconds <= seconds
 
         # As many times one node as the work is; from there by doubling steps to where the answer changes.
-        one = self.predict(replace(cluster, nodes=1))
-        low, high = 0, min(most, max(1, math.floor(one.seconds / seconds)))  # low: not enough nodes, or none
+        least = self.predict(replace(cluster, nodes=1)).seconds / seconds
+        if least > 1.1 * most:  # not even if no node waited for another
+            return None
+        low, high = 0, min(most, max(1, math.floor(least)))  # low: not enough nodes, or none
         step = 1
         while not enough(high):
             if high >= most:
@@ -206,7 +208,5 @@ def _busy(run: _Run, machine: Machine) -> tuple[dict[str, float], dict[str, floa
 def _slowest(busy: dict[str, float], inside: dict[str, float]) -> str:
     """What the others wait for: a resource that is busy all the time, else the workers that are busiest."""
     full = [name for name in ("GPUs", "receive", "send", "cores") if busy.get(name, 0.0) >= _SATURATED]
-    if not full:
-        return max(busy, key=lambda name: busy[name])
-    name = max(full, key=lambda name: busy[name])
+    name = max(full or busy, key=lambda name: busy[name])
     return f"cores, mostly {Counter(inside).most_common(1)[0][0]}" if name == "cores" else name

@@ -10,7 +10,7 @@ from pipelines.corpus.plan import clip_bytes
 from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.decoding import Decoding, in_pieces
 from pipelines.preprocess.graph import IN_FLIGHT, SHARDS_AT_ONCE
-from pipelines.preprocess.layout import Node, lay_out
+from pipelines.preprocess.layout import NodeRoom, lay_out
 from pipelines.preprocess.workers import share_workers
 from pipelines.sizing.machines import ClipCost, Machine, PieceCost, ShardCost
 from pipelines.sizing.rates import Rates
@@ -36,7 +36,7 @@ def machine_of(cluster: Cluster, config: PreprocessConfig, batch: int, shards: i
     """
     nodes = cluster.nodes
     workers = share_workers(config, nodes * cluster.cores, nodes * cluster.gpus, nodes)
-    layout = lay_out(workers.wanted, shards, [Node(cluster.cores, cluster.gpus)] * nodes)
+    layout = lay_out(workers.wanted, shards, [NodeRoom(cluster.cores, cluster.gpus)] * nodes)
     machine = Machine(
         cores=cluster.cores,
         actors=-(-layout.actors // nodes),

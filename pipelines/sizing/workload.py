@@ -24,8 +24,8 @@ KEYFRAME_S = 2.0
 them to reach."""
 
 _PARTS = 16  # of a plan whose shards may be looked at in detail
-_CLIPS, _SHARDS = 30_000, 320  # that are, at most
-_ALIKE = 1024  # equal videos that stand for all of them
+_CLIPS, _SHARDS = 30_000, 128  # that are, at most
+_ALIKE = 512  # equal videos that stand for all of them
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipelines.sizing import predict
 from pipelines.sizing.amounts import amounts
 from pipelines.sizing.predict import Predictor
 from pipelines.sizing.rules import Cluster
-from pipelines.sizing.workload import of_alike, of_manifest
+from pipelines.sizing.workload import Workload, of_alike, of_manifest
 from tests.pipelines.sizing.test_rates import RATES
 from tests.pipelines.sizing.test_workload import manifest
 
@@ -21,8 +21,19 @@ CLUSTER = Cluster(nodes=1, cores=8, gpus=0, bytes_per_s=1.25e9, store_bytes_per_
 HOURS = (0.64, (1280, 720), "h264", 25.0, 4.0, ClipConfig())  # videos of 60 clips
 
 
-def test_a_node_that_is_watched_predicts_what_all_of_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = of_alike(1.6, *HOURS, 120)
+@pytest.fixture(scope="module")
+def few() -> Workload:
+    """80 shards of two videos each."""
+    return of_alike(160 * 0.64 / 60, *HOURS, 120)
+
+
+@pytest.fixture(scope="module")
+def many() -> Workload:
+    return of_alike(400, *HOURS, 120)
+
+
+def test_a_node_that_is_watched_predicts_what_all_of_it_does(few: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = few
     whole = Predictor(job, RATES, CONFIG).predict(CLUSTER)
     assert whole.simulated == f"all {job.clips:,} clips, one by one"
     monkeypatch.setattr(predict, "_WHOLE_CLIPS", 0)
@@ -34,28 +45,29 @@ def test_a_node_that_is_watched_predicts_what_all_of_it_does(monkeypatch: pytest
         monkeypatch.setattr(predict, "_WHOLE_CLIPS", 0)
 
 
-def test_cores_that_are_all_busy_take_what_the_work_takes() -> None:
-    job = of_alike(1.6, *HOURS, 120)
+def test_cores_that_are_all_busy_take_what_the_work_takes(few: Workload) -> None:
+    job = few
     rates = replace(RATES, search=0.01)
     found = Predictor(job, rates, replace(CONFIG, frames="none")).predict(CLUSTER)
     decode = sum(RATES.decode.of(piece) for shard in job.sample[0] for piece in shard.pieces)
     work = decode + job.clips * (rates.search + rates.write)
-    assert found.slowest == "cores, mostly decode" and found.busy["cores"] > 0.9
-    assert found.seconds == pytest.approx(work / 8, rel=0.1)
+    assert found.slowest == "cores, mostly decode"
+    assert found.seconds * 8 * found.busy["cores"] == pytest.approx(work, rel=1e-6)
+    assert work / 8 <= found.seconds <= 1.3 * work / 8
 
 
-def test_a_gpu_that_is_slower_than_its_cores_is_the_slowest() -> None:
-    job, rates = of_alike(1.6, *HOURS, 120), replace(RATES, search=0.05, device="cuda")
+def test_a_gpu_that_is_slower_than_its_cores_is_the_slowest(few: Workload) -> None:
+    job, rates = few, replace(RATES, search=0.05, device="cuda")
     found = Predictor(job, rates, CONFIG).predict(replace(CLUSTER, cores=64, gpus=1))
     assert (found.slowest, found.actors, found.gazers) == ("GPUs", 1, 1)
     assert found.seconds == pytest.approx(job.clips * 0.05, rel=0.05)
 
 
-def test_a_store_that_gives_little_is_the_slowest() -> None:
-    job = of_alike(1.6, *HOURS, 120)
+def test_a_store_that_gives_little_is_the_slowest(few: Workload) -> None:
+    job = few
     found = Predictor(job, RATES, CONFIG).predict(replace(CLUSTER, nodes=2, store_bytes_per_s=10e6))
     assert found.slowest == "receive"
-    assert found.seconds == pytest.approx(job.bytes / 10e6, rel=0.1)
+    assert job.bytes / 10e6 <= found.seconds <= 1.3 * job.bytes / 10e6
 
 
 def test_one_shard_is_made_by_one_node_however_many_there_are() -> None:
@@ -65,8 +77,8 @@ def test_one_shard_is_made_by_one_node_however_many_there_are() -> None:
     assert one.seconds == pytest.approx(many.seconds, rel=0.25)
 
 
-def test_more_nodes_are_never_slower_and_the_fewest_that_keep_a_deadline_are_found() -> None:
-    predictor = Predictor(of_alike(2000, *HOURS, 960), RATES, CONFIG)
+def test_more_nodes_are_never_slower_and_the_fewest_that_keep_a_deadline_are_found(many: Workload) -> None:
+    predictor = Predictor(many, RATES, CONFIG)
     nodes = (1, 2, 7, 40)
     seconds = [predictor.predict(replace(CLUSTER, nodes=count)).seconds for count in nodes]
     assert seconds == sorted(seconds, reverse=True)

@@ -62,12 +62,14 @@ def test_rates_of_other_work_are_refused() -> None:
     require_rates(RATES, "r", "pyav", RATES.gaze, "cpu", 16)
     with pytest.raises(PipelineError, match="rates=r: measured with device=cpu, and the job has device=cuda"):
         require_rates(RATES, "r", "pyav", RATES.gaze, "cuda", 16)
-    with pytest.raises(PipelineError, match="measured with clip.frames=16, and the job has clip.frames=8"):
+    with pytest.raises(PipelineError, match=r"measured with clip\.frames=16, and the job has clip\.frames=8"):
         require_rates(RATES, "r", "pyav", RATES.gaze, "cpu", 8)
 
 
 def test_times_that_follow_rates_give_the_rates_back() -> None:
-    jobs = [of_manifest([manifest([400, 900, 60, 3000])], "s3://b", ClipConfig(stride=stride), 10**6) for stride in (1, 3)]
+    jobs = [
+        of_manifest([manifest([400, 900, 60, 3000])], "s3://b", ClipConfig(stride=stride), 10**6) for stride in (1, 3)
+    ]
     pieces = [piece for job in jobs for piece in job.sample[0][0].pieces] * 2
     done = [
         TimedTrial(Trial(piece, piece.clips / DECODE.of(piece), lambda: nullcontext(Source(""))), DECODE.of(piece), ())

@@ -20,7 +20,14 @@ def manifest(frames: list[int], remote: bool = True) -> pa.Table:
         uri = f"{'s3://bucket' if remote else '/videos'}/{number:04d}.mp4"
         status = {"status": "ok"} if count else {"status": "failed", "reason": "unreadable", "detail": "no"}
         rows.append(
-            {"uri": uri, "object": uri, "offset": 0, "bytes": 1000 + number, "version": "", "fingerprint": f"{number:x}"}
+            {
+                "uri": uri,
+                "object": uri,
+                "offset": 0,
+                "bytes": 1000 + number,
+                "version": "",
+                "fingerprint": f"{number:x}",
+            }
             | {"container": "mov", "codec": ("h264", "vp9")[number % 2], "width": 640, "height": 360, "rotation": 0}
             | {"fps": 25.0, "frames": count, "duration": count / 25}
             | status
