@@ -173,14 +173,18 @@ class _Host:
 
     def __init__(self, env: simpy.Environment, machine: Machine, trace: Trace) -> None:
         self.env, self.machine, self.trace = env, machine, trace
-        self.cores = simpy.Resource(env, machine.cores)
+        self.cores = simpy.PriorityResource(env, machine.cores)
         self.lines = {"receive": simpy.Resource(env, 1), "send": simpy.Resource(env, 1)}
         self.here: dict[int, simpy.Event] = {}  # videos that are fetched, or about to be
 
     def compute(self, part: str, seconds: float) -> Steps:
-        """Use a core for so many seconds, in turns with others."""
+        """Use a core for so many seconds, in turns with others.
+
+        Decoders use cores all the time, and the other threads now and then: an operating system lets those that have
+        waited go first.
+        """
         while seconds > 1e-12:
-            with self.cores.request() as core:
+            with self.cores.request(priority=part == "decode") as core:
                 yield core
                 spent = min(seconds, _TURN_S)
                 yield self.env.timeout(spent)

@@ -52,7 +52,7 @@ def test_cores_that_are_all_busy_take_what_the_work_takes(few: Workload) -> None
     decode = sum(RATES.decode.of(piece) for shard in job.sample[0] for piece in shard.pieces)
     work = decode + job.clips * (rates.search + rates.write)
     assert found.slowest == "cores, mostly decode"
-    assert found.seconds * 8 * found.busy["cores"] == pytest.approx(work, rel=1e-6)
+    assert found.seconds * 8 * found.busy["cores"] == pytest.approx(work, rel=0.03)
     assert work / 8 <= found.seconds <= 1.3 * work / 8
 
 
