@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _MOST_NODES = 10_000
 _GBIT = 1e9 / 8
+_FULL = 0.85  # cores that are busier have no room for more workers
 _UNLIMITED = 1e18  # bytes a second
 
 
@@ -228,6 +229,7 @@ def _rows(
     if config.gpus:
         cluster += f" and {plural(config.gpus, 'GPU')}"
     refused = f", {workload.refused:,} more are known to fail" if workload.refused else ""
+    workers = {"gazers": ("gaze", found.gazers), "decoders": ("decode", found.decoders)}
     rows = [
         ("videos", f"{workload.videos:,}, {hours:,.4g} hours, {size}"),
         ("clips", f"{workload.clips:,} in {plural(workload.shards, 'shard')}{refused}"),
@@ -242,6 +244,10 @@ def _rows(
         ("slowest", found.slowest),
         ("busy", _shares(found)),
     ]
+    if found.slowest in workers and found.busy["cores"] < _FULL:
+        key, count = workers[found.slowest]
+        idle = f"cores are idle {1 - found.busy['cores']:.0%} of the time"
+        rows.append(("faster", f"{idle}: try workers.{key}= more than {found.actors * count:,}"))
     if found.waiting >= 0.01:
         rows.append(("idle", f"{found.waiting:.0%} of the actors' time is at the end, with no shard left for them"))
     if config.days:
