@@ -2,7 +2,8 @@
 
 Run as `python benchmarks/sizing.py check`. Of a real run the time counts from its first clip to its last commit, as its
 record has it: Ray's start-up is not predicted. Rates are measured anew before each round, on as many cores as the
-machine has. Where other work shares the machine a run has fewer cores than was predicted for, and takes longer.
+machine has. Where other work shares the machine a run has fewer cores than was predicted for, and takes longer; so core
+seconds are compared, too: those that all processes of the run used between the two moments, Ray's included.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from memory import family
 
 HERE = Path(__file__).resolve().parent.parent
 WORKERS = ((1, 1), (2, 1), (2, 2))  # decoders and gazers
@@ -38,7 +42,10 @@ def autogaze(*words: object) -> str:
 
 def real(corpus: Path, rounds: int, keys: list[str], measure_s: float, cores: int) -> None:
     """Predict a run, run it, and compare."""
-    print("| round | decoders, gazers | predicted, s | measured, s | error |\n|---|---|---|---|---|", flush=True)
+    print(
+        "| round | decoders, gazers | predicted, s | measured, s | error | core s predicted | had | error | cores had |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         manifest = Path(folder, "manifest.parquet")
         autogaze("scan", f"input={corpus}", f"output={manifest}", f"ray.cpus={cores}")
@@ -47,20 +54,49 @@ def real(corpus: Path, rounds: int, keys: list[str], measure_s: float, cores: in
             for decoders, gazers in WORKERS:
                 words = [f"input={manifest}", f"workers.decode={decoders}", f"workers.gaze={gazers}", *keys]
                 more = [f"rates={rates}", f"cores={cores}", f"measure_s={measure_s}", "format=json"]
-                predicted = json.loads(autogaze("size", *words, *more))["prediction"]["seconds"]
+                found = json.loads(autogaze("size", *words, *more))["prediction"]
                 output = Path(folder, f"gaze-{number}-{decoders}-{gazers}")
-                autogaze("preprocess", *words, f"output={output}", f"ray.cpus={cores}")
-                measured = span(Path(f"{output}.runs"))
-                error = predicted / measured - 1
-                shown = f"{predicted:.1f} | {measured:.1f} | {error:+.1%}"
+                samples = watched("preprocess", *words, f"output={output}", f"ray.cpus={cores}")
+                began, measured = span(Path(f"{output}.runs"))
+                core_s = spent(samples, began + measured) - spent(samples, began)
+                predicted, work = found["seconds"], found["seconds"] * found["busy"]["cores"] * cores
+                shown = (
+                    f"{predicted:.1f} | {measured:.1f} | {predicted / measured - 1:+.1%} | {work:.1f} | {core_s:.1f}"
+                )
+                shown += f" | {work / core_s - 1:+.1%} | {core_s / measured:.2f}"
                 print(f"| {number + 1} | {decoders}, {gazers} | {shown} |", flush=True)
 
 
-def span(records: Path) -> float:
-    """Seconds from the first clip of a run to its last commit."""
+def watched(*words: object) -> list[tuple[float, float]]:
+    """Run a command; now and then the time, and the core seconds that it and all processes under it had used."""
+    env = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    used, samples = dict[int, float](), list[tuple[float, float]]()
+    job = subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, words)], env=env, stdout=subprocess.DEVNULL)
+    while job.poll() is None:
+        for process in family(job.pid):
+            try:
+                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            used[process] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        samples.append((time.time(), sum(used.values())))
+        time.sleep(0.2)
+    if job.returncode:
+        raise SystemExit(job.returncode)
+    return samples
+
+
+def spent(samples: list[tuple[float, float]], moment: float) -> float:
+    """Core seconds until a moment."""
+    return max((used for at, used in samples if at <= moment), default=0.0)
+
+
+def span(records: Path) -> tuple[float, float]:
+    """When the first clip of a run began, seconds since 1970, and how long it was from there to the last commit."""
     (record,) = (json.loads(path.read_text()) for path in records.iterdir())
     stage = record["stages"][record["slowest_stage"]]
-    return float(stage["seconds"] / stage["workers"] / record["speed_of_light"])
+    began = datetime.fromisoformat(record["started"]).timestamp() + record["start_up"]["actors"]
+    return began, float(stage["seconds"] / stage["workers"] / record["speed_of_light"])
 
 
 # -- the job's own threads, with work that sleeps --------------------------------------------------------------------
