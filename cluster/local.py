@@ -172,6 +172,10 @@ def start_ray(**options: Any) -> None:
             with _told_if_late(), _no_banner():
                 ray.init(address="local", **options)  # not whatever other Ray runs on this machine
             return
+        except SystemExit as told:  # SIGTERM, by a handler of Ray's own that leaves with its number
+            if told.code == signal.SIGTERM:
+                _leave(signal.SIGTERM, None)
+            raise
         except Exception as error:  # Ray raises plain ones
             ray.shutdown()
             kill(set(descendants(os.getpid())) - others)  # a node that was late

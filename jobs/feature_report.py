@@ -11,6 +11,7 @@ from jobs import wording
 from jobs.pictures import charts, lettering
 from pipelines.dataset.features import FeatureDataset
 from pipelines.dataset.run_records import read_runs
+from pipelines.dataset.versions import versions_of
 from pipelines.inspection.feature_survey import FeatureSurvey, survey_features
 from pipelines.storage.credentials import redact
 
@@ -33,6 +34,7 @@ def build_features_page(dataset: FeatureDataset) -> str:
         survey=survey,
         planned_shards=dataset.shards,
         planned_clips=dataset.plan.clips,
+        versions=wording.versions(versions_of(dataset.about, dataset.url)),
         size=wording.byte_size(survey.bytes),
         vit_tokens=full,
         fewer=wording.times(full / survey.per_frame) if survey.per_frame else "",

@@ -27,6 +27,7 @@ from jobs.threads import one_torch_thread
 from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.run_records import STAGE_OF_PART, read_runs
 from pipelines.dataset.shards import Dataset
+from pipelines.dataset.versions import versions_of
 from pipelines.errors import PipelineError
 from pipelines.gazing.settings import Device
 from pipelines.inspection.scales import CONVERT_HELP, Convert, check_seeing, require_patches
@@ -142,7 +143,7 @@ def build(dataset: Dataset, clips: int = 12, sight: Sight | None = None) -> str:
         url=dataset.url,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         settings=dict(flatten(settings)),
-        about=dict(flatten({key: value for key, value in dataset.about.items() if key != "config"})),
+        about=dict(flatten({key: value for key, value in dataset.about.items() if key not in ("config", "versions")})),
         threshold=threshold,
         measure=measure,
         vocabulary=vocabulary,
@@ -152,6 +153,7 @@ def build(dataset: Dataset, clips: int = 12, sight: Sight | None = None) -> str:
         planned_shards=dataset.shards,
         planned_clips=dataset.plan.clips,
         planned_videos=dataset.plan.videos,
+        versions=wording.versions(versions_of(dataset.about, dataset.url)),
         ratio_chart=charts.histogram(survey.ratio, "gaze ratio of a clip (% of its patches)", "clips", scale=100),
         error_chart=charts.histogram(
             survey.error,
@@ -302,5 +304,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield f"{prefix}{name}", f"{len(value):,}, which dataset.json lists"
         else:
             yield f"{prefix}{name}", value

@@ -102,6 +102,10 @@ def _dataset_rows(status: DatasetStatus) -> list[tuple[str, str]]:
         ("clips", f"{status.clips:,} of {status.clips_planned:,} ({share:.1%})"),
         ("shards", f"{status.shards:,} of {status.shards_planned:,} committed"),
     ]
+    if status.version is not None:
+        newest = f"the newest whole one is {status.whole_version}" if status.whole_version else "none is whole yet"
+        whole = "" if status.version == status.whole_version else f"; {newest}"
+        rows.append(("version", f"{status.version}{whole}"))
     if status.outcomes is not None:
         rows.append(("outcomes", ", ".join(f"{count:,} {name}" for name, count in status.outcomes.items())))
         reasons = list((status.reasons or {}).items())

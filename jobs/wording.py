@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autogaze.patches import VOCABULARY, PatchVocabulary
+from pipelines.dataset.versions import Version
 
 
 def plural(count: int, one: str, many: str = "") -> str:
@@ -41,3 +44,11 @@ def fewer(tokens: int, patches: int, vocabulary: PatchVocabulary = VOCABULARY) -
 def vit_tokens(vocabulary: PatchVocabulary = VOCABULARY) -> int:
     """Tokens that a ViT with this patch and frame size reads of a frame: the patches of the finest scale."""
     return vocabulary.counts[-1]
+
+
+def versions(there: Sequence[Version]) -> str:
+    """Those of a dataset that has grown: 'Version 2: 9 shards. Before: 1 (4 shards).'; '' of one that has not."""
+    if len(there) < 2:
+        return ""
+    before = ", ".join(f"{version.number} ({plural(version.shards, 'shard')})" for version in there[:-1])
+    return f"Version {there[-1].number}: {plural(there[-1].shards, 'shard')}. Before: {before}."

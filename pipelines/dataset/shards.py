@@ -340,10 +340,13 @@ def kind_of(about: Mapping[str, Any]) -> str:
     return str(about.get("kind", "gaze"))
 
 
-def copy_planned(source: str, output: str, names: Sequence[str]) -> None:
-    """Copy what a dataset was planned with into another: files or folders of parts, by name, those that there are."""
+def copy_planned(source: str, output: str, names: Sequence[str], old: int = 0) -> None:
+    """Copy what a dataset was planned with into another: files or folders of parts, by name, those that there are.
+
+    old: so many parts of each are there already.
+    """
     for name in names:
-        for entry in store.list_objects(Location(source) / name):
+        for entry in list(store.list_objects(Location(source) / name))[old:]:
             store.publish(store.read(entry.url), Location.as_is(str(output) + entry.url.removeprefix(str(source))))
 
 

@@ -7,6 +7,7 @@ for ever. dataset.json lists them under `versions`; one that never grew has only
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,26 @@ def version_named(about: Mapping[str, Any], url: str, number: int) -> Version:
     if not 0 < number <= len(there):
         raise PipelineError(f"{url}: has no version {number}; its newest is {len(there)}")
     return there[number - 1]
+
+
+def about_of(about: Mapping[str, Any], version: Version) -> dict[str, Any]:
+    """dataset.json as it was while this version, not the newest one, was that. about: what it is now.
+
+    Raises PipelineError where it is damaged.
+    """
+    try:
+        kept = about["versions"][: version.number]
+        plan = about["plan"] | {"parts": about["plan"]["parts"][: kept[-1]["parts"]]}
+    except (KeyError, TypeError) as error:
+        raise PipelineError(f"dataset.json: damaged: its versions or its plan lack {error!r}") from error
+    was = dict(about) | {name: getattr(version, name) for name in ("shards", "clips", "videos")} | {"plan": plan}
+    del was["versions"]
+    return was if version.number == 1 else was | {"versions": kept}
+
+
+def about_bytes(about: Mapping[str, Any]) -> bytes:
+    """The bytes of a dataset.json."""
+    return json.dumps(about, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def newest_whole(versions: Sequence[Version], committed: Sequence[int]) -> Version | None:

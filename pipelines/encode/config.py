@@ -59,6 +59,12 @@ class EncodeConfig(CorpusConfig):
     input: str = setting(
         "", "videos to gaze at and encode in one pass, as preprocess takes them; or give data=", place="input"
     )
+    grow: bool = setting(
+        False,
+        "first take in what data (or input) has now and had not when the features were planned, as new shards after "
+        "the others",
+        on_resume="any value",
+    )
     device: Device = setting(
         "auto",
         "encode and gaze on auto (cuda where there is a GPU, else cpu), cpu, cuda or mps",

@@ -11,12 +11,12 @@ from pipelines.dataset.features import FEATURES_FORMAT
 from pipelines.dataset.shards import Dataset
 from pipelines.encode.config import POOLED, EncodeConfig
 from pipelines.encode.encoders import ResolvedEncoder
+from pipelines.encode.source import sha256_of
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.gazing.reconstructor import LabelsConfig
 from pipelines.preprocess.config import compared_settings
 from pipelines.preprocess.description import decode_config, require_same
-from pipelines.storage import store
 from pipelines.video.decode import decoder_fingerprint
 
 _STORED = ("layers", "pooled", "store", "convert", "batch")
@@ -40,7 +40,7 @@ def describe_features(
         return about | {
             "config": kept | stored,
             "models": source.about.get("models", {}),
-            "source": {"dataset": _sha256_of(source), "plan": _plan_of(source)},
+            "source": {"dataset": sha256_of(source), "plan": _plan_of(source)},
         }
     assert gazer is not None
     kept = {name: value for name, value in compared_settings(config).items() if name not in _STORED}
@@ -80,7 +80,3 @@ def _plan_of(source: Dataset) -> str:
     """The hash of a gaze dataset's plan; of a plan in parts, of what its dataset.json says of them."""
     plan = source.about.get("plan", "")
     return plan if isinstance(plan, str) else hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256_of(source: Dataset) -> str:
-    return hashlib.sha256(store.read(source.url / "dataset.json")).hexdigest()

@@ -15,6 +15,7 @@ from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.indexes import IndexListing
 from pipelines.dataset.run_records import newest_record
 from pipelines.dataset.shards import ShardedDataset
+from pipelines.dataset.versions import newest_whole, versions_of
 from pipelines.inspection.liveness import HEALTHY_STATES, WINDOW, change_times, clock, state_of
 from pipelines.storage.location import Location
 
@@ -43,6 +44,10 @@ class DatasetStatus:
     """Share of the newest run's time that each stage's workers were busy; {} before it has left a record."""
     notice: str = ""
     what: str = "dataset"
+    version: int | None = None
+    """Of a dataset that has grown, the newest version; None of one that never did."""
+    whole_version: int | None = None
+    """Of a dataset that has grown, the newest version all of whose shards are committed, which training reads."""
 
     @property
     def well(self) -> bool:
@@ -91,6 +96,10 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
         slowest_stage=record.slowest_stage if record else "",
         stages={name: record.busy_share(name) for name in record.stages} if record else {},
     )
+    versions = versions_of(dataset.about, url) if "versions" in dataset.about else []
+    if versions:
+        whole = newest_whole(versions, sorted(commits))
+        status.version, status.whole_version = versions[-1].number, whole.number if whole else None
     if counts is not None:
         status.outcomes = dict.fromkeys(shards.OUTCOMES, 0)
         for (outcome, _), count in counts.items():

@@ -6,7 +6,6 @@ missing.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset, Outcome, copy_planned
+from pipelines.dataset.versions import about_bytes
 from pipelines.errors import PipelineError
 from pipelines.labels.files import Labels
 from pipelines.labels.keys import clip_key
@@ -68,7 +68,7 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
         raise PipelineError(f"output={output}: holds shards but no dataset.json; choose another output")
     else:
         copy_planned(dataset.url, output, ("manifest.parquet", "plan.parquet"))
-        store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", place)
+        store.publish(about_bytes(about), place)
     for folder in (output, output / "shards", output / "index"):
         store.remove_temporaries(folder)
     made = set(shards.committed_shards(output))

@@ -68,6 +68,11 @@ class CorpusConfig(GazeSettings):
         "K/N makes the K-th of N equal runs of shards (K from 0); plan only plans ('' = all)",
         on_resume="any value",
     )
+    grow: bool = setting(
+        False,
+        "first take in what the input has now and had not when the dataset was planned, as new shards after the others",
+        on_resume="any value",
+    )
 
 
 @dataclass
@@ -79,11 +84,6 @@ class PreprocessConfig(CorpusConfig):
     targets: TargetsConfig = section(TargetsConfig)
     frames: FrameStorage = setting("jpeg", "store frames as jpeg, raw (npy) or none")
     jpeg_quality: int = setting(90, "1-95, for frames=jpeg", at_least=1, at_most=95)
-    grow: bool = setting(
-        False,
-        "first take in what the input has now and had not when the dataset was planned, as new shards after the others",
-        on_resume="any value",
-    )
     workers: WorkersConfig = section(WorkersConfig, on_resume="any value")
 
 

@@ -130,10 +130,17 @@ def planned_input(config: CorpusConfig, dataset: ShardedDataset) -> tuple[Passed
         f"{gone} gone); this run finishes the plan it has."
     )
     if added:
-        line += f" The new ones, such as {new}, become new shards of it with grow=true"
+        line += f" The new ones, such as {new}: {how_to_grow(config)}."
     if changed:
-        line += " What changed fails as source_changed: a new output takes in its new state"
+        line += " What changed fails as source_changed: a new output takes in its new state."
     return passed, line
+
+
+def how_to_grow(config: CorpusConfig) -> str:
+    """What makes new shards of what is new."""
+    if config.grow:  # a part, which grows nothing: the others would not know where it ended
+        return f"part={config.part} makes what is planned; part=plan grow=true plans new shards for them"
+    return "grow=true makes new shards of them"
 
 
 def _same(row: dict[str, Any], entry: Entry) -> bool:

@@ -7,7 +7,6 @@ reason the work can be cut into parts (part=K/N) that know nothing of each other
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +21,7 @@ from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset import shards
 from pipelines.dataset.indexes import INDEX_SCHEMA, Indexes
 from pipelines.dataset.merging import merge_indexes
+from pipelines.dataset.versions import about_bytes
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig, parse_part, shards_of_part
 from pipelines.storage import store
@@ -105,7 +105,7 @@ def publish_about(output: Location, about: dict[str, Any], plan: DatasetPlan) ->
     about: all of it but how much is planned.
     """
     about = about | {"clips": plan.clips, "shards": plan.shards}
-    store.publish(json.dumps(about, indent=1, sort_keys=True).encode() + b"\n", output / "dataset.json")
+    store.publish(about_bytes(about), output / "dataset.json")
 
 
 def prepare_output(config: CorpusConfig, job: ShardJob | None) -> None:

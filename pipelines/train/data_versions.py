@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pipelines.dataset.features import open_any
 from pipelines.dataset.versions import parse_versions, versions_of
+from pipelines.errors import PipelineError
 from pipelines.loading.samples import whole_version
 from pipelines.storage import store
 from pipelines.storage.location import Location
@@ -22,12 +23,18 @@ def with_data_versions(config: ConfigT) -> tuple[ConfigT, list[str]]:
     '' stands for the first version of each, so a run over datasets that never grew says nothing of versions.
     Raises PipelineError for a dataset or a run that cannot be read.
     """
-    begun = Location(config.run) / "config.yaml"
-    if not config.data_versions and store.exists(begun):
-        config = replace(config, data_versions=str(read_run(begun)["config"].get("data_versions") or ""))
-        numbers = parse_versions(config.data_versions) or [1] * len(config.datasets)
-    elif config.data_versions:
-        numbers = parse_versions(config.data_versions)
+    place = Location(config.run) / "config.yaml"
+    given = parse_versions(config.data_versions)
+    if store.exists(place):
+        began_with = parse_versions(str(read_run(place)["config"].get("data_versions") or ""))
+        numbers = began_with or [1] * len(config.datasets)
+        if given and given != numbers:
+            raise PipelineError(
+                f"run={config.run}: was begun with data_versions={','.join(map(str, numbers))}, not "
+                f"{config.data_versions}; leave it out, or choose another run"
+            )
+    elif given:
+        numbers = given
     else:
         opened = [open_any(url) for url in config.datasets]
         numbers = [whole_version(dataset, dataset.committed()).number for dataset in opened]

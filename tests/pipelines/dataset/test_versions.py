@@ -7,11 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 
+from jobs.report import build
+from jobs.status import shown
 from pipelines.dataset import indexes, shards
 from pipelines.dataset.indexes import INDEX_SCHEMA
 from pipelines.dataset.merging import merge_indexes
 from pipelines.errors import PipelineError
+from pipelines.inspection.dataset_status import DatasetStatus
+from pipelines.inspection.status import read_status
 from pipelines.inspection.verify import verify
 from pipelines.loading.config import LoaderConfig, ReadConfig
 from pipelines.loading.loader import ShardLoader
@@ -67,6 +72,9 @@ def test_a_run_keeps_to_its_version_and_a_new_one_takes_the_newest_whole(grown: 
     config, notes = with_data_versions(new)
     assert config.data_versions == "2" and notes == [] and ShardLoader(config.loader_config).samples == 20
     assert with_data_versions(replace(new, data_versions="1"))[0].data_versions == ""
+    assert with_data_versions(replace(old, data_versions="1"))[0] == old
+    with pytest.raises(PipelineError, match="was begun with data_versions=1, not 2; leave it out"):
+        with_data_versions(replace(old, data_versions="2"))
     shards.uncommit_shards(grown, [4])
     config, notes = with_data_versions(new)
     assert config.data_versions == "" and len(notes) == 1, "while it grows, the version before is the newest whole one"
@@ -84,3 +92,16 @@ def test_a_version_is_verified_by_itself(grown: str) -> None:
     assert first.problems == [] and first.clips == 12
     with pytest.raises(PipelineError, match="has no version 3"):
         verify(grown, version=3)
+
+
+def test_status_says_which_version_is_there_and_which_is_whole(grown: str) -> None:
+    status = read_status(grown)
+    assert isinstance(status, DatasetStatus) and (status.version, status.whole_version) == (2, 2)
+    assert Text("2") in shown(status).columns[1].cells
+    shards.uncommit_shards(grown, [4])
+    assert Text("2; the newest whole one is 1") in shown(read_status(grown)).columns[1].cells
+
+
+def test_a_report_names_the_versions(grown: str) -> None:
+    page = build(shards.open_dataset(grown), clips=0)
+    assert "Version 2: 5 shards. Before: 1 (3 shards)." in page and "&#39;shards&#39;" not in page
