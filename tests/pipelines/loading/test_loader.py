@@ -97,12 +97,12 @@ def invented(videos: int) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_dataset(str(tmp_path_factory.mktemp("loader") / "gaze"), invented(20))
+    return write_dataset(str(tmp_path_factory.mktemp("loader") / "gaze"), invented(12))
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_dataset(str(tmp_path_factory.mktemp("loader") / "raw"), invented(7), frames="raw")
+    return write_dataset(str(tmp_path_factory.mktemp("loader") / "raw"), invented(5), frames="raw")
 
 
 def config(*data: str, **settings: Any) -> LoaderConfig:

@@ -279,6 +279,7 @@ def test_clipping_changes_the_step_and_not_the_recorded_norm(gazes: str, smooth_
     assert apart(weights(tmp_path), weights(smooth_run)) > 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(gazes: str, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         run, words = tmp_path / dtype, [f"scale.dtype={dtype}", "policy.num_layers=2", "val_clips=2", "epochs=1"]
