@@ -29,6 +29,7 @@ def test_without_a_gpu_it_says_how_to_try_it():
     assert done.returncode == 2 and "make gpu DEVICE=cpu" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_no_time_is_left_for_is_named_as_skipped(tmp_path):
     done = gpu("--device", "cpu", "--seconds", "5", "--only", "profile", "--output", str(tmp_path))
     assert done.returncode == 0
