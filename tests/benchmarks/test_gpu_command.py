@@ -39,6 +39,7 @@ def test_a_part_that_there_is_not_is_refused(monkeypatch, capsys):
     assert refused.value.code == 2 and "'profiel': no such part" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_no_time_is_left_for_is_named_as_skipped(tmp_path):
     done = gpu("--device", "cpu", "--seconds", "5", "--only", "profile", "--output", str(tmp_path))
     assert done.returncode == 0
