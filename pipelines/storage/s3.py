@@ -23,6 +23,7 @@ _UPLOADS = 3  # that are begun for one file, if others take them back
 _CHUNK = 1 << 20
 _lock = threading.Lock()
 _client: Any = None
+_loader: Any = None
 
 # Answers that the next attempt may not get, by code; so are all of 500 and above but these.
 _PASSING = {"RequestTimeout", "OperationAborted", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
@@ -67,7 +68,7 @@ def split(url: str) -> tuple[str, str]:
 
 def client() -> Any:
     """This process's botocore client, for all of its threads."""
-    global _client
+    global _client, _loader
     with _lock:
         if _client is None:
             import botocore.session
@@ -83,8 +84,12 @@ def client() -> Any:
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
             )
+            session = botocore.session.get_session()
+            # Descriptions of services are megabytes of JSON: read once, however often a client is made.
+            _loader = _loader or session.get_component("data_loader")
+            session.register_component("data_loader", _loader)
             try:
-                _client = botocore.session.get_session().create_client("s3", config=config)
+                _client = session.create_client("s3", config=config)
             except ValueError as error:
                 raise _Unusable(errno.EINVAL, f"AWS_ENDPOINT_URL or AWS_REGION cannot be used: {error}") from error
         return _client

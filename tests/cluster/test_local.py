@@ -57,6 +57,7 @@ def test_one_that_is_always_late_and_one_that_fails_are_told_in_a_line(monkeypat
     assert starts.count == 1
 
 
+@pytest.mark.slow
 def test_a_ray_that_runs_already_is_told_which_object_store_is_meant(ray_session: str) -> None:
     """Its nodes were started from another environment. Credentials stay what theirs are."""
     code = """

@@ -300,6 +300,7 @@ def test_a_job_that_nobody_knows(spec: ClusterSpec) -> None:
         logs(spec, "../etc")
 
 
+@pytest.mark.slow
 def test_nodes_that_do_not_come_end_the_job_with_a_line(spec: ClusterSpec) -> None:
     broken = replace(spec, environment=replace(spec.environment, setup='[ "$SLURMD_NODENAME" = n1 ] || exit 7'))
     job_id = submit(broken, JOINED)

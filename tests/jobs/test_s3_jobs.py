@@ -19,6 +19,7 @@ def slow_down(request: s3_servers.Request) -> bool:
     return request.refuse(503, "SlowDown", "Please reduce your request rate.")
 
 
+@pytest.mark.slow
 def test_every_job_reads_and_writes_s3_and_credentials_go_nowhere(
     s3_server: Rclone,
     s3_proxy: Proxy,

@@ -111,6 +111,7 @@ def test_a_kubernetes_that_does_not_answer_is_one_line(
         assert f"kubectl {'delete' if verb == 'down' else 'get'}: " in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_a_local_file_runs_the_job_here_on_the_ray_it_names(
     ray_session: str, store_of_videos: Path, tmp_path: Path
 ) -> None:

@@ -72,6 +72,7 @@ def test_paths_are_those_of_the_folder_the_command_is_typed_in(
     training.require_clean(tmp_path / "runs" / "1")
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_ends_well_and_the_same_command_goes_on(data: str, tmp_path: Path) -> None:
     run, whole = tmp_path / "run", tmp_path / "whole"
     settings = ["epochs=12", "every.checkpoint=0", "every.keep=1"]

@@ -131,6 +131,7 @@ def test_an_agent_of_a_real_ray_exports_what_the_jobs_did(store_of_videos: Path,
     assert value("train_wait_share", run="runs/1") == pytest.approx(steps[-1]["wait"])
 
 
+@pytest.mark.slow
 def test_without_a_ray_nothing_is_exported_and_nothing_fails(tmp_path: Path) -> None:
     script = (
         "import sys; from pipelines.runs.events import Events; events = Events(sys.argv[1]);"

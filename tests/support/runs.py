@@ -103,6 +103,7 @@ def start_plainly(job: str, *arguments: object) -> Fork:
 
 
 def _run_plainly(words: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell ignore it
     sys.exit(plainly(*words).returncode)
 
 

@@ -7,6 +7,7 @@ the host name that the client knows, stays right) and counts it, unless a fault 
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import shutil
 import socket
@@ -32,6 +33,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@functools.cache
 def rclone() -> str | None:
     """The program, if it is installed and can serve S3, from 1.65 on: an older one answers with the help of `serve`."""
     program = shutil.which("rclone")

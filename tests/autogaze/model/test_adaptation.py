@@ -45,7 +45,7 @@ def test_the_plain_policy_equals_the_reference_with_tiles_as_one_batch(oracle, p
     st.integers(1, 2),
     st.integers(0, 7),
 )
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=16)
 def test_gaze_at_any_scales_equals_the_plain_policys(
     small, small_policy, plain_policy, clips, kind, positions, threshold, count, seed
 ):

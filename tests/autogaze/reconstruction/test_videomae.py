@@ -192,7 +192,12 @@ def test_labels_until_a_threshold(model, clips, exact):
 
 
 @pytest.mark.parametrize(
-    "options", [{"candidates": 265}, {"candidates": 40}, {"step": 3}, {"candidates": 40, "step": 2}]
+    "options",
+    [
+        {"candidates": 265},
+        *(pytest.param(options, marks=pytest.mark.slow) for options in ({"candidates": 40}, {"step": 3})),
+        {"candidates": 40, "step": 2},
+    ],
 )
 def test_options_keep_what_labels_promise(model, clips, exact, options):
     """Lengths as asked, no token twice, losses measured; and with every patch a candidate, the exact label."""

@@ -187,6 +187,7 @@ def test_a_stopped_run_is_not_well_and_one_that_went_on_is(gazes: str, tmp_path:
     assert (status.state, status.attempts, status.failures) == ("done", 2, 0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_running_until_it_is_silent_for_too_long(gazes: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = training.policy_config(gazes, run, "epochs=1000", "every.checkpoint=2")

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support import runs
 
+pytestmark = pytest.mark.slow  # each file by itself: tests/pipelines/video/test_hard_corpus.py
+
 # Clips ok, and failed by reason, in consecutive clips of 16 frames. What is not named here decodes in full.
 EXPECTED = {
     "audio_only.mp4": (0, {"no_video_stream": 1}),

@@ -44,6 +44,7 @@ def verified(dataset: Path, checkpoint: object = "") -> str:
     return told.getvalue()
 
 
+@pytest.mark.slow
 def test_a_learned_reconstructor_measures_its_certificate_again(made: Path) -> None:
     told = verified(made, LEARNED)
     assert "1 shard, 1 clip (1 ok, 0 failed)" in told and "1 clip measured again by videomae" in told

@@ -19,7 +19,7 @@ from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.scan import probe_object
 from pipelines.dataset.shards import open_dataset
 from pipelines.preprocess.decoding import Decoding
-from pipelines.storage import store
+from pipelines.storage import s3, store
 from pipelines.video.base import DecodeConfig
 from pipelines.video.isolated import IsolatedDecoder
 from tests.support import runs, s3_servers
@@ -150,8 +150,9 @@ def test_missing_credentials_are_one_clear_line_at_once(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    # In a process of its own: this one's client has credentials.
-    done = runs.autogaze("preprocess", f"input={bucket}/videos", f"output={tmp_path / 'out'}")
+    s3.forget_client()  # which has credentials
+    done = runs.plainly("preprocess", f"input={bucket}/videos", f"output={tmp_path / 'out'}")
+    s3.forget_client()  # which has none
     assert done.returncode == 2 and "no credentials found" in done.stderr and done.stderr.count("\n") == 1
 
 

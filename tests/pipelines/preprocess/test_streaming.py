@@ -21,6 +21,7 @@ from pipelines.corpus.scan import probe_object
 from pipelines.dataset.shards import open_dataset
 from pipelines.inspection.verify import verify
 from pipelines.preprocess import decoding
+from pipelines.preprocess import videos as preprocess_videos
 from pipelines.preprocess.decoding import ClipDecoders, Decoding
 from pipelines.preprocess.rows import DecodedClip, Effort
 from pipelines.preprocess.streams import clip_array, in_order
@@ -70,7 +71,12 @@ def test_pieces_and_children_change_no_clip(plan: DatasetPlan, monkeypatch: pyte
     assert [position for position, _, _ in whole] == list(range(171))
     assert [reason for _, _, reason in whole if reason] == ["unreadable"]
     monkeypatch.setattr(decoding, "PIECE_BYTES", PIECE)
+    fetched, copy = list[str](), preprocess_videos.local_copy
+    monkeypatch.setattr(
+        preprocess_videos, "local_copy", lambda url, *rest: (fetched.append(Path(url).name), copy(url, *rest))[1]
+    )
     assert outcomes(plan, 3) == whole
+    assert sorted(fetched) == ["a.mp4", "b.mp4", "d.mp4"], "each once, however many pieces it has"
 
 
 def test_a_video_that_costs_a_child_fails_from_there_on_however_it_is_cut(

@@ -66,7 +66,7 @@ videos = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(videos, st.integers(1, 12), st.integers(0, 2))
 def test_all_tiles_of_a_chunk_lie_in_one_shard_each_once(
     sizes: list[tuple[int, int, int, int]], room: int, per_video: int
@@ -154,7 +154,7 @@ def test_a_tile_is_the_crop_of_the_frame_and_frames_are_decoded_once(
     assert seen == 12 and asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 10]]
 
 
-@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+@pytest.mark.parametrize("decoder", ["decord", pytest.param("torchcodec", marks=pytest.mark.slow)])
 def test_other_decoders_deliver_the_same_picture_unscaled(
     tmp_path: Path, make_video: Callable[..., Path], decoder: str
 ) -> None:
@@ -208,6 +208,7 @@ def test_a_frame_of_another_size_than_planned_fails_all_its_tiles(
     assert [(clip.frames, clip.failure) for clip in decoded] == [(None, failure)] * 4
 
 
+@pytest.mark.slow
 def test_a_large_picture_passes_the_decoder_in_bounded_memory(tmp_path: Path, make_video: Callable[..., Path]) -> None:
     """The child's limit holds its own working memory, not the frames, which lie in memory shared with it."""
     source = Source(str(make_video(tmp_path / "v.mp4", frames=16, size=(3840, 2160))))

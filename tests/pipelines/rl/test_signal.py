@@ -62,6 +62,7 @@ def test_a_group_that_is_all_alike_is_sampled_again_warmer_by_whoever_makes_it(g
     made.close()
 
 
+@pytest.mark.slow
 def test_a_run_that_cools_down_still_learns_and_says_what_it_does(gazes: str, tmp_path: Path) -> None:
     """With zero_variance=keep most steps have nothing to learn from. Both say so, once."""
     shares, told = {}, {"keep": "teaches nothing: raise sample.min_temperature", "warmer": "sampled again, warmer (at"}

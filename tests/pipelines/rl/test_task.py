@@ -66,7 +66,7 @@ def ledger(run: Path) -> pd.DataFrame:
 # -- what it comes to ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("lag", [0, pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_run_equals_the_plain_loop_bit_for_bit(gazes: str, undisturbed_rl: dict[int, Path], lag: int) -> None:
     config = rl_config(gazes, Path("unused"), f"rollouts.lag={lag}")
     task = training.task_of(config)(config, CPU)
@@ -92,7 +92,7 @@ def test_every_group_is_of_exactly_the_version_the_lag_names(undisturbed_rl: dic
     require_clean(undisturbed_rl[lag])
 
 
-@pytest.mark.parametrize("lag", [0, pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("lag", [*(pytest.param(lag, marks=pytest.mark.slow) for lag in (0, 1)), 3])
 def test_a_run_that_is_stopped_after_any_step_goes_on_to_the_same_bits(
     gazes: str, undisturbed_rl: dict[int, Path], tmp_path: Path, lag: int
 ) -> None:
@@ -148,10 +148,10 @@ def test_the_bottleneck_is_named(shares: tuple[float, ...], actors: int, message
     "words",
     [
         ["objective.kl=0.1", "sample.top_k=0"],
-        ["sample.strategy=threshold", "objective.ratio=behaviour", "objective.advantage=deviation"],
         *(
             pytest.param(words, marks=pytest.mark.slow)
             for words in (
+                ["sample.strategy=threshold", "objective.ratio=behaviour", "objective.advantage=deviation"],
                 ["objective.advantage=deviation"],
                 ["objective.ratio=behaviour"],
                 ["objective.ratio=behaviour", "objective.clip=0.2"],
@@ -312,7 +312,7 @@ class Recorder:
         pass
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(lag=st.integers(0, 5), lives=st.lists(st.integers(0, 6), min_size=1, max_size=5))
 def test_versions_follow_the_rule_over_any_number_of_restarts(schedules, lag: int, lives: list[int]) -> None:
     """Each life takes some steps and saves, sometimes after one more step that is lost."""
@@ -372,6 +372,7 @@ def test_the_temperature_falls_evenly_in_its_logarithm() -> None:
 # -- recordings ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_recording_replayed_gives_the_same_policy_without_sampling(
     gazes: str, undisturbed_rl: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,6 +298,7 @@ def test_tensorboard_reads_each_part_of_an_object_store(monkeypatch: pytest.Monk
     assert scalars("memory://runs/3", tmp_path)["train/loss"] == {step: step for step in range(1, 31)}
 
 
+@pytest.mark.slow
 def test_tensorboard_is_not_imported_before_a_run_writes() -> None:
     code = "import sys, pipelines.train.loop; sys.exit('tensorboard' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -28,8 +28,8 @@ PLACE = f"s3://{BUCKET}"
 
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answers that never come are waited for for one second, and attempts follow each other quickly."""
-    monkeypatch.setattr(s3, "_READ_SECONDS", 1)
+    """Answers that never come are waited for for half a second, and attempts follow each other quickly."""
+    monkeypatch.setattr(s3, "_READ_SECONDS", 0.5)
     monkeypatch.setattr(retry, "_FIRST_WAIT", 0.05)
 
 
@@ -66,7 +66,7 @@ def other_part(request: Request) -> bool:
 
 
 def silent(request: Request) -> bool:
-    time.sleep(1.5)
+    time.sleep(0.8)
     request.hang_up()
     return True
 
@@ -185,10 +185,10 @@ def test_a_request_costs_one_request(s3_proxy: Proxy, tmp_path: Path) -> None:
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(
     s3_server: Rclone, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "_TELL_SECONDS", 1.0)
+    monkeypatch.setattr(retry, "_TELL_SECONDS", 0.5)
     data = os.urandom(5_000_000)
     store.publish(data, f"{PLACE}/x")
-    with s3_server.away(3):
+    with s3_server.away(1.5):
         store.publish(data, f"{PLACE}/y")
         assert store.fetch(f"{PLACE}/y", str(tmp_path / "y")) == len(data)
     assert (tmp_path / "y").read_bytes() == data
@@ -196,6 +196,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(
     assert len(told) == 1 and "cannot connect to http://127.0.0.1" in told[0]
 
 
+@pytest.mark.slow
 def test_a_slow_line_is_no_outage(s3_server: Rclone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Transfers that last longer than any one timeout, to and from a server at 1 MB/s."""
     monkeypatch.setattr(s3, "_CONNECT_SECONDS", 1)
@@ -415,7 +416,7 @@ def test_an_epoch_is_read_through_an_outage_and_bytes_that_changed_on_the_way_ar
     def loading(loader: ShardLoader) -> Iterator[Batch]:
         for number, batch in enumerate(loader):
             if number == 1:
-                strikes.append(struck(s3_server, lambda: True, 3))
+                strikes.append(struck(s3_server, lambda: True, 1.5))
             yield batch
 
     def wrong_bytes(request: Request) -> bool:

@@ -24,4 +24,4 @@ def test_an_rclone_without_the_command_counts_as_none(
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert s3_servers.rclone() == (str(program) if usable else None)
+    assert s3_servers.rclone.__wrapped__() == (str(program) if usable else None)

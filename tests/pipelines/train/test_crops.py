@@ -36,10 +36,14 @@ from tests.support.training import (
 
 CANVAS = Canvas()
 CLIPS = torch.from_numpy(np.stack([clip_of(number) for number in range(6)]))
-GAZE = Gaze.cat([canvas_gaze(clip.numpy()) for clip in CLIPS])
-BATCH = Batch(0, 1, np.arange(6), list("abcdef"), CLIPS, GAZE, np.zeros(6, bool), [])
 CROPPED = AugmentConfig(crop=0.5)
 WINDOWS = [crop_window(RandomKey(4, 1, ()), sample, 0.5, SIDE) for sample in range(6)]
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    gaze = Gaze.cat([canvas_gaze(clip.numpy()) for clip in CLIPS])
+    return Batch(0, 1, np.arange(6), list("abcdef"), CLIPS, gaze, np.zeros(6, bool), [])
 
 
 def same(one: Gaze, other: Gaze) -> bool:
@@ -76,30 +80,31 @@ def test_a_part_is_enlarged_to_the_size_of_a_frame_the_same_in_all_frames() -> N
     assert torch.equal(crop_clip(CLIPS[0], 0, 0, SIDE), CLIPS[0])
 
 
-def test_labels_of_a_part_are_those_that_search_finds_on_it() -> None:
+def test_labels_of_a_part_are_those_that_search_finds_on_it(batch: Batch) -> None:
     cropped = [window is not None for window in WINDOWS]
     assert 0 < sum(cropped) < 6
-    seen = augment_batch(CROPPED, BATCH, 4, CanvasLabels(CANVAS, THRESHOLD, 0.03, False))
+    gaze = batch.gaze
+    seen = augment_batch(CROPPED, batch, 4, CanvasLabels(CANVAS, THRESHOLD, 0.03, False))
     for b, window in enumerate(WINDOWS):
         clip = CLIPS[b] if window is None else crop_clip(CLIPS[b], *window)
         assert torch.equal(seen.frames[b], clip)
         found = greedy.label(clip[None], CANVAS, threshold=THRESHOLD, max_ratio=0.03)
         assert same(seen.gaze[b], found)
-    assert torch.equal(BATCH.frames, CLIPS) and BATCH.gaze is GAZE, "what was read is not changed"
-    alone = replace(BATCH, ids=np.array([3]), frames=CLIPS[3:4], gaze=GAZE[3])
+    assert torch.equal(batch.frames, CLIPS) and batch.gaze is gaze, "what was read is not changed"
+    alone = replace(batch, ids=np.array([3]), frames=CLIPS[3:4], gaze=batch.gaze[3])
     one = augment_batch(CROPPED, alone, 4, CanvasLabels(CANVAS, THRESHOLD, 0.03, False))
     assert torch.equal(one.frames[0], seen.frames[3]) and same(one.gaze, seen.gaze[3]), "whatever else is in the batch"
 
 
-def test_lengths_that_were_drawn_stay_drawn() -> None:
-    seen = augment_batch(CROPPED, BATCH, 4, CanvasLabels(CANVAS, None, 1.0, True))
-    assert torch.equal(seen.gaze.lengths, GAZE.lengths)
+def test_lengths_that_were_drawn_stay_drawn(batch: Batch) -> None:
+    seen = augment_batch(CROPPED, batch, 4, CanvasLabels(CANVAS, None, 1.0, True))
+    assert torch.equal(seen.gaze.lengths, batch.gaze.lengths)
 
 
-def test_a_clip_whose_gaze_is_lost_has_none_where_none_is_needed() -> None:
-    seen = augment_batch(CROPPED, BATCH, 4, None)
+def test_a_clip_whose_gaze_is_lost_has_none_where_none_is_needed(batch: Batch) -> None:
+    seen = augment_batch(CROPPED, batch, 4, None)
     assert [int(seen.gaze[b].counts().sum()) > 0 for b in range(6)] == [window is None for window in WINDOWS]
-    assert not augment_batch(AugmentConfig(starts=True), BATCH, 4, None).gaze.counts().sum()
+    assert not augment_batch(AugmentConfig(starts=True), batch, 4, None).gaze.counts().sum()
 
 
 def test_parts_are_trained_on_and_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -113,11 +118,11 @@ def test_parts_are_trained_on_and_a_resumed_run_ends_with_the_same_bits(tmp_path
     assert end_of(tmp_path / "run") == end_of(tmp_path / "plain")
 
 
-def test_a_refiner_sees_random_patches_of_parts(tmp_path: Path) -> None:
+def test_a_refiner_sees_random_patches_of_parts(batch: Batch, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", clips=4)
     words = ["kind=refiner", "refiner.width=8", "refiner.deep_width=8", "augment.crop=0.5", "augment.flip=true"]
     config = load(ReconstructorTrainConfig, [*words, f"data={data}", f"run={tmp_path / 'run'}"])
-    seen = task_of(config)(config, torch.device("cpu")).augmented(BATCH)
+    seen = task_of(config)(config, torch.device("cpu")).augmented(batch)
     assert 0 < sum(int(seen.gaze[b].counts().sum()) > 0 for b in range(6)) < 6 and seen.gaze.losses is None
 
 

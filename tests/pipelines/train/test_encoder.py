@@ -98,6 +98,7 @@ def test_it_begins_exactly_at_the_checkpoint(config, checkpoint: str) -> None:
     assert torch.equal(found.tokens, wanted.tokens) and torch.equal(found.prefix, wanted.prefix)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_goes_on_ends_with_the_same_bits(config, smooth: Path, tmp_path: Path) -> None:
     asked = iter([False, True])
     assert train(config(tmp_path), stopping=lambda: next(asked)) == "stopped"

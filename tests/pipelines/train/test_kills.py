@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pipelines.runs.ledger import attempts
 from tests.support.training import CHECKPOINT_EVERY, Ranks, end_of, policy_config, require_clean, run_ranks
 from tests.support.waiting import wait_until
@@ -26,6 +28,7 @@ def killed_when(ranks: Ranks, condition: Callable[[], object], seconds: float = 
     return was_alive
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_one_that_was_not(
     gazes: str, smooth_run: Path, tmp_path: Path
 ) -> None:

@@ -264,7 +264,7 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 
 
 def test_the_parts_a_batch_is_computed_in_do_not_change_the_run(gazes: str, smooth_run: Path, tmp_path: Path) -> None:
-    for size in (1, 2, 3):
+    for size in (1, 3):
         run = tmp_path / str(size)
         assert train(policy_config(gazes, run, f"micro_batch={size}")) == "done"
         assert apart(weights(run), weights(smooth_run)) < 1e-5
@@ -279,6 +279,7 @@ def test_clipping_changes_the_step_and_not_the_recorded_norm(gazes: str, smooth_
     assert apart(weights(tmp_path), weights(smooth_run)) > 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(gazes: str, tmp_path: Path) -> None:
     for dtype in ("float32", "bfloat16"):
         run, words = tmp_path / dtype, [f"scale.dtype={dtype}", "policy.num_layers=2", "val_clips=2", "epochs=1"]
@@ -293,6 +294,7 @@ def test_bfloat16_computes_in_half_precision_and_keeps_whole_weights(gazes: str,
 # -- learning --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_policy_learns_its_labels_far_beyond_the_best_constant(tmp_path: Path) -> None:
     data = training.write_dataset(tmp_path / "data", clips=4, gaze=lambda n: training.canvas_gaze(training.clip_of(n)))
     sizes = ["policy.hidden_size=32", "policy.num_layers=2", "policy.intermediate_size=64", "policy.block_size=4"]

@@ -112,6 +112,7 @@ def test_a_loss_that_is_no_number_stops_every_rank_with_the_clips_name(tmp_path:
     assert newest(tmp_path / "run").name == f"step-{bad:06d}" and np.isfinite(weights(tmp_path / "run")).all()
 
 
+@pytest.mark.slow
 def test_a_bad_sample_is_skipped_on_its_rank_and_the_others_go_on(tmp_path: Path) -> None:
     data = training.write_dataset(tmp_path / "data")
     row = shards.open_dataset(data).index().iloc[7]

@@ -50,6 +50,7 @@ def run(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bits_and_is_clean(data: str, run: Path, tmp_path: Path) -> None:
     asked = iter([False, False, True])
     config = config_of(data, tmp_path / "run")

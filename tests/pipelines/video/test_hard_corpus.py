@@ -9,6 +9,7 @@ import csv
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -135,11 +136,12 @@ def test_what_is_only_unusual_decodes_in_full(name: str) -> None:
         np.testing.assert_array_equal(decoded, frames[[n]], err_msg=f"frame {n} alone")
 
 
-def some_of_the_ordinary() -> list[str]:
-    """Every AVI and MOV, and a spread of the other containers, small files first."""
+def some_of_the_ordinary() -> list[Any]:
+    """Every AVI and MOV, and a spread of the other containers, small files first; a third of them in make test."""
     files = sorted((p for p in (CORPUS / "train").glob("*.*")), key=lambda path: (path.stat().st_size, path.name))
     rare = [p for p in files if p.suffix in (".avi", ".mov")]
-    return sorted(p.name for p in {*rare, *files[: len(files) * 3 // 4 : 5]})
+    names = sorted(p.name for p in {*rare, *files[: len(files) * 3 // 4 : 5]})
+    return [pytest.param(name, marks=[pytest.mark.slow] if number % 3 else []) for number, name in enumerate(names)]
 
 
 @pytest.mark.parametrize("name", some_of_the_ordinary() if CORPUS.is_dir() else [])

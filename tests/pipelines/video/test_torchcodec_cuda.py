@@ -94,6 +94,7 @@ def smooth_video(path: Path, frames: int, pixels: str = "yuv420p") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_frames_are_those_of_pyav_and_what_it_cannot_do_is_left_to_pyav(tmp_path: Path) -> None:
     plain = smooth_video(tmp_path / "a.mp4", 40)
     deep = smooth_video(tmp_path / "b.mkv", 10, "yuv444p")  # which NVDEC does not decode
