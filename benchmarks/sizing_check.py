@@ -27,7 +27,7 @@ from unittest import mock
 from memory import family
 
 HERE = Path(__file__).resolve().parent.parent
-WORKERS = ((1, 1), (2, 1), (2, 2))  # decoders and gazers
+WORKERS = ((1, 1), (2, 1))  # decoders and gazers
 
 
 def autogaze(*words: object) -> str:
@@ -111,13 +111,17 @@ CASES = (
 )
 
 
-def rules(cases: int, shards: int) -> None:
-    """Let the job's own decoding, window and gaze threads do work that only sleeps, and simulate the same."""
+def rules(cases: int, shards: int, rounds: int) -> None:
+    """Let the job's own decoding, window and gaze threads do work that only sleeps, and simulate the same. The best of
+    some rounds counts: where other work has the cores, threads wake up late."""
     print("| decoders, gazers | seconds a clip: decode, JPEG, gaze, write | simulated, s | acted out, s | error |")
     print("|---|---|---|---|---|", flush=True)
     for decoders, gazers, clips, costs in CASES[:cases]:
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            predicted, measured = acted_out(Path(folder), decoders, gazers, clips, costs, shards)
+            found = [
+                acted_out(Path(folder, str(number)), decoders, gazers, clips, costs, shards) for number in range(rounds)
+            ]
+        predicted, measured = min(found, key=lambda each: each[1])
         shown = f"{predicted:.2f} | {measured:.2f} | {predicted / measured - 1:+.1%}"
         print(f"| {decoders}, {gazers} | {', '.join(map(str, costs))} | {shown} |", flush=True)
 
@@ -145,6 +149,7 @@ def acted_out(
     from pipelines.sizing.workload import of_manifest
     from pipelines.video.base import DecodeConfig
 
+    folder.mkdir()
     batch, (decode, jpeg, search, write) = 16, costs
     rows = []
     for number, count in enumerate(np.random.default_rng(1).integers(3, 70, 2 * shards * clips // 36).tolist()):
@@ -249,7 +254,7 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(words)
     sys.path.insert(0, str(HERE))
     if options.rules:
-        rules(options.cases, options.shards)
+        rules(options.cases, options.shards, options.rounds)
     if options.nodes:
         closed_form(options.nodes)
     if options.corpus:
