@@ -217,7 +217,10 @@ def acted_out(
 
 
 def closed_form(nodes: list[int]) -> None:
-    """A job whose shards all take the same, on more and more nodes: rounds of shards, as c servers take them."""
+    """A job of equal shards, on more and more nodes: rounds of shards, as so many equal servers take them.
+
+    No node is faster than its cores; one is simulated, and the others are held against it.
+    """
     from pipelines.corpus.plan import ClipConfig
     from pipelines.preprocess.config import PreprocessConfig
     from pipelines.sizing.predict import Predictor
@@ -231,15 +234,18 @@ def closed_form(nodes: list[int]) -> None:
     rates = Rates("", 1, "pyav", "", "cpu", 16, 16, costs, jpeg, write, search, 0.0, stored)
     job = of_alike(250_000, 10, (1280, 720), "h264", 25.0, 4.0, ClipConfig(), 960)
     core_seconds = 16 * decode + jpeg + write + search
-    print("| nodes of 64 cores | predicted, s | work / cores, s | rounds of shards, s | error | computed in, s |")
+    print(
+        "| nodes of 64 cores | predicted, s | work / cores, s | rounds at one node's pace, s | error | computed in, s |"
+    )
     print("|---|---|---|---|---|---|", flush=True)
     predictor = Predictor(job, rates, PreprocessConfig(input="corpus", output="dataset"))
+    one = predictor.predict(Cluster(1, 64, 0, 1.25e9, 1e18))
+    shard = one.seconds * one.actors / job.shards
     for count in nodes:
         began = time.perf_counter()
         found = predictor.predict(Cluster(count, 64, 0, 1.25e9, 1e18))
         least = job.clips * core_seconds / (count * 64)
-        actors = found.actors
-        rounds = math.ceil(job.shards / actors) * least * actors / job.shards
+        rounds = math.ceil(job.shards / found.actors) * shard
         shown = f"{found.seconds:,.0f} | {least:,.0f} | {rounds:,.0f} | {found.seconds / rounds - 1:+.1%}"
         print(f"| {count:,} | {shown} | {time.perf_counter() - began:.1f} |", flush=True)
 
