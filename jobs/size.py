@@ -139,7 +139,7 @@ def run(config: SizeConfig, console: Console) -> int:
         document |= {"deadline": {"days": config.days, "nodes": deadline} if config.days else None}
         console.file.write(json.dumps(document | {"rates": json.loads(rates.to_json())}) + "\n")
     else:
-        table = Table(show_header=False, title_justify="left", title="autogaze preprocess would take")
+        table = Table(show_header=False, title_justify="left", title="what autogaze preprocess would take")
         for name, value in _rows(config, cores, workload, rates, found, moved, deadline):
             table.add_row(name, Text(value))
         table.add_row("rates", Text(said))
