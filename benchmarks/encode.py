@@ -3,10 +3,10 @@
     python benchmarks/encode.py --data GAZE --shards 2                          # SigLIP of base size, random weights
     python benchmarks/encode.py --data GAZE --encoder build/dinov2-small --scales 28+56+112+224 --convert coverage
 
-The job's own actors are called in a loop in this process, without Ray: `read` is the stored frames and gazes, `forward`
-the encoder, `pack` tar, index and commit. `dense` runs transformers' own model on all patches of the same frames and
-stores what it gives as float16, in an .npy for each clip. CPU seconds of one thread; on a GPU wall time, synchronised
-by what is copied back.
+The job's own actor is called in a loop in this process, without Ray, on clips that were read before: `read` is the
+stored frames and gazes, `forward` the encoder, `pack` tar, index, commit. `dense` runs transformers' own model on all
+patches of the same frames and stores what it gives as float16, in an .npy for each clip. CPU seconds, of whatever
+threads; on a GPU wall time, synchronised by what is copied back. A shard's frames are in memory here.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import torch
 from autogaze.vision import GazedEncoder
 from jobs.config import load
 from pipelines.encode.config import EncodeConfig, check_encode_config
-from pipelines.encode.encode_stage import EncodeStage, Storing
+from pipelines.encode.encode_stage import EncodeStage, GazedClip, Storing
+from pipelines.encode.graph import clip_source
 from pipelines.encode.job import EncodeJob, plan_encode
-from pipelines.encode.read_stage import ReadStage
-from pipelines.preprocess.rows import DecodedShard
-from pipelines.video.base import DecodeConfig
+from pipelines.preprocess.layout import Layout
+from pipelines.preprocess.rows import DecodedClip, Effort
 
 
 def random_encoder(folder: Path, small: bool) -> None:
@@ -46,7 +46,7 @@ class Clock:
     """Seconds by name: of the CPU, or on a GPU of the wall."""
 
     def __init__(self, device: str) -> None:
-        self.now = time.process_time if device == "cpu" else time.perf_counter
+        self.now = time.process_time if device == "cpu" else time.perf_counter  # nothing else works meanwhile
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -61,16 +61,18 @@ class TimedStage(EncodeStage):
 
     clock: Clock
 
-    def _encode(self, *arguments: Any) -> None:
-        with self.clock.time("forward"):
-            super()._encode(*arguments)
+    def _encoded(self, encoder: GazedEncoder, part: list[GazedClip]) -> Any:
+        began = self.clock.now()
+        found = super()._encoded(encoder, part)
+        self.clock.seconds["forward"] = self.clock.seconds.get("forward", 0.0) + self.clock.now() - began
+        return found
 
 
-def dense(encoder: GazedEncoder, decoded: DecodedShard, folder: Path, clock: Clock) -> int:
+def dense(encoder: GazedEncoder, decoded: list[DecodedClip], folder: Path, clock: Clock) -> int:
     """All patches of a shard's clips through transformers' model, and into files; how many tokens."""
     mean, std = (torch.tensor(part, device=encoder.device).view(1, 3, 1, 1) for part in encoder.normalisation)
     tokens = 0
-    for clip in decoded.frames[decoded.ok]:
+    for clip in [each.frames for each in decoded if each.frames is not None]:
         with clock.time("dense forward"), torch.inference_mode():
             pixels = torch.from_numpy(clip).to(encoder.device).permute(0, 3, 1, 2).float() / 255
             out = encoder.model(pixel_values=((pixels - mean) / std).to(encoder.dtype)).last_hidden_state
@@ -109,18 +111,21 @@ def main() -> None:
         check_encode_config(config)
         job = plan_encode(config)
         assert job.source is not None
-        reader = ReadStage(job.source.url, DecodeConfig())
-        storing = Storing([], config.store, config.batch)
-        stage = TimedStage(job.output, job.encoder, storing, job.source.vocabulary, options.device)
+        source, storing = clip_source(job, Layout(1, 1, 1, 1.0)), Storing([], config.store, config.batch)
+        stage = TimedStage(job.output, source, job.encoder, storing, job.source.vocabulary, options.device)
         clock = stage.clock = Clock(options.device)
+        read = stage.source.clips
         counts = {"gazed": 0, "dense": 0, "frames": 0}
         for shard in job.missing[: options.shards]:
             with clock.time("read"):
-                decoded = reader.read(shard)
-            counts["frames"] += int(decoded.ok.sum()) * decoded.frames.shape[1]
+                decoded = list(read(shard, Effort()))
+            stage.source.clips = lambda shard, effort, decoded=decoded: iter(decoded)  # type: ignore[method-assign]
             with clock.time("commit"):
-                counts["gazed"] += stage.commit(decoded).tokens
+                done = stage.make(shard)
+            counts["frames"] += done.frames
+            counts["gazed"] += done.tokens
             counts["dense"] += dense(stage.encoder, decoded, folder, clock)
+        stage.close()
         clock.seconds["pack"] = clock.seconds["commit"] - clock.seconds["forward"]
         show(job, clock.seconds, counts)
 

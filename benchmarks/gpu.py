@@ -167,8 +167,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="for all of it (default 480 on a GPU, and no limit on a CPU)")
     parser.add_argument("--output", type=Path, default=Path("build/gpu"), metavar="FOLDER", help="for results and logs")
     parser.add_argument("--data", metavar="DATASET", help="a dataset whose clips are used; default: drawn clips")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of: tests, {', '.join(job.name for job in JOBS)}")
+    names = ["tests", *(job.name for job in JOBS)]
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of: {', '.join(map(repr, names))}")
     options = parser.parse_args()
+    for name in options.only or []:
+        if name not in names:
+            parser.error(f"--only {name!r}: no such part; there are {', '.join(map(repr, names))}")
     if options.device != "cpu" and not torch.cuda.is_available():
         print("PyTorch finds no GPU here. On a machine without one: make gpu DEVICE=cpu", file=sys.stderr)
         return 2

@@ -1,20 +1,26 @@
-"""Is peak memory flat whatever the corpus size? `autogaze preprocess` of 100 and of 1,000 clips, seen from outside.
+"""Is peak memory flat whatever the size of the corpus, and of its shards? `autogaze preprocess`, seen from outside.
 
-    python benchmarks/memory.py --corpus VIDEOS/train
+    python benchmarks/memory.py --corpus VIDEOS/train                                    # 100 and 1,000 clips
+    python benchmarks/memory.py --corpus VIDEOS/train --sizes 1024 --shards 32 1024      # shards of 32 and 1,024 clips
+    python benchmarks/memory.py --corpus VIDEOS/train --sizes 1024 --shards 32 --before CHECKOUT
 
 Memory is the proportional set size (PSS, shared pages counted once) of the command and every process under it, sampled
-four times a second; its peak is printed for each size, and their ratio.
+four times a second; its peak is printed for each size, and the ratio of the largest to the smallest.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+VIDEOS = 64
 
 
 def family(pid: int) -> list[int]:
@@ -44,19 +50,23 @@ def pss(pid: int) -> int:
     return 0
 
 
-def peak(corpus: Path, clips: int) -> tuple[int, int, float]:
-    """(clips planned, peak bytes, seconds) of preprocessing about `clips` clips of a corpus."""
+def peak(corpus: Path, clips: int, shard: int, code: Path) -> tuple[int, int, float]:
+    """(clips planned, peak bytes, seconds) of preprocessing about `clips` clips of a corpus, by a checkout's code."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         source = Path(folder) / "videos"
         source.mkdir()
         videos = sorted(path for path in corpus.iterdir() if path.is_file())
         # The same videos at both sizes, more or fewer clips of each, so that only the number of clips differs.
-        for path in videos[:50]:
+        videos = videos[:VIDEOS]
+        for path in videos:
             os.symlink(path.resolve(), source / path.name)
-        arguments = [f"input={source}", f"output={folder}/gaze", f"clip.per_video={clips // 50}", "ray.cpus=2"]
+        arguments = [f"input={source}", f"output={folder}/gaze", f"clip.per_video={clips // len(videos)}", "ray.cpus=2"]
         began = time.monotonic()
         job = subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", "preprocess", *arguments, "shard.clips=16"], stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "jobs.cli", "preprocess", *arguments, f"shard.clips={shard}"],
+            stdout=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": str(code)},
+            cwd=code,
         )
         most = 0
         while job.poll() is None:
@@ -73,13 +83,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--shards", type=int, nargs="+", default=[16], help="clips of a shard")
+    parser.add_argument("--before", type=Path, help="a checkout of an older version, measured beside this one")
     options = parser.parse_args()
-    found = []
-    for size in options.sizes:
-        clips, most, seconds = peak(options.corpus, size)
-        found.append(most)
-        print(f"{clips:6d} clips: peak {most / 1e9:.2f} GB of all processes, {seconds:.0f} s", flush=True)
-    print(f"ratio of the largest to the smallest: {found[-1] / found[0]:.2f}")
+    for name, code in {"before": options.before, "": HERE}.items():
+        found = []
+        for size, shard in itertools.product(options.sizes, options.shards) if code else ():
+            clips, most, seconds = peak(options.corpus, size, shard, code)
+            found.append(most)
+            about = f"{name:6} {clips:6d} clips in shards of {shard:4d}"
+            print(f"{about}: peak {most / 1e9:.2f} GB of all processes, {seconds:.0f} s", flush=True)
+        if len(found) > 1:
+            print(f"{name:6} ratio of the largest to the smallest: {max(found) / min(found):.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """How fast is the whole of `autogaze preprocess`, beside its own stages alone and beside what one would write by hand.
 
     python benchmarks/pipeline.py --corpus VIDEOS/train --videos 40 --per-video 24 --rounds 2
+    python benchmarks/pipeline.py --corpus VIDEOS/train --before CHECKOUT --stages-only      # beside an older version
 
-One decode and one gaze worker on two cores. In each round, one after another and each in processes of its own:
+One decoder and one gazer on two cores. In each round, one after another and each in processes of its own:
+  before      the same command by the code of --before
   ours        autogaze preprocess (Ray, isolated decoder, JPEG, WebDataset shards, commit)
-  decode      its decode stage alone: the same actor class called in a loop, frames thrown away
-  gaze        its gaze stage alone, on rows decoded before the clock starts
+  decode      its decoders alone: the same class called in a loop, with JPEGs, frames thrown away
+  gaze        the rest of the actor alone (gaze, tar, commit), on clips decoded before the clock starts
   loop        a single-process loop: PyAV, the same gaze, JPEGs, webdataset.TarWriter; no isolation, no resume
   ray data    the straightforward Ray Data script: a row per clip, decord in map(), gaze per row, a tar per clip
 Rates are clips/s of work; `ours` and `ray data` are shown with Ray's start-up and without (from the first task on).
@@ -15,61 +17,66 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-FRAMES, SHARD, THRESHOLD, RATIO, QUALITY = 16, 16, 0.05, 0.75, 90
+HERE = Path(__file__).resolve().parent.parent
+FRAMES, THRESHOLD, RATIO, QUALITY = 16, 0.05, 0.75, 90
+GAZED = 64  # clips of a shard that gaze alone is measured on: they are in memory
 
 
-def settings(source: Path, output: Path, per_video: int) -> list[str]:
-    return [f"input={source}", f"output={output}", f"shard.clips={SHARD}", f"clip.per_video={per_video}"]
-
-
-def ours(source: Path, work: Path, per_video: int) -> dict[str, float]:
-    output = work / "ours"
-    arguments = [*settings(source, output, per_video), "ray.cpus=2", "workers.decode=1", "workers.gaze=1"]
+def ours(source: Path, output: Path, per_video: int, shard: int, code: Path = HERE) -> dict[str, float]:
+    """The whole job, by the code of a checkout."""
+    arguments = [f"input={source}", f"output={output}", f"clip.per_video={per_video}", f"threshold={THRESHOLD}"]
+    arguments += ["ray.cpus=2", "workers.decode=1", "workers.gaze=1", *([f"shard.clips={shard}"] if shard else [])]
+    environment = os.environ | {"PYTHONPATH": str(code)}
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "jobs.cli", "preprocess", *arguments], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "jobs.cli", "preprocess", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=code)
     wall = time.perf_counter() - began
     (record,) = (json.loads(path.read_text()) for path in Path(f"{output}.runs").iterdir())
     clips = sum(record["clips"].values())
-    steady = record["stages"][record["slowest_stage"]]["seconds"] / record["speed_of_light"]
+    slowest = record["stages"][record["slowest_stage"]]
+    steady = slowest["seconds"] / slowest["workers"] / record["speed_of_light"]
     return {"clips": clips, "with start-up": clips / wall, "steady": clips / steady}
 
 
 def stages(work: Path) -> dict[str, float]:
-    """Both stages alone over the dataset that `ours` made, in a process of their own, called as Ray calls them."""
+    """Both halves of the actor alone over the dataset that `ours` made, in a process of their own."""
     from pipelines.dataset.shards import open_dataset
     from pipelines.preprocess.config import PreprocessConfig
-    from pipelines.preprocess.decode_stage import DecodeStage
-    from pipelines.preprocess.gaze_stage import GazeStage
+    from pipelines.preprocess.decoding import ClipDecoders, Decoding
     from pipelines.preprocess.job import resolve_gaze
+    from pipelines.preprocess.rows import Effort
+    from pipelines.preprocess.stage import PreprocessStage
     from pipelines.video.base import DecodeConfig
 
     source, output = work / "ours", work / "alone"
     output.mkdir()
     dataset = open_dataset(str(source))
-    shards = dataset.committed()
-    decode = DecodeStage(dataset.plan, DecodeConfig(), "jpeg", QUALITY)
+    shards, decoding = dataset.committed(), Decoding(DecodeConfig(), "jpeg", QUALITY)
     gazer = resolve_gaze(PreprocessConfig(threshold=THRESHOLD, max_ratio=RATIO))
-    gaze = GazeStage(str(output), dataset.plan, gazer, "jpeg", "cpu")
-    gaze(decode({"shard": shards[0]}))  # warm
-    clips, spent = 0, 0.0
-    for shard in shards[:: max(1, len(shards) // 16)]:
-        row = decode({"shard": shard})
+    stage = PreprocessStage(str(output), dataset.plan, gazer, decoding, "cpu")
+    with ClipDecoders(dataset.plan, decoding) as decoders:
+        clips, spent = 0, 0.0
+        for shard in shards[:: max(1, len(shards) // 16)]:
+            decoded = list(itertools.islice(decoders.clips(shard, Effort()), GAZED))
+            stage.decoders.clips = lambda shard, effort, decoded=decoded: iter(decoded)  # type: ignore[method-assign]
+            stage.make(shard)  # warm
+            began = time.perf_counter()
+            clips += stage.make(shard).clips
+            spent += time.perf_counter() - began
         began = time.perf_counter()
-        clips += gaze(row)["clips"]
-        spent += time.perf_counter() - began
-    began = time.perf_counter()
-    with ThreadPoolExecutor(2) as threads:  # as Ray calls it
-        decoded = sum(threads.map(lambda shard: len(decode({"shard": shard})["frames"]), shards))
-    return {"decode": decoded / (time.perf_counter() - began), "gaze": clips / spent}
+        decoded_clips = sum(1 for shard in shards for _ in decoders.clips(shard, Effort()))
+        alone = decoded_clips / (time.perf_counter() - began)
+    stage.close()
+    return {"decode": alone, "gaze": clips / spent}
 
 
 def jobs_of(work: Path) -> list[dict]:
@@ -170,6 +177,9 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, help="folder of videos")
     parser.add_argument("--videos", type=int, default=40)
     parser.add_argument("--per-video", type=int, default=24)
+    parser.add_argument("--shard", type=int, default=0, help="shard.clips; 0 = the default")
+    parser.add_argument("--before", type=Path, help="a checkout of an older version, measured beside this one")
+    parser.add_argument("--before-shard", type=int, default=32, help="its shard.clips")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--stages-only", action="store_true", help="leave out loop and ray data, for long runs")
     parser.add_argument("--part", choices=["stages", "loop", "ray_data"], help=argparse.SUPPRESS)
@@ -189,9 +199,12 @@ def main() -> None:
             source.mkdir()
             for path in videos[::step][: options.videos]:
                 os.symlink(path.resolve(), source / path.name)
-            found: dict[str, dict[str, float]] = {"ours": ours(source, work, options.per_video)}
+            found: dict[str, dict[str, float]] = {}
+            if options.before:
+                found["before"] = ours(source, work / "b", options.per_video, options.before_shard, options.before)
+            found["ours"] = ours(source, work / "ours", options.per_video, options.shard)
             for part in ("stages",) if options.stages_only else ("stages", "loop", "ray_data"):
-                command = [sys.executable, __file__, "--part", part, "--work", folder]
+                command = [sys.executable, __file__, "--part", part, "--work", folder]  # by this checkout
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found[part] = json.loads(printed.strip().splitlines()[-1])
         mine, alone = found["ours"], found["stages"]
@@ -203,7 +216,7 @@ def main() -> None:
         print(f"  ours       {mine['steady']:6.2f} clips/s steady, {mine['with start-up']:6.2f} with start-up")
         print(f"  decode     {alone['decode']:6.2f} clips/s alone;  gaze {alone['gaze']:6.2f} clips/s alone")
         print(f"  speed of light: ours / {slowest} alone = {mine['steady'] / alone[slowest]:.2f}")
-        for name in [name for name in ("loop", "ray_data") if name in found]:
+        for name in [name for name in ("before", "loop", "ray_data") if name in found]:
             rate = found[name]["steady"]
             extra = f", {found[name]['with start-up']:6.2f} with start-up" if "with start-up" in found[name] else ""
             print(f"  {name:<10} {rate:6.2f} clips/s steady{extra};  ours is {mine['steady'] / rate:.2f}x")

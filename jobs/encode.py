@@ -20,6 +20,7 @@ from pipelines.dataset.run_records import RunRecord
 from pipelines.dataset.shards import open_dataset
 from pipelines.encode.config import POOLED, EncodeConfig, check_encode_config
 from pipelines.encode.workers import share_encode_workers
+from pipelines.preprocess.decoding import PIECE_BYTES
 from pipelines.preprocess.totals import Totals
 from pipelines.schema import section
 
@@ -74,7 +75,7 @@ def _show_plan(job: EncodeJob, console: Console) -> None:
         ("encoder", job.encoder.words),
         ("of a token", f"{values * 2:,} bytes: {', '.join(job.encoder.layers) or 'nothing'} in {config.store}"),
         ("pooled", ", ".join(POOLED[config.pooled]) or "nothing"),
-        ("memory per row", f"{job.plan.row_bytes / 1e6:.0f} MB of frames per shard in flight"),
+        ("memory", f"{PIECE_BYTES / 1e6:.0f} MB of decoded frames a decoder, however large a shard is"),
     ):
         table.add_row(name, value)
     console.print(table)

@@ -128,7 +128,7 @@ def run(config: GazeConfig, console: Console) -> Path:
         except VideoError as error:
             raise PipelineError(_explain(config.video, error)) from error
         except ImportError as error:  # an optional decoder
-            raise PipelineError(f"decoder={config.decoder}: {error}") from error
+            raise PipelineError(str(error)) from error  # it names the decoder
     _summarise(tally, failures, gazer, output, console)
     return output
 

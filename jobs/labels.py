@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.threads import one_torch_thread
 from pipelines.dataset import shards
-from pipelines.dataset.shards import DATASET_FORMAT, Dataset
+from pipelines.dataset.shards import Dataset
 from pipelines.dataset.units import units_fit, units_of
 from pipelines.errors import PipelineError
 from pipelines.gazing.reconstructor import TeachersConfig
@@ -93,10 +93,11 @@ def import_(config: ImportConfig, console: Console) -> int:
     """Make the dataset, or its missing shards; the exit status. Raises PipelineError, in one line."""
     check(config)
     dataset, output = shards.open_dataset(config.data), Location(config.output)
-    if dataset.about.get("format") != DATASET_FORMAT:
+    if dataset.about.get("format") not in shards.READABLE_FORMATS:
         raise PipelineError(
-            f"{dataset.url}: holds format {dataset.about.get('format')}, this version reads {DATASET_FORMAT}; "
-            "preprocess again"
+            f"{dataset.url}: holds format {dataset.about.get('format')}, this version reads "
+            + " and ".join(map(str, shards.READABLE_FORMATS))
+            + "; preprocess again"
         )
     if output == dataset.url:
         raise PipelineError("output and data are one place: the labels make a new dataset")

@@ -8,26 +8,25 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cluster.local import ClusterSize, RayConfig, running
 from cluster.probes import alive_nodes, probing
 from jobs.scan_progress import ScanProgress, show_passed
+from jobs.shard_progress import Bar
 from jobs.wording import byte_size, plural
 from pipelines.corpus.inputs import require_there
 from pipelines.dataset.run_records import RunRecord, new_record_url
 from pipelines.preprocess.config import CorpusConfig
-from pipelines.preprocess.decode_stage import clear_video_cache
 from pipelines.preprocess.series import ShardSeries
 from pipelines.preprocess.totals import Totals
+from pipelines.preprocess.videos import clear_video_cache
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
 if TYPE_CHECKING:
     from pipelines.preprocess.shard_job import ShardJob
 
-_PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 _SHOWN_STAGES = (
     ("decode", ("fetch",)),
     ("encode", ()),
@@ -38,7 +37,7 @@ _RECORD_SECONDS = 15.0  # between two records of a run that goes on, for `autoga
 
 
 class ActorCounts(Protocol):
-    """How a cluster is shared: actors of each stage by its name, the last one's work on `device`."""
+    """How a cluster is shared: workers of each stage by its name, the last one's work on `device`."""
 
     @property
     def actors(self) -> dict[str, int]: ...
@@ -185,13 +184,12 @@ def _make_shards(
     totals, exported = Totals(), ShardSeries(steps.name, job.output, planned)
     recorder = _Recorder(job.output, workers, steps.how(job, workers), cluster, start_up)
     try:
-        with _Bar(console, planned) as bar, IndexMerger(job) as merger:
+        with Bar(console, planned, totals, recorder.while_running) as bar, IndexMerger(job) as merger:
 
             def on_shard() -> None:
                 merger.committed(totals.newest)
-                bar.update(totals)
+                bar.update()
                 exported.update(totals)
-                recorder.while_running(totals)
 
             steps.execute(job, workers, totals, on_shard)
         finish_dataset(job)
@@ -261,11 +259,13 @@ class _Recorder:
         self._workers, self._how, self._cluster, self._start_up = workers, how, asdict(cluster), start_up
         self._began = time.time()
         self._url = new_record_url(output, self._began)
-        self._published = time.monotonic()
+        self._published, self._done = time.monotonic(), 0
 
     def while_running(self, totals: Totals) -> None:
-        """Publish a record unless one was published just now."""
-        if time.monotonic() - self._published >= _RECORD_SECONDS:
+        """Publish a record if clips were done since the last, unless that was just now."""
+        done = totals.clips + totals.making
+        if done != self._done and time.monotonic() - self._published >= _RECORD_SECONDS:
+            self._done = done
             self.publish(totals, "running")
 
     def publish(self, totals: Totals, status: str) -> RunRecord:
@@ -285,47 +285,3 @@ class _Recorder:
         store.publish(record.to_json(), self._url)
         self._published = time.monotonic()
         return record
-
-
-class _Bar:
-    """Live progress on a terminal, a plain line every few seconds elsewhere."""
-
-    def __init__(self, console: Console, clips: int) -> None:
-        self.console, self.clips = console, clips
-        self.printed = time.monotonic()
-        self.progress: Progress | None = None
-        if console.is_terminal:
-            self.progress = Progress(
-                TextColumn("[bold]clips"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[failed]}"),
-                console=console,
-            )
-            self.task = self.progress.add_task("clips", total=clips, rate="starting", failed="0 failed")
-
-    def __enter__(self) -> _Bar:
-        if self.progress:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        if self.progress:
-            self.progress.stop()
-
-    def update(self, totals: Totals) -> None:
-        failed, rate = totals.failed.total(), totals.clips / max(totals.span, 1e-9)
-        if self.progress:
-            shown = f"[red]{failed} failed[/red]" if failed else "0 failed"
-            self.progress.update(self.task, completed=totals.clips, rate=f"{rate:.1f} clips/s", failed=shown)
-        elif time.monotonic() - self.printed >= _PLAIN_SECONDS or totals.clips == self.clips:
-            self.printed = time.monotonic()
-            eta = (self.clips - totals.clips) / rate
-            self.console.print(
-                f"{totals.clips}/{self.clips} clips  {rate:.1f} clips/s  eta {eta:.0f} s  {failed} failed",
-                highlight=False,
-            )

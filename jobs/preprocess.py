@@ -12,10 +12,11 @@ from autogaze.patches import VOCABULARY
 from cluster.local import RayConfig
 from jobs import making
 from jobs.scan_progress import show_passed
-from jobs.wording import fewer
+from jobs.wording import byte_size, fewer
 from pipelines.corpus.inputs import is_manifest
 from pipelines.dataset.run_records import RunRecord
 from pipelines.preprocess.config import PreprocessConfig, check_preprocess_config
+from pipelines.preprocess.decoding import PIECE_BYTES
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import share_workers
 from pipelines.schema import section
@@ -59,7 +60,7 @@ def _show_plan(job: Job, console: Console) -> None:
     plan, config = job.plan, job.config
     frames = job.clips_to_make()[1] * plan.frames
     # Shards of the demo footage hold this many bytes a frame, tar padding and gaze included.
-    per_frame = {"jpeg": 17_000, "raw": 150_528, "none": 500}[config.frames]
+    size = frames * {"jpeg": 17_000, "raw": 150_528, "none": 500}[config.frames]
     table = Table(
         title=f"what autogaze preprocess would write to {job.output}", show_header=False, title_justify="left"
     )
@@ -69,8 +70,8 @@ def _show_plan(job: Job, console: Console) -> None:
         ("clips", f"{job.clips:,} planned, {refused:,} already known to fail"),
         ("shards", f"{job.shards:,} planned, {len(job.missing):,} to make"),
         ("frames", f"{frames:,} to gaze"),
-        ("estimated bytes", f"{frames * per_frame / 1e9:.3f} GB"),
-        ("memory per row", f"{plan.row_bytes / 1e6:.0f} MB of decoded frames per shard in flight"),
+        ("estimated bytes", f"{size / 1e9:.3f} GB, {byte_size(size // max(len(job.missing), 1))} a shard"),
+        ("memory", f"{PIECE_BYTES / 1e6:.0f} MB of decoded frames a decoder, however large a shard is"),
     ):
         table.add_row(name, value)
     console.print(table)

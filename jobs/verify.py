@@ -76,7 +76,7 @@ def run(config: VerifyConfig, console: Console) -> int:
         + (f"{verdict.filtered} filtered, " if verdict.filtered else "")
         + f"{verdict.failed} failed), "
         f"{verdict.bytes / 1e6:.1f} MB read: "
-        + (f"{len(verdict.problems)} problems" if verdict.problems else "all good"),
+        + (plural(len(verdict.problems), "problem") if verdict.problems else "all good"),
         highlight=False,
     )
     if verdict.version is not None:
@@ -88,7 +88,7 @@ def run(config: VerifyConfig, console: Console) -> int:
         console.print(
             f"{deep.clips} clips of {deep.videos} videos decoded a second way: "
             + (
-                f"{len(deep.problems)} problems"
+                plural(len(deep.problems), "problem")
                 if deep.problems
                 else "the same frames"
                 if deep.clips

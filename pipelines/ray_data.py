@@ -29,3 +29,13 @@ def pipeline_errors(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if isinstance(cause, PipelineError):
             raise PipelineError(str(cause).splitlines()[0]) from error  # Ray adds lines of its own
         raise
+
+
+def node_sizes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of each node of the cluster that this process is connected to; of none, one without bounds."""
+    import ray
+
+    if not ray.is_initialized():
+        return [(float("inf"), float("inf"))]
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(float(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in alive]

@@ -99,7 +99,7 @@ def test_a_circle_of_imports_would_be_found() -> None:
 def test_decode_actors_load_neither_torch_nor_ray() -> None:
     light = [module.name for prefix in LIGHT for module in under(prefix) if module.name not in NOT_LIGHT]
     assert len(light) > 20
-    assert loaded_by(*light, "pipelines.preprocess.decode_stage") & {"torch", "ray"} == set()
+    assert loaded_by(*light, "pipelines.preprocess.decoding") & {"torch", "ray"} == set()
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from autogaze.tiling import TileGrid
 from pipelines.corpus.plan import frame_numbers
@@ -33,10 +32,6 @@ class PlannedClip(NamedTuple):
         whole = {name: int(row[name]) for name in cls._fields if name != "tile"}
         return cls(**whole, tile=str(row["tile"] or ""))
 
-    @classmethod
-    def of_rows(cls, rows: pd.DataFrame) -> list[PlannedClip]:
-        return [cls.of_row(row) for row in rows[list(cls._fields)].to_dict("records")]
-
 
 def require_unchanged(source: Source, planned: str) -> None:
     """Raise VideoError unless a video still has the fingerprint that was planned."""
@@ -44,13 +39,13 @@ def require_unchanged(source: Source, planned: str) -> None:
         raise VideoError("source_changed", "its bytes are not those that were planned")
 
 
-def decode_planned(
-    decoder: IsolatedDecoder, source: Source, clips: Sequence[PlannedClip], out: np.ndarray
-) -> dict[int, VideoError]:
-    """Decode clips of one video into `out`, uint8 [len(clips), T, S, S, 3].
+def decoded_clips(
+    decoder: IsolatedDecoder, source: Source, clips: Sequence[PlannedClip]
+) -> Iterator[tuple[int, np.ndarray | VideoError]]:
+    """The frames uint8 [T, S, S, 3] of clips of one video, or the error of one that failed, by their places in `clips`.
 
-    Tiles of the same frames follow one another; their frames are decoded once. Returns the error of each clip that
-    failed, by its place in `clips`; its part of `out` stays as it was. Raises VideoError if nothing can be read.
+    Tiles of the same frames follow one another; their frames are decoded once. Frames of whole pictures are views of
+    the memory that the child wrote them to. Raises VideoError if nothing can be read.
     """
     chunks = [list(chunk) for _, chunk in groupby(range(len(clips)), key=lambda place: clips[place].start)]
     first = [clips[chunk[0]] for chunk in chunks]
@@ -58,15 +53,30 @@ def decode_planned(
     # Untiled pictures are squashed to one square.
     grid = TileGrid(first[0].height, first[0].width, decoder.config.size) if first[0].tile else None
     native = None if grid is None else (grid.height, grid.width)
-    failed: dict[int, VideoError] = {}
     for number, decoded in decoder.decode_clips(source, wanted, native=native):
         chunk = chunks[number]
+        if isinstance(decoded, VideoError) or grid is None:
+            yield from ((place, decoded) for place in chunk)
+            continue
+        tiles = [grid.parse(clips[place].tile) for place in chunk]
+        cut = np.empty((len(chunk), len(decoded), grid.size, grid.size, 3), np.uint8)
+        for t in range(len(decoded)):  # so that only one frame's tiles are held twice
+            cut[:, t] = grid.cut(decoded[t : t + 1], tiles)[:, 0]
+        del decoded
+        yield from zip(chunk, cut, strict=True)
+
+
+def decode_planned(
+    decoder: IsolatedDecoder, source: Source, clips: Sequence[PlannedClip], out: np.ndarray
+) -> dict[int, VideoError]:
+    """Decode clips of one video into `out`, uint8 [len(clips), T, S, S, 3]: see `decoded_clips`.
+
+    Returns the error of each clip that failed, by its place in `clips`; its part of `out` stays as it was.
+    """
+    failed: dict[int, VideoError] = {}
+    for place, decoded in decoded_clips(decoder, source, clips):
         if isinstance(decoded, VideoError):
-            failed.update(dict.fromkeys(chunk, decoded))
-        elif grid is None:
-            out[chunk[0]] = decoded
+            failed[place] = decoded
         else:
-            tiles = [grid.parse(clips[place].tile) for place in chunk]
-            for t in range(len(decoded)):  # so that only one frame's tiles are held twice
-                out[chunk[0] : chunk[-1] + 1, t] = grid.cut(decoded[t : t + 1], tiles)[:, 0]
+            out[place] = decoded
     return failed

@@ -44,7 +44,7 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
-ROW_LIMIT = 2 << 30  # a shard's frames are one Arrow array, which addresses its bytes with 31 bits
+CHUNK_LIMIT = 2 << 30  # frames that are decoded together are in memory together: those of a clip, or of all its tiles
 LONGEST_STRIDE = 2**31 - 1
 
 
@@ -67,6 +67,11 @@ def check_clip_config(clip: ClipConfig) -> None:
     check(clip, "clip.")
     if clip.fps and clip.stride != 1:
         raise PipelineError("clip.fps and clip.stride both set: give one of them")
+    if clip_bytes(clip.frames) >= CHUNK_LIMIT:
+        raise PipelineError(
+            f"clip.frames={clip.frames}: the frames of a clip are in memory together, at most 2 GiB of them; use "
+            f"{(CHUNK_LIMIT - 1) // clip_bytes(1)} or fewer"
+        )
 
 
 def clip_bytes(frames: int) -> int:

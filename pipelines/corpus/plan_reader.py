@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.corpus.plan import PLAN_SCHEMA, clip_bytes
+from pipelines.corpus.plan import PLAN_SCHEMA
 from pipelines.corpus.plan_part import VIDEO_SCHEMA, Cut, Outline, PlanPart
 from pipelines.errors import PipelineError
 from pipelines.storage import store, tables
@@ -77,11 +77,6 @@ class DatasetPlan(ABC):
     @abstractmethod
     def frames(self) -> int:
         """Frames of a clip."""
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the decoded frames of the largest shard."""
-        return int(self.outline.clips.max(initial=0)) * clip_bytes(self.frames)
 
     def rows(self) -> pd.DataFrame:
         """All clips: for what needs them all at once, and grows with them."""

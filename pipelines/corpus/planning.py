@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from autogaze.tiling import TileGrid
 from pipelines.corpus.names import VideoNames
-from pipelines.corpus.plan import LONGEST_STRIDE, ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes, clip_starts
+from pipelines.corpus.plan import CHUNK_LIMIT, LONGEST_STRIDE, ClipConfig, check_clip_config, clip_bytes, clip_starts
 from pipelines.corpus.plan_part import VIDEO_SCHEMA, Cut, PlanPart
 from pipelines.corpus.plan_reader import VideoPlan
 from pipelines.errors import PipelineError
@@ -96,7 +96,7 @@ class Planner:
             if reason is not None:
                 continue
             count = TileGrid(int(height[row]), int(width[row])).count
-            if count * clip_bytes(self._clip.frames) >= ROW_LIMIT:
+            if count * clip_bytes(self._clip.frames) >= CHUNK_LIMIT:
                 what = f"{count} tiles of {self._clip.frames} frames; fewer clip.frames would fit"
                 reasons[row] = "too_large", what
             else:

@@ -10,18 +10,18 @@ Shards lie, are committed and are read as those of a gaze dataset (pipelines.dat
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from pipelines.dataset import shards
 from pipelines.dataset.indexes import BYTES_SCHEMA, PLACE_SCHEMA
 from pipelines.dataset.members import BadSample, Members
-from pipelines.dataset.shards import PackedClip, ShardedDataset, kind_of, read_about
+from pipelines.dataset.packing import PackedClip
+from pipelines.dataset.shards import ShardedDataset, kind_of, read_about
 from pipelines.errors import PipelineError
 from pipelines.storage.location import Location
 
@@ -87,35 +87,26 @@ class FeatureOutcome:
     filtered: bool = False
 
 
-def build_feature_shard(
-    rows: pd.DataFrame, outcomes: Sequence[FeatureOutcome], dtype: str, vocabulary_size: int
-) -> tuple[bytes, bytes]:
-    """Tar bytes and index bytes of one shard.
+def packed_features(outcome: FeatureOutcome, frames: int, dtype: str, vocabulary_size: int) -> PackedClip:
+    """A clip of `frames` frames as a dataset of features holds it.
 
     Args:
-        rows: the shard's rows of the plan, in order of position.
-        outcomes: one per row.
         dtype: a name of STORED_TYPES, which the features have.
         vocabulary_size: patches of a frame.
     """
-
-    def packed(outcome: FeatureOutcome, frames: int) -> PackedClip:
-        features = outcome.features
-        if features is None:
-            name = "filtered" if outcome.filtered else "failed"
-            return PackedClip({"outcome": name, "reason": outcome.reason, "detail": outcome.detail})
-        tokens = len(features.id)
-        columns = {
-            "outcome": "ok",
-            "tokens": tokens,
-            "ratio": tokens / (frames * vocabulary_size),
-            "source": outcome.source,
-        }
-        members = [(f"{name}.npy", _to_npy(values)) for name, values in features.arrays.items()]
-        return PackedClip(columns, members, {"dtype": dtype})
-
-    clips = (packed(outcome, int(frames)) for outcome, frames in zip(outcomes, rows["frames"], strict=True))
-    return shards.pack_shard(rows, clips, FEATURE_INDEX_SCHEMA)
+    features = outcome.features
+    if features is None:
+        name = "filtered" if outcome.filtered else "failed"
+        return PackedClip({"outcome": name, "reason": outcome.reason, "detail": outcome.detail})
+    tokens = len(features.id)
+    columns = {
+        "outcome": "ok",
+        "tokens": tokens,
+        "ratio": tokens / (frames * vocabulary_size),
+        "source": outcome.source,
+    }
+    members = [(f"{name}.npy", _to_npy(values)) for name, values in features.arrays.items()]
+    return PackedClip(columns, members, {"dtype": dtype})
 
 
 @dataclass(frozen=True)

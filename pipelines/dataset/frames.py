@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import IO, Literal, TypeAlias
 
 import numpy as np
 import PIL
@@ -24,15 +26,24 @@ def encode_frames(frames: np.ndarray, storage: str, quality: int) -> list[tuple[
     if storage == "none":
         return []
     if storage == "raw":
-        sink = io.BytesIO()
-        np.save(sink, frames, allow_pickle=False)
-        return [(_ARRAY, sink.getvalue())]
-    jpegs = []
-    for frame in frames:
-        sink = io.BytesIO()
-        Image.fromarray(frame).save(sink, "JPEG", quality=quality)
-        jpegs.append(sink.getvalue())
-    return jpeg_members(jpegs)
+        array = io.BytesIO()
+        np.save(array, frames, allow_pickle=False)
+        return [(_ARRAY, array.getvalue())]
+    ends = [0]
+    with _memory_file() as sink:
+        for frame in frames:
+            Image.fromarray(frame).save(sink, "JPEG", quality=quality)
+            ends.append(sink.tell())
+        sink.seek(0)
+        data = sink.read()
+    return jpeg_members([data[begin:end] for begin, end in itertools.pairwise(ends)])
+
+
+def _memory_file() -> IO[bytes]:
+    """A file in memory. It has a descriptor where it can: while Pillow writes to one, other threads may work."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("jpegs", os.MFD_CLOEXEC), "w+b", buffering=0)
+    return io.BytesIO()
 
 
 def jpeg_members(jpegs: Sequence[bytes]) -> list[tuple[str, bytes]]:

@@ -12,12 +12,11 @@ is no pickle. Nothing that differs between two runs (times, hosts, worker counts
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import tarfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -31,9 +30,10 @@ from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.indexes import INDEX_SCHEMA, PLACE_SCHEMA, Indexes, IndexListing, Span, span_url
 from pipelines.dataset.members import BadSample, Members, split_members
 from pipelines.dataset.merging import take_back
+from pipelines.dataset.packing import PackedClip, ShardWriter, pack_shard
 from pipelines.errors import PipelineError
 from pipelines.schema import setting
-from pipelines.storage import store, tables
+from pipelines.storage import store
 from pipelines.storage.location import Location
 
 if TYPE_CHECKING:
@@ -43,15 +43,26 @@ DATASET_FORMAT = 3
 READABLE_FORMATS = (2, 3)  # 2: with a row per clip in its plan
 OUTCOMES = ("ok", "filtered", "failed")
 TARGETS = "targets.npz"  # a member, pipelines/dataset/targets.py
-CARRIED = ("clip", "shard", "position", "video", "start", "stride", "frames", "padded", "tile")
-"""Columns of an index that are those of the plan."""
+
+
+SHARD_FRAMES = {"jpeg": 15_360, "none": 15_360, "raw": 1_856}
+"""Frames of a shard by how they are stored, where shard.clips= does not say: 280 MB of frames of 224x224."""
 
 
 @dataclass
 class ShardConfig:
     """How clips are packed."""
 
-    clips: int = setting(32, "clips per shard; a shard's frames are held in memory at once", at_least=1)
+    clips: int = setting(
+        0,
+        "clips per shard; 0 = about 280 MB of frames: 960 clips of 16 frames as JPEGs, 116 as raw (a dataset that is "
+        "there keeps its own)",
+        at_least=0,
+    )
+
+    def settled(self, frames: int, storage: str) -> int:
+        """How many: as given, or the default for clips of so many frames that are stored so."""
+        return self.clips or max(1, SHARD_FRAMES[storage] // frames)
 
 
 @dataclass(frozen=True)
@@ -82,21 +93,6 @@ def index_url(dataset: str, shard: int) -> Location:
     return span_url(dataset, Span(shard, shard))
 
 
-@dataclass(frozen=True)
-class PackedClip:
-    """A planned clip as a shard holds it.
-
-    Attributes:
-        columns: of its index row, beside those that the plan gives and `offset`, `size` and `sha256`.
-        members: (suffix, bytes) in their order in the tar; without any the clip is in the index only.
-        described: what its JSON says beside index and plan.
-    """
-
-    columns: Mapping[str, Any]
-    members: Sequence[tuple[str, bytes]] = ()
-    described: Mapping[str, Any] = field(default_factory=dict)
-
-
 def build_shard(
     rows: pd.DataFrame, outcomes: Sequence[Outcome], threshold: float | Sequence[float]
 ) -> tuple[bytes, bytes]:
@@ -107,10 +103,11 @@ def build_shard(
         outcomes: one per row.
         threshold: what `met` is measured against, one number or one for each frame; infinite where there is none.
     """
-    return pack_shard(rows, (_packed(outcome, threshold) for outcome in outcomes), INDEX_SCHEMA)
+    return pack_shard(rows, (packed(outcome, threshold) for outcome in outcomes), INDEX_SCHEMA)
 
 
-def _packed(outcome: Outcome, threshold: float | Sequence[float]) -> PackedClip:
+def packed(outcome: Outcome, threshold: float | Sequence[float]) -> PackedClip:
+    """A clip as a gaze dataset holds it. threshold: as for `build_shard`."""
     gaze = outcome.gaze
     if gaze is None:
         return PackedClip({"outcome": outcome.name, "reason": outcome.reason, "detail": outcome.detail})
@@ -125,35 +122,28 @@ def _packed(outcome: Outcome, threshold: float | Sequence[float]) -> PackedClip:
     return PackedClip(columns, sorted(members, key=lambda member: member[0] == TARGETS))  # stable: targets go last
 
 
-def pack_shard(rows: pd.DataFrame, clips: Iterable[PackedClip], schema: pa.Schema) -> tuple[bytes, bytes]:
-    """Tar bytes and index bytes of one shard of any dataset.
+@contextmanager
+def writing_shard(dataset: str, shard: int, schema: pa.Schema) -> Iterator[WrittenShard]:
+    """Make a shard clip by clip, and commit it when the block ends: the tar, then the index. After an error nothing of
+    it is left. Safe to do twice, at the same time, or to half.
 
-    Args:
-        rows: the shard's rows of the plan, in order of position.
-        clips: one per row.
-        schema: of the index: PLACE_SCHEMA and more.
+    What was packed lies in a file until it is whole (`store.publishing`), so memory does not grow with the shard.
     """
-    sink = io.BytesIO()
-    records: list[dict[str, Any]] = []
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for row, clip in zip(rows.to_dict("records"), clips, strict=True):
-            record: dict[str, Any] = {name: row[name] for name in CARRIED} | dict(clip.columns)
-            records.append(record)
-            if not clip.members:
-                continue
-            begin = sink.tell()
-            # Without its shard and position: a clip's bytes are the same wherever the plan puts it.
-            described = {name: value for name, value in record.items() if name not in ("shard", "position")}
-            described |= {name: row[name] for name in ("video_frames", "fps", "width", "height")} | dict(clip.described)
-            text = json.dumps(described, ensure_ascii=False, sort_keys=True).encode()
-            for suffix, data in [("json", text), *clip.members]:
-                member = tarfile.TarInfo(f"{row['clip']}.{suffix}")  # TarInfo's own defaults: mtime 0, uid 0, mode 644
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-            end = sink.tell()
-            digest = hashlib.sha256(sink.getbuffer()[begin:end]).hexdigest()
-            record.update(offset=begin, size=end - begin, sha256=digest)
-    return sink.getvalue(), tables.to_bytes(pd.DataFrame(records, columns=schema.names), schema)
+    with store.publishing(tar_url(dataset, shard)) as sink:
+        made = WrittenShard(ShardWriter(sink, schema))
+        yield made
+        made.bytes = made.writer.finish()
+    index = made.writer.index()
+    store.publish(index, index_url(dataset, shard))
+    made.bytes += len(index)
+
+
+@dataclass
+class WrittenShard:
+    """A shard that is being made. bytes: of tar and index, once it is committed."""
+
+    writer: ShardWriter
+    bytes: int = 0
 
 
 def commit_shard(dataset: str, shard: int, tar: bytes, index: bytes) -> None:

@@ -36,15 +36,13 @@ _OF_INPUT = [
 
 @dataclass
 class EncodeWorkersConfig:
-    """How many actors each stage has; 0 shares the cluster's CPUs and GPUs out."""
+    """How many workers each stage has, in all; 0 shares the cluster's CPUs and GPUs out."""
 
     decode: int = setting(
-        0, "actors that decode videos or stored frames (0 = one per CPU; per eight when encoding on CPUs)", at_least=0
+        0, "decoders of videos or stored frames (0 = one per CPU; per eight when encoding on CPUs)", at_least=0
     )
-    encode: int = setting(0, "encoding actors (0 = as many as the GPUs have room for, or one per CPU)", at_least=0)
-    gpus: float = setting(
-        1.0, "share of a GPU that each encoding actor takes: 0.5 puts two on one", more_than=0, at_most=1
-    )
+    encode: int = setting(0, "encoders (0 = as many as the GPUs have room for, or one per CPU)", at_least=0)
+    gpus: float = setting(1.0, "share of a GPU that each encoder takes: 0.5 puts two on one", more_than=0, at_most=1)
 
 
 @dataclass

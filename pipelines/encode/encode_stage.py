@@ -1,11 +1,11 @@
-"""The second actor of encode: a shard's frames -> gazed at if need be, encoded, packed and committed."""
+"""The actor of encode: a shard's number -> its clips, gazed at, encoded, packed and committed, some at a time."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,14 +14,18 @@ from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 from autogaze.vision import GazedEncoder, TokenFeatures, by_coverage
 from pipelines.corpus.plan_reader import DatasetPlan
-from pipelines.dataset import shards
-from pipelines.dataset.features import FINAL, ClipFeatures, FeatureOutcome, build_feature_shard
+from pipelines.dataset.features import FEATURE_INDEX_SCHEMA, FINAL, ClipFeatures, FeatureOutcome, packed_features
+from pipelines.dataset.shards import writing_shard
 from pipelines.encode.encoders import ResolvedEncoder, start_encoder
-from pipelines.gazing import gazers
-from pipelines.gazing.gazers import ResolvedGaze
-from pipelines.preprocess.gaze_stage import gaze_each
-from pipelines.preprocess.rows import CommittedShard, DecodedShard
+from pipelines.encode.stored import StoredClips
+from pipelines.gazing.gazers import Gazer, ResolvedGaze
+from pipelines.preprocess.decoding import ClipDecoders, Decoding
+from pipelines.preprocess.gaze_threads import GazeThreads, one_thread
+from pipelines.preprocess.progress import Reporter
+from pipelines.preprocess.rows import CommittedShard, DecodedClip, Effort
 from pipelines.preprocess.stopwatch import Stopwatch
+from pipelines.preprocess.streams import OwnThreads, clip_array
+from pipelines.storage import store
 
 
 class Storing(NamedTuple):
@@ -32,107 +36,173 @@ class Storing(NamedTuple):
     batch: int
 
 
+class ClipSource(Protocol):
+    """What says how an actor comes by its clips."""
+
+    def open(self) -> Clips: ...
+
+
+class Clips(Protocol):
+    """Clips of shards, decoded: see ClipDecoders and StoredClips."""
+
+    def clips(self, shard: int, effort: Effort) -> Iterator[DecodedClip]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class FromVideos:
+    """Clips of the videos of a plan."""
+
+    plan: DatasetPlan
+    decoding: Decoding
+
+    def open(self) -> ClipDecoders:
+        return ClipDecoders(self.plan, self.decoding)
+
+
+@dataclass(frozen=True)
+class FromDataset:
+    """Clips of the gaze dataset at `url`."""
+
+    url: str
+    decoding: Decoding
+
+    def open(self) -> StoredClips:
+        return StoredClips(self.url, self.decoding)
+
+
+@dataclass(frozen=True, eq=False)
+class GazedClip:
+    """A clip with its gaze, and that of it which the encoder reads (`own`); or with what became of it."""
+
+    decoded: DecodedClip
+    gaze: Gaze | None
+    own: Gaze | None
+    outcome: FeatureOutcome | None
+
+
 class EncodeStage:
-    """Ray Data actor: a shard's frames -> encoded, packed and committed; CommittedShard is left, as a row.
+    """Ray Data actor: a shard's number -> CommittedShard, as a row. For two threads.
 
     Args:
         output: URL of the dataset of features.
-        plan: its plan.
+        source: of the clips, which come with their gazes, or are still to be gazed at.
         encoder: what encodes, and which layers are stored.
         storing: what else is stored, and how.
         gaze: what gazes; or the vocabulary of the gazes that come with the frames.
         device: cpu, cuda or mps.
+        encoders: threads that encode, and as many that gaze.
+        report: told how many clips of a shard are done.
     """
 
     def __init__(
         self,
         output: str,
-        plan: DatasetPlan,
+        source: ClipSource,
         encoder: ResolvedEncoder,
         storing: Storing,
         gaze: ResolvedGaze | PatchVocabulary,
         device: str,
+        encoders: int = 1,
+        report: Reporter | None = None,
     ) -> None:
-        torch.set_num_threads(1)  # this actor asks Ray for at most one CPU
-        self.output, self.plan, self.resolved, self.storing = output, plan, encoder, storing
-        self.encoder = start_encoder(encoder, device)
-        self.gazer = gazers.start(gaze, device) if isinstance(gaze, ResolvedGaze) else None
+        one_thread()
+        self.output, self.resolved, self.storing, self.report = output, encoder, storing, report or Reporter()
+        store.clear_spools(output)
+        self.encoders = OwnThreads(lambda: start_encoder(encoder, device), encoders, one_thread)
+        self.encoder = self.encoders.first
+        self.gazers = GazeThreads(gaze, device, encoders, "none") if isinstance(gaze, ResolvedGaze) else None
         self.gazed = gaze.vocabulary if isinstance(gaze, ResolvedGaze) else gaze
+        self.source = source.open()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self.commit(DecodedShard.from_row(row)).to_row()
+        return self.make(int(row["shard"])).to_row()
 
-    def commit(self, decoded: DecodedShard) -> CommittedShard:
-        """Encode a shard's clips, pack it and commit it."""
-        watch = Stopwatch(decoded.seconds)
-        with watch.time("features"):
-            rows = self.plan.clips_of(decoded.shard)
-            with watch.time("gazing"):
-                outcomes, gazes = self._gazes(decoded, rows["clip"].tolist())
-            with watch.time("forward"):
-                self._encode(decoded, gazes, outcomes)
-            with watch.time("packing"):
-                each = [outcomes[position] for position in range(len(rows))]
-                size = self.encoder.vocabulary.size
-                tar, index = build_feature_shard(rows, each, self.storing.dtype, size)
-                shards.commit_shard(self.output, decoded.shard, tar, index)
-        ok = {position: outcome.features for position, outcome in outcomes.items() if outcome.features is not None}
-        seen = [gazes[position] for position in ok] if self.gazer is not None else []
-        stops = 0.0 if self.gazer is None else self.gazer.stops
-        failed = [outcome for outcome in each if outcome.features is None and not outcome.filtered]
-        return CommittedShard(
-            shard=decoded.shard,
-            clips=len(rows),
-            bytes=len(tar) + len(index),
-            ok=len(ok),
-            frames=len(ok) * decoded.frames.shape[1],
-            tokens=sum(len(features.id) for features in ok.values()),
-            loss=float(sum(float(gaze.final().mean()) for gaze in seen)),
-            met=float(sum(float(gaze.met(stops).float().mean()) for gaze in seen)),
-            failed=Counter(str(outcome.reason) for outcome in failed),
-            restarts=decoded.restarts,
-            fallbacks=decoded.fallbacks,
-            seconds=watch,
-            began=decoded.began,
-            ended=time.time(),
-            filtered=len(rows) - len(ok) - len(failed),
-        )
+    def close(self) -> None:
+        """End its threads and children."""
+        for each in (self.gazers, self.encoders, self.source):
+            if each is not None:
+                each.close()
 
-    def _gazes(self, decoded: DecodedShard, clips: list[str]) -> tuple[dict[int, FeatureOutcome], dict[int, Gaze]]:
-        """The gaze of each clip that can be encoded, by position; and what became of the others."""
-        outcomes = {
-            position: FeatureOutcome(reason=failure.reason, detail=failure.detail, filtered=failure.filtered)
-            for position, failure in decoded.failures.items()
-        }
-        ok = decoded.ok
-        good = np.flatnonzero(ok).tolist()
-        if self.gazer is not None:
-            frames = decoded.frames if ok.all() else decoded.frames[ok]
-            gazed = gaze_each(self.gazer, frames, [clips[position] for position in good])
-            return outcomes, dict(zip(good, gazed, strict=True))
-        gazes = {}
-        for position, data in zip(good, decoded.gazes, strict=True):
-            try:
-                gazes[position] = _checked(Gaze.from_npz(data, self.gazed), decoded.frames.shape[1])
-            except ValueError as error:
-                outcomes[position] = FeatureOutcome(reason="damaged", detail=f"its gaze cannot be read: {error}")
-        return outcomes, gazes
+    def make(self, shard: int) -> CommittedShard:
+        """Encode a shard's clips, pack and commit it. Raises PipelineError, StoreError."""
+        done, effort, size = CommittedShard(shard), Effort(), self.encoder.vocabulary.size
+        seconds = effort.seconds
+        with ExitStack() as stack:
+            made = stack.enter_context(writing_shard(self.output, shard, FEATURE_INDEX_SCHEMA))
+            clips = self._gazes(self.source.clips(shard, effort), seconds)
+            for outcomes, forward in self.encoders.in_order(self._encoded, _passes(clips, self.storing.batch)):
+                seconds["forward"] += forward
+                with seconds.time("packing"):
+                    for clip, outcome in outcomes:
+                        row = clip.decoded.row
+                        made.writer.add(row, packed_features(outcome, int(row["frames"]), self.storing.dtype, size))
+                        self._count(done, clip, outcome)
+                self.report(shard, done.clips)
+            with seconds.time("packing"):
+                stack.close()
+        # They work on different clips at the same time.
+        seconds["features"] = max(seconds[part] for part in ("gazing", "forward", "packing"))
+        return done.committed(made.bytes, effort)
 
-    def _encode(self, decoded: DecodedShard, gazes: dict[int, Gaze], outcomes: dict[int, FeatureOutcome]) -> None:
-        """Add what becomes of the clips that have a gaze."""
-        own = {position: _in_vocabulary(gaze, self.encoder) for position, gaze in gazes.items()}
-        sources = dict(zip(np.flatnonzero(decoded.ok).tolist(), decoded.sources, strict=bool(decoded.sources)))
-        for positions in _passes({position: len(gaze.tokens) for position, gaze in own.items()}, self.storing.batch):
+    def _gazes(self, clips: Iterator[DecodedClip], seconds: Stopwatch) -> Iterator[GazedClip]:
+        """Each clip with its gaze, or with what became of it."""
+        if self.gazers is not None:
+            for group, spent in self.gazers.gazed(clips, _with_gazes):
+                seconds["gazing"] += spent
+                yield from (self._ready(*each) for each in group)
+            return
+        for clip in clips:
+            with seconds.time("gazing"):
+                ready = self._read_gaze(clip)
+            yield ready
+
+    def _read_gaze(self, clip: DecodedClip) -> GazedClip:
+        if clip.frames is None:
+            return self._ready(clip, None)
+        try:
+            return self._ready(clip, _checked(Gaze.from_npz(clip.gaze, self.gazed), len(clip.frames)))
+        except ValueError as error:
+            outcome = FeatureOutcome(reason="damaged", detail=f"its gaze cannot be read: {error}")
+            return GazedClip(clip, None, None, outcome)
+
+    def _ready(self, clip: DecodedClip, gaze: Gaze | None) -> GazedClip:
+        if gaze is None:
+            assert clip.failure is not None
+            reason, detail, filtered = clip.failure
+            return GazedClip(clip, None, None, FeatureOutcome(reason=reason, detail=detail, filtered=filtered))
+        return GazedClip(clip, gaze, _in_vocabulary(gaze, self.encoder), None)
+
+    def _encoded(self, encoder: GazedEncoder, part: list[GazedClip]) -> list[tuple[GazedClip, FeatureOutcome]]:
+        """What becomes of each clip of a pass."""
+        own = [(clip.decoded.frames, clip.own) for clip in part if clip.own is not None]
+        stored: Iterator[ClipFeatures | None] = iter(())
+        if own:
             with torch.inference_mode():
-                gaze = Gaze.cat([own[position] for position in positions])
-                out = self.encoder.encode(decoded.frames[positions], gaze, hidden_states=self.resolved.hidden)
-                stored = self._stored(out)
-            for position, features in zip(positions, stored, strict=True):
+                frames = clip_array([frames for frames, _ in own if frames is not None])
+                out = encoder.encode(frames, Gaze.cat([gaze for _, gaze in own]), hidden_states=self.resolved.hidden)
+                stored = iter(list(self._stored(out)))
+        found = []
+        for clip in part:
+            outcome = clip.outcome
+            if outcome is None:
+                features = next(stored)
+                outcome = FeatureOutcome(features, clip.decoded.source)
                 if features is None:
                     detail = f"a feature is NaN, infinite or too large for {self.storing.dtype}"
-                    outcomes[position] = FeatureOutcome(reason="not_finite", detail=detail)
-                else:
-                    outcomes[position] = FeatureOutcome(features, sources.get(position, ""))
+                    outcome = FeatureOutcome(reason="not_finite", detail=detail)
+            found.append((replace(clip, decoded=replace(clip.decoded, frames=None)), outcome))
+        return found
+
+    def _count(self, done: CommittedShard, clip: GazedClip, outcome: FeatureOutcome) -> None:
+        if outcome.features is None:
+            done.count_failure(str(outcome.reason), outcome.filtered)
+            return
+        done.count(int(clip.decoded.row["frames"]), len(outcome.features.id))
+        if self.gazers is not None and clip.gaze is not None:
+            done.loss += float(clip.gaze.final().mean())
+            done.met += float(clip.gaze.met(self.gazers.gazer.stops).float().mean())
 
     def _stored(self, out: TokenFeatures) -> Iterator[ClipFeatures | None]:
         """The features of each clip as they are stored; None where they are no numbers there."""
@@ -174,16 +244,22 @@ def _in_vocabulary(gaze: Gaze, encoder: GazedEncoder) -> Gaze:
     return Gaze(tokens=gaze.tokens, lengths=gaze.lengths, vocabulary=gaze.vocabulary)
 
 
-def _passes(tokens: dict[int, int], most: int) -> Iterator[list[int]]:
-    """Clips by position that are encoded together: in order, at most so many tokens, at least one clip."""
-    together: list[int] = []
-    held = 0
-    for position in sorted(tokens):
-        if together and held + tokens[position] > most:
+def _with_gazes(group: list[DecodedClip], gazes: list[Gaze], gazer: Gazer) -> list[tuple[DecodedClip, Gaze | None]]:
+    found = iter(gazes)
+    return [(clip, None if clip.frames is None else next(found)) for clip in group]
+
+
+def _passes(clips: Iterable[GazedClip], most: int) -> Iterator[list[GazedClip]]:
+    """Clips that are encoded together: in order, at most so many tokens, at least one clip; others in their places."""
+    together: list[GazedClip] = []
+    held = count = 0
+    for clip in clips:
+        tokens = 0 if clip.own is None else len(clip.own.tokens)
+        if count and clip.own is not None and held + tokens > most:
             yield together
-            together, held = [], 0
-        together.append(position)
-        held += tokens[position]
+            together, held, count = [], 0, 0
+        together.append(clip)
+        held, count = held + tokens, count + (clip.own is not None)
     if together:
         yield together
 

@@ -1,40 +1,45 @@
-"""The Ray Data graph of encode: specs -> frames and gaze -> features -> commit."""
+"""The Ray Data graph of encode: numbers of shards -> actors that make and commit them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from autogaze.patches import VOCABULARY
 from pipelines.encode.config import POOLED
-from pipelines.encode.encode_stage import EncodeStage, Storing
+from pipelines.encode.encode_stage import ClipSource, EncodeStage, FromDataset, FromVideos, Storing
 from pipelines.encode.job import EncodeJob
-from pipelines.encode.read_stage import ReadStage
 from pipelines.encode.workers import EncodeWorkers
-from pipelines.preprocess.graph import Stage, decode_stage, run_stages
+from pipelines.preprocess.decoding import Decoding
+from pipelines.preprocess.graph import Stage, decoding_of, run_stage
+from pipelines.preprocess.layout import Layout
+from pipelines.preprocess.progress import Reporter
 from pipelines.preprocess.totals import Totals
 from pipelines.video.base import DecodeConfig
 
 
 def execute_encode(job: EncodeJob, workers: EncodeWorkers, totals: Totals, on_shard: Callable[[], None]) -> None:
-    """Make the missing shards. Needs a running Ray. Raises as `run_stages` does."""
-    config, source, gazer = job.config, job.source, job.gazer
-    if source is None:
-        first = decode_stage(job, "none", 0, workers.decode, workers.decode_cpus)
-    else:
-        decode = DecodeConfig(
-            decoder=source.config.get("decoder", "pyav"),
-            size=source.vocabulary.frame_size,
-            timeout_s=config.decoder_timeout_s,
-        )
-        cache_mb = config.cache_mb if job.keeps_videos else 0
-        first = Stage(ReadStage, (source.url, decode, cache_mb), workers.decode, workers.decode_cpus, threads=2)
+    """Make the missing shards. Needs a running Ray. Raises as `run_stage` does."""
+    config, dataset = job.config, job.source
     storing = Storing(POOLED[config.pooled], config.store, config.batch)
-    gaze = gazer or (VOCABULARY if source is None else source.vocabulary)
-    second = Stage(
-        EncodeStage,
-        (job.output, job.plan, job.encoder, storing, gaze, workers.device),
-        workers.encode,
-        workers.encode_cpus,
-        gpus=workers.gpus,
+    gaze = job.gazer or (VOCABULARY if dataset is None else dataset.vocabulary)
+
+    def arguments(layout: Layout, report: Reporter) -> tuple[Any, ...]:
+        source = clip_source(job, layout)
+        return job.output, source, job.encoder, storing, gaze, workers.device, layout.gazers, report
+
+    run_stage(job, Stage(EncodeStage, arguments), workers.wanted, totals, on_shard)
+
+
+def clip_source(job: EncodeJob, layout: Layout) -> ClipSource:
+    """Where the actors of a job have their clips from."""
+    dataset = job.source
+    if dataset is None:
+        return FromVideos(job.plan, decoding_of(job, layout))
+    decode = DecodeConfig(
+        decoder=dataset.config.get("decoder", "pyav"),
+        size=dataset.vocabulary.frame_size,
+        timeout_s=job.config.decoder_timeout_s,
     )
-    run_stages(job, (first, second), totals, on_shard)
+    cache_mb = job.config.cache_mb if job.keeps_videos else 0
+    return FromDataset(dataset.url, Decoding(decode, cache_mb=cache_mb, decoders=layout.decoders))

@@ -19,7 +19,7 @@ from pipelines.encode.encoders import ResolvedEncoder, resolve_encoder
 from pipelines.encode.source import open_source
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import ResolvedGaze
-from pipelines.preprocess.description import with_own_threshold
+from pipelines.preprocess.description import with_own_defaults
 from pipelines.preprocess.inputs import Progress, has_new_input, how_to_grow, planned_input, require_input
 from pipelines.preprocess.job import resolve_corpus_gaze
 from pipelines.preprocess.plan_corpus import plan_corpus, plan_growth
@@ -89,7 +89,7 @@ def resume_encode(config: EncodeConfig) -> EncodeJob | None:
     output = Location(config.output)
     written = read_about(output) if store.exists(output / "dataset.json") else None
     if written is not None and config.input:
-        config = with_own_threshold(config, written)
+        config = with_own_defaults(config, written)
     parts = _open(config, written)
     if written is None:
         require_new(output)
@@ -122,7 +122,7 @@ def plan_encode(
     output = Location(config.output)
     written = read_about(output) if config.grow and store.exists(output / "dataset.json") else None
     if written is not None and config.input:
-        config = with_own_threshold(config, written)
+        config = with_own_defaults(config, written)
     parts = _open(config, written)
     if parts.source is not None:
         return _plan_of_gaze(replace(parts, source=parts.newer or parts.source, newer=None), written, write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 from collections.abc import Mapping
@@ -31,11 +32,13 @@ def open_source(config: EncodeConfig, written: Mapping[str, Any] | None) -> tupl
             + " and ".join(map(str, shards.READABLE_FORMATS))
         )
     states, committed = _states(source), source.committed()
-    whole = [state for state in states if committed[: state.shards] == list(range(state.shards))]
-    encoded = whole[-1] if whole else states[-1]
-    if written is not None and (begun := (written.get("source") or {}).get("dataset")):
-        encoded = next((state for state in reversed(states) if sha256_of(state) == begun), encoded)
-    there = sum(shard < encoded.shards for shard in committed)
+    whole = [state for state in states if bisect.bisect_left(committed, state.shards) == state.shards]
+    encoded = whole[-1] if whole else source
+    begun = written and (written.get("source") or {}).get("dataset")
+    if begun:
+        before = (state for state in states[:-1] if hashlib.sha256(about_bytes(state.about)).hexdigest() == begun)
+        encoded = source if sha256_of(source) == begun else next(before, encoded)
+    there = bisect.bisect_left(committed, encoded.shards)
     if there != encoded.shards:
         raise PipelineError(
             f"data={config.data}: {there} of its {encoded.shards} shards are committed; finish it with autogaze "

@@ -1,4 +1,4 @@
-"""How many actors each stage of encode has, and how much CPU and GPU each asks Ray for."""
+"""How many workers each stage of encode has, and how much CPU and GPU each asks Ray for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from pipelines.encode.config import EncodeConfig
 from pipelines.errors import PipelineError
+from pipelines.preprocess.layout import Wanted
 from pipelines.preprocess.workers import cluster_device, cpus_of_actors, decoders, require_workers_fit
 
 
 @dataclass(frozen=True)
 class EncodeWorkers:
-    """Actors of each stage, the device that encodes (cpu, cuda or mps), and what each actor asks for."""
+    """Workers of each stage, the device that encodes (cpu, cuda or mps), and what each of them asks for."""
 
     decode: int
     encode: int
@@ -24,6 +25,12 @@ class EncodeWorkers:
     def actors(self) -> dict[str, int]:
         """By stage, as a run's record has them."""
         return {"decode": self.decode, "features": self.encode}
+
+    @property
+    def wanted(self) -> Wanted:
+        """All of them together."""
+        cpus = self.decode * self.decode_cpus + self.encode * self.encode_cpus
+        return Wanted(self.decode, self.encode, cpus, self.encode * self.gpus, self.device == "cuda")
 
 
 def share_encode_workers(config: EncodeConfig, cpus: int, gpus: int, nodes: int = 1) -> EncodeWorkers:

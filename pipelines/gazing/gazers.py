@@ -111,6 +111,8 @@ class Gazer(ResolvedGaze):
     Attributes:
         gaze: uint8 clips [B, T, S, S, 3] to their gaze, with the error after each token; S is vocabulary.frame_size.
             names: of the clips, which drawn lengths depend on.
+        batch: whoever gazes at many clips calls with so many at a time, fewer at the end: a network's last digits may
+            depend on it.
         reconstructor: the learned one, where the settings need it.
         about: what it is, one line.
         note: what pictures of it need to have said, "" for nothing.
@@ -118,6 +120,7 @@ class Gazer(ResolvedGaze):
     """
 
     gaze: _Gazes
+    batch: int
     reconstructor: Learned | None
     about: str
     note: str
@@ -198,6 +201,7 @@ def _canvas(settings: GazeSettings, device: str) -> Gazer:
         vocabulary=VOCABULARY,
         max_frames=None,
         gaze=_greedy(settings, canvas, device),
+        batch=16 if device == "cpu" else 64,  # the same for any number; with fewer, Python takes most of the time
         reconstructor=None,
         about=f"canvas on {device}",
         note="",
@@ -228,6 +232,7 @@ def _learned(settings: GazeSettings, device: str, learned: Learned) -> Gazer:
         vocabulary=learned.vocabulary,
         max_frames=learned.max_frames,
         gaze=gaze,
+        batch=together,
         reconstructor=learned,
         about=f"{kind} {name} ({mark}), {config.dtype} on {device}, {how_searched(labels)}",
         note=f"{kind} {name}: error = its loss, reconstruction = its patches on canvas",
@@ -297,6 +302,7 @@ def _policy(settings: GazeSettings, device: str) -> Gazer:
         vocabulary=model.vocabulary,
         max_frames=None,
         gaze=gaze,
+        batch=config.batch,
         reconstructor=None,
         about=f"policy {name} ({model.fingerprint[:12]}), {model.positions} positions, {config.dtype} on {device}",
         note=f"policy {name}: error = its predicted loss, reconstruction = its patches on canvas",
@@ -371,6 +377,7 @@ def _verified(settings: GazeSettings, device: str, learned: Learned | None) -> G
         vocabulary=model.vocabulary,
         max_frames=None if learned is None else learned.max_frames,
         gaze=gaze,
+        batch=at_once,
         reconstructor=learned,
         about=f"policy {name} ({model.fingerprint[:12]}) verified by {by}, {config.dtype} on {device}",
         note=f"policy {name}, verified: error = as {by} measures it, reconstruction = its patches on canvas",

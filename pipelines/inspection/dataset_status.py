@@ -80,10 +80,13 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
     record = newest_record(url)
     last = max(commits.values(), default=change_times(url / "dataset.json").get("dataset.json"))
     idle = None if last is None else max(now - last, 0.0)
+    quiet = idle
+    if idle is not None and record is not None and record.status == "running":
+        quiet = min(idle, max(now - record.finished_at, 0.0))  # it is written while clips are done, within a shard too
     left = None if rate is None or clips == planned else (planned - clips) / rate
     status = DatasetStatus(
         url=url,
-        state="done" if len(commits) == len(sizes) else state_of(bool(commits), idle, stall_s, interval),
+        state="done" if len(commits) == len(sizes) else state_of(bool(commits), quiet, stall_s, interval),
         shards=len(commits),
         shards_planned=len(sizes),
         clips=clips,

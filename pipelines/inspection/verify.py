@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.frames import decode_frames
 from pipelines.dataset.members import split_members
-from pipelines.dataset.shards import CARRIED, OUTCOMES, TARGETS, Dataset
+from pipelines.dataset.packing import CARRIED
+from pipelines.dataset.shards import OUTCOMES, TARGETS, Dataset
 from pipelines.dataset.summaries import SUMMARY, SUMMARY_COLUMNS, joined, summarise
 from pipelines.dataset.versions import Version, version_named, versions_of
 from pipelines.errors import PipelineError
@@ -25,6 +28,8 @@ from pipelines.storage import store
 
 if TYPE_CHECKING:
     from autogaze.reconstruction.base import Reconstructor
+
+_BLOCK_BYTES = 8 << 20  # of a tar, read at once
 
 
 @dataclass
@@ -122,21 +127,34 @@ def _check_shard(dataset: Dataset | FeatureDataset, shard: int, measurer: Recons
     try:
         planned = dataset.plan.clips_of(shard)
         index = dataset.read_index(shard).to_pandas()
-        tar = store.read(shards.tar_url(dataset.url, shard))
+        with store.open_read(shards.tar_url(dataset.url, shard), _BLOCK_BYTES) as tar:
+            _check_rows(dataset, verdict, planned, index, tar, wrong, measurer)
     except FileNotFoundError:
         wrong("its tar is missing")
-        return verdict
     except PipelineError as error:
         wrong(str(error))
-        return verdict
-    verdict.clips, verdict.bytes = len(index), len(tar)
+    return verdict
+
+
+def _check_rows(
+    dataset: Dataset | FeatureDataset,
+    verdict: Verdict,
+    planned: pd.DataFrame,
+    index: pd.DataFrame,
+    tar: IO[bytes],
+    wrong: Callable[[str], None],
+    measurer: Reconstructor | None,
+) -> None:
+    """Check the rows of a shard's index, clip by clip: its tar is not in memory."""
+    length = tar.seek(0, os.SEEK_END)
+    verdict.clips, verdict.bytes = len(index), length
     if len(index) != len(planned):
         wrong(f"{len(planned)} clips planned, {len(index)} rows in its index")
-        return verdict
+        return
     for name in CARRIED:
         if index[name].tolist() != planned[name].tolist():
             wrong(f"column {name} of its index differs from the plan")
-            return verdict
+            return
     end = 0
     for row in index.to_dict("records"):
         if row["outcome"] != "ok":
@@ -153,12 +171,14 @@ def _check_shard(dataset: Dataset | FeatureDataset, shard: int, measurer: Recons
             wrong(f"{row['clip']}: starts at byte {begin}, the clip before it ends at {end}")
         end = begin + size
         verdict.measured += measurer is not None
-        for problem in _check_clip(dataset, row, tar[begin:end], measurer):
+        tar.seek(begin)
+        for problem in _check_clip(dataset, row, tar.read(size), measurer):
             wrong(f"{row['clip']}: {problem}")
     # What follows the last clip is the end of the archive: zeros up to a full record.
-    if len(tar) < end + 2 * tarfile.BLOCKSIZE or tar[end:].strip(b"\0"):
-        wrong(f"its tar is {len(tar)} bytes and does not end as an archive after byte {end}")
-    return verdict
+    tar.seek(end)
+    rest = iter(lambda: tar.read(_BLOCK_BYTES), b"")
+    if length < end + 2 * tarfile.BLOCKSIZE or any(block.strip(b"\0") for block in rest):
+        wrong(f"its tar is {length} bytes and does not end as an archive after byte {end}")
 
 
 def _check_clip(

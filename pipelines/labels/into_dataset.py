@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from pipelines.dataset import shards
+from pipelines.dataset.indexes import INDEX_SCHEMA
 from pipelines.dataset.shards import Dataset, Outcome, copy_planned
 from pipelines.dataset.versions import about_bytes
 from pipelines.errors import PipelineError
@@ -71,6 +72,7 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
         store.publish(about_bytes(about), place)
     for folder in (output, output / "shards", output / "index"):
         store.remove_temporaries(folder)
+    store.clear_spools(output)
     made = set(shards.committed_shards(output))
     return [shard for shard in planned if shard not in made]
 
@@ -116,25 +118,28 @@ def _make_shard(
     from autogaze.gaze import Gaze  # here, not above: a job is checked before it is loaded
     from autogaze.measuring import measure_errors
 
-    made = []
-    for row in dataset.read_index(shard).to_pylist():
+    def outcome(row: dict[str, Any]) -> Outcome:
         if row["outcome"] != "ok":
-            filtered = row["outcome"] == "filtered"
-            made.append(Outcome(reason=row["reason"], detail=row["detail"], filtered=filtered))
-        elif row["clip"] in labels.gazes:
-            # Frames and targets are kept as they are; the description and the gaze are written anew.
-            members = dataset.read_clip(row)
-            kept = [(suffix, data) for suffix, data in members.items() if suffix not in ("json", "gaze.npz")]
-            gaze = Gaze.from_npz(labels.gazes[row["clip"]], dataset.vocabulary)
-            if measurer is not None:
-                frames = dataset.frames_of(row, members)
-                if frames is None:
-                    raise PipelineError(f"{row['clip']}: measure= needs frames, and {dataset.url} stores none")
-                gaze = measure_errors(frames[None], gaze, measurer)
-            made.append(Outcome(gaze=gaze, members=kept))
-        else:
+            return Outcome(reason=row["reason"], detail=row["detail"], filtered=row["outcome"] == "filtered")
+        if row["clip"] not in labels.gazes:
             key = clip_key(row["video"], row["start"], row["tile"])
-            made.append(Outcome(reason="no_label", detail=f"the labels have no {key}", filtered=True))
-    tar, index = shards.build_shard(dataset.plan.clips_of(shard), made, threshold)
-    shards.commit_shard(output, shard, tar, index)
-    return Counter(outcome.name for outcome in made)
+            return Outcome(reason="no_label", detail=f"the labels have no {key}", filtered=True)
+        # Frames and targets are kept as they are; the description and the gaze are written anew.
+        members = dataset.read_clip(row)
+        kept = [(suffix, data) for suffix, data in members.items() if suffix not in ("json", "gaze.npz")]
+        gaze = Gaze.from_npz(labels.gazes[row["clip"]], dataset.vocabulary)
+        if measurer is not None:
+            frames = dataset.frames_of(row, members)
+            if frames is None:
+                raise PipelineError(f"{row['clip']}: measure= needs frames, and {dataset.url} stores none")
+            gaze = measure_errors(frames[None], gaze, measurer)
+        return Outcome(gaze=gaze, members=kept)
+
+    outcomes: Counter[str] = Counter()
+    planned = dataset.plan.clips_of(shard).to_dict("records")
+    with shards.writing_shard(output, shard, INDEX_SCHEMA) as made:
+        for clip, row in zip(planned, dataset.read_index(shard).to_pylist(), strict=True):
+            found = outcome(row)
+            made.writer.add(clip, shards.packed(found, threshold))
+            outcomes[found.name] += 1
+    return outcomes

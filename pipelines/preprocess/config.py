@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from pipelines.corpus.inputs import covers, normal_input
-from pipelines.corpus.plan import ROW_LIMIT, ClipConfig, check_clip_config, clip_bytes
+from pipelines.corpus.plan import ClipConfig, check_clip_config
 from pipelines.dataset.frames import FrameStorage
 from pipelines.dataset.shards import ShardConfig
 from pipelines.errors import PipelineError
@@ -21,10 +21,10 @@ from pipelines.video.decode import LONGEST_TIMEOUT_S
 
 @dataclass
 class WorkersConfig:
-    """How many actors each stage has; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
+    """How many workers each stage has, in all; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
 
-    decode: int = setting(0, "decoding actors (0 = one per CPU; per eight when a network gazes on CPUs)", at_least=0)
-    gaze: int = setting(0, "gaze actors (0 = one per GPU, or per four CPUs; a network: per CPU)", at_least=0)
+    decode: int = setting(0, "decoders (0 = one per CPU; per eight when a network gazes on CPUs)", at_least=0)
+    gaze: int = setting(0, "gazers (0 = one per GPU, or per four CPUs; a network: per CPU)", at_least=0)
 
 
 @dataclass
@@ -74,6 +74,11 @@ class CorpusConfig(GazeSettings):
         on_resume="any value",
     )
 
+    @property
+    def shard_clips(self) -> int:
+        """Clips of a shard, at most."""
+        return self.shard.settled(self.clip.frames, "jpeg")
+
 
 @dataclass
 class PreprocessConfig(CorpusConfig):
@@ -85,6 +90,10 @@ class PreprocessConfig(CorpusConfig):
     frames: FrameStorage = setting("jpeg", "store frames as jpeg, raw (npy) or none")
     jpeg_quality: int = setting(90, "1-95, for frames=jpeg", at_least=1, at_most=95)
     workers: WorkersConfig = section(WorkersConfig, on_resume="any value")
+
+    @property
+    def shard_clips(self) -> int:
+        return self.shard.settled(self.clip.frames, self.frames)
 
 
 def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
@@ -100,7 +109,7 @@ def dataset_config(config: PreprocessConfig) -> dict[str, Any]:
 
 def compared_settings(config: CorpusConfig) -> dict[str, Any]:
     """The settings that must have the same value when a job goes on, by the names of their fields."""
-    values = asdict(config)
+    values = asdict(config) | {"shard": {"clips": config.shard_clips}}
     if not config.verify:  # left out where it changes nothing: datasets were made before this key existed
         del values["verify"]
     return {
@@ -142,14 +151,8 @@ def check_preprocess_config(config: PreprocessConfig) -> None:
 
 
 def check_corpus(config: CorpusConfig) -> None:
-    """Raise PipelineError, in one line, for clips, shards or an output that cannot work for the input."""
+    """Raise PipelineError, in one line, for clips or an output that cannot work for the input."""
     check_clip_config(config.clip)
-    if config.shard.clips * clip_bytes(config.clip.frames) >= ROW_LIMIT:
-        most = (ROW_LIMIT - 1) // clip_bytes(config.clip.frames)
-        raise PipelineError(
-            f"shard.clips={config.shard.clips} with clip.frames={config.clip.frames}: a shard's frames pass through "
-            f"memory as one block of at most 2 GiB; use shard.clips={most} or fewer"
-        )
     output = Location(config.output)
     if covers(config.input, output / "shards/000000.tar"):
         raise PipelineError(

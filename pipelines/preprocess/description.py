@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from autogaze.patches import VOCABULARY
 from pipelines.dataset import frames
-from pipelines.dataset.shards import DATASET_FORMAT, kind_of
+from pipelines.dataset.shards import DATASET_FORMAT, ShardConfig, kind_of
 from pipelines.errors import PipelineError
 from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, dataset_config
@@ -33,12 +33,15 @@ def describe(config: PreprocessConfig, gazer: ResolvedGaze) -> dict[str, Any]:
     }
 
 
-def with_own_threshold(config: ConfigT, written: dict[str, Any]) -> ConfigT:
-    """The config with the threshold that a dataset was begun with, where none is given: defaults may have changed.
+def with_own_defaults(config: ConfigT, written: dict[str, Any]) -> ConfigT:
+    """The config with the threshold and shard.clips that a dataset was begun with, where none are given: defaults may
+    have changed.
 
     written: its dataset.json. A dataset of another gaze keeps its threshold to itself; `require_same` refuses it.
     """
     own = written.get("config", {})
+    if not config.shard.clips and (clips := own.get("shard", {}).get("clips")):
+        config = replace(config, shard=ShardConfig(int(clips)))
     if config.threshold is not None or config.gaze != "canvas" or own.get("gaze") != "canvas" or config.draws_lengths:
         return config
     return replace(config, threshold=own.get("threshold"))

@@ -1,9 +1,9 @@
-"""The Ray Data graph that makes the missing shards of a job: specs -> decode -> gaze -> commit."""
+"""The Ray Data graph that makes the missing shards of a job: numbers of shards -> actors that make and commit them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,101 +11,90 @@ import pyarrow.compute as pc
 
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig
-from pipelines.preprocess.decode_stage import DecodeStage
+from pipelines.preprocess.decoding import Decoding
 from pipelines.preprocess.description import decode_config
-from pipelines.preprocess.gaze_stage import GazeStage
 from pipelines.preprocess.job import Job
+from pipelines.preprocess.layout import Layout, NodeRoom, Wanted, lay_out
+from pipelines.preprocess.progress import Reporter, watching
 from pipelines.preprocess.rows import CommittedShard
 from pipelines.preprocess.shard_job import ShardJob
+from pipelines.preprocess.stage import PreprocessStage
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
-from pipelines.ray_data import configure_ray_data, pipeline_errors
+from pipelines.ray_data import configure_ray_data, node_sizes, pipeline_errors
+
+_AT_ONCE = 2  # shards in an actor: the second begins to decode while the first comes to its end
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the graph: actors that each take a row and give one.
+    """The actors of a graph, which take the number of a shard and give a CommittedShard.
 
     Attributes:
-        actor: a class whose instances are called with a row; `arguments` are its constructor's.
-        actors: how many, and `cpus` and `gpus` that each asks Ray for.
-        threads: rows that each works on at once.
+        actor: a class whose instances are called with a row.
+        arguments: of its constructor, of a layout and of what is told how far a shard is.
     """
 
     actor: type
-    arguments: tuple[Any, ...]
-    actors: int
-    cpus: float
-    gpus: float = 0.0
-    threads: int = 1
+    arguments: Callable[[Layout, Reporter], tuple[Any, ...]]
 
 
 def execute(job: Job, workers: Workers, totals: Totals, on_shard: Callable[[], None]) -> None:
-    """Make the missing shards. Needs a running Ray. Raises as `run_stages` does."""
-    config = job.config
-    stages = (
-        decode_stage(job, config.frames, config.jpeg_quality, workers.decode, workers.decode_cpus, workers.decode_gpus),
-        Stage(
-            GazeStage,
-            (job.output, job.plan, job.gazer, config.frames, workers.device),
-            workers.gaze,
-            workers.gaze_cpus,
-            gpus=workers.gaze_gpus,
-        ),
-    )
-    run_stages(job, stages, totals, on_shard)
+    """Make the missing shards. Needs a running Ray. Raises as `run_stage` does."""
+
+    def arguments(layout: Layout, report: Reporter) -> tuple[Any, ...]:
+        decoding = decoding_of(job, layout, job.config.frames, job.config.jpeg_quality)
+        return job.output, job.plan, job.gazer, decoding, workers.device, layout.gazers, report
+
+    run_stage(job, Stage(PreprocessStage, arguments), workers.wanted, totals, on_shard)
 
 
-def decode_stage(job: ShardJob, storage: str, quality: int, actors: int, cpus: float, gpus: float = 0.0) -> Stage:
-    """The stage that decodes the videos of a job's plan; its actors decode one shard while they hand over another."""
+def decoding_of(job: ShardJob, layout: Layout, storage: str = "none", quality: int = 0) -> Decoding:
+    """How the actors of a job decode the videos of its plan."""
     cache_mb = job.config.cache_mb if job.keeps_videos else 0
-    return Stage(
-        DecodeStage, (job.plan, decode_config(job.config), storage, quality, cache_mb), actors, cpus, gpus, threads=2
-    )
+    return Decoding(decode_config(job.config), storage, quality, cache_mb, layout.decoders)
 
 
-def run_stages(job: ShardJob, stages: Sequence[Stage], totals: Totals, on_shard: Callable[[], None]) -> None:
+def run_stage(job: ShardJob, stage: Stage, wanted: Wanted, totals: Totals, on_shard: Callable[[], None]) -> None:
     """Make the missing shards of a job. Needs a running Ray.
 
-    stages: the first takes `{"shard": number}`, the last gives a CommittedShard. After each commit the shard is added
-    to `totals`, and then `on_shard` is called.
+    After each commit the shard is added to `totals`, and then `on_shard` is called. In between `totals.making` is set
+    now and then, and `on_shard` called, too.
 
     Raises PipelineError: the output is full or denied, storage stayed away, or too many clips failed.
     """
     import ray.data  # imported late: see cluster.local
-    from ray.data import ActorPoolStrategy, ExecutionResources
+    from ray.data import ActorPoolStrategy
 
     if not job.missing:
         return
-    counts = [min(stage.actors, len(job.missing)) for stage in stages]
     config, clips = job.config, job.clips
     failed_before = _failed_before(job) if config.max_failed_fraction < 1 else Counter[str]()
     _require_few(failed_before, clips, config)
     configure_ray_data()
-    # A few rows in flight per actor. Without a bound, decoders faster than gaze fill the object store.
-    ray.data.DataContext.get_current().execution_options.resource_limits = ExecutionResources(
-        object_store_memory=4 * sum(counts) * job.plan.row_bytes
-    )
+    layout = lay_out(wanted, len(job.missing), [NodeRoom(*size) for size in node_sizes()])
     rows: ray.data.Dataset = ray.data.from_items(
         [{"shard": shard} for shard in job.missing], override_num_blocks=len(job.missing)
     )
-    for stage, count in zip(stages, counts, strict=True):
-        at_once: dict[str, Any] = {"max_concurrent_calls_per_actor": stage.threads, "enable_true_multi_threading": True}
-        rows = rows.map(
+    with watching(totals.in_the_making) as watch:
+        made = rows.map(
             stage.actor,
-            fn_constructor_args=stage.arguments,
+            fn_constructor_args=stage.arguments(layout, watch.reporter),
             compute=ActorPoolStrategy(
-                size=count,
-                max_tasks_in_flight_per_actor=stage.threads + 1,
-                **(at_once if stage.threads > 1 else {}),
+                size=layout.actors,
+                max_tasks_in_flight_per_actor=_AT_ONCE + 1,
+                max_concurrent_calls_per_actor=_AT_ONCE,
+                enable_true_multi_threading=True,
             ),
-            num_cpus=stage.cpus,
-            num_gpus=stage.gpus,
+            num_cpus=layout.cpus,
+            num_gpus=layout.gpus,
         )
-    for row in pipeline_errors(rows.iter_rows()):
-        totals.add(CommittedShard.from_row(row))
-        on_shard()
-        _require_few(failed_before + totals.failed, clips, config)
+        for row in pipeline_errors(made.iter_rows()):
+            shard = CommittedShard.from_row(row)
+            watch.committed(shard.shard)
+            totals.add(shard)
+            on_shard()
+            _require_few(failed_before + totals.failed, clips, config)
 
 
 def _failed_before(job: ShardJob) -> Counter[str]:

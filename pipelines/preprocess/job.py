@@ -13,7 +13,7 @@ from pipelines.gazing import gazers
 from pipelines.gazing.gazers import ResolvedGaze
 from pipelines.gazing.settings import gaze_settings
 from pipelines.preprocess.config import CorpusConfig, PreprocessConfig, check_preprocess_config
-from pipelines.preprocess.description import describe, require_same, with_own_threshold
+from pipelines.preprocess.description import describe, require_same, with_own_defaults
 from pipelines.preprocess.inputs import Progress, has_new_input, planned_input, require_input
 from pipelines.preprocess.parity import parity_of
 from pipelines.preprocess.plan_corpus import plan_corpus, plan_growth
@@ -47,7 +47,7 @@ def resume(config: PreprocessConfig) -> Job | None:
     output = Location(config.output)
     if store.exists(output / "dataset.json"):
         dataset = Dataset(output, read_about(output))
-        config = with_own_threshold(config, dataset.about)
+        config = with_own_defaults(config, dataset.about)
         gazer = resolve_gaze(config)
         require_same(dataset.about, describe(config, gazer), output)
         if config.grow and config.part in ("", "plan") and has_new_input(config, dataset):
@@ -72,7 +72,7 @@ def plan_job(config: PreprocessConfig, write: bool = True, on_progress: Progress
     output = Location(config.output)
     if config.grow and store.exists(output / "dataset.json"):
         dataset = Dataset(output, read_about(output))
-        config = with_own_threshold(config, dataset.about)
+        config = with_own_defaults(config, dataset.about)
         gazer = resolve_gaze(config)
         planned = plan_growth(config, dataset, write, on_progress, lambda manifest: parity_of(config, manifest))
     else:

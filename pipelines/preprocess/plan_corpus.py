@@ -43,7 +43,7 @@ def plan_corpus(
     Raises PipelineError: the input has no videos.
     """
     found, output = read_input(config, on_progress), Location(config.output)
-    planner = Planner(found.root, config.clip, config.shard.clips)
+    planner = Planner(found.root, config.clip, config.shard_clips)
     plan = write_plan(output, planner, found.tables, write=about is not None)
     if about is not None:
         about |= inspect(manifest_tables(output / MANIFEST))
@@ -68,7 +68,7 @@ def plan_growth(
     before = dataset.plan
     assert isinstance(before, VideoPlan)
     found = new_input(config, dataset, on_progress)
-    planner = Planner(found.root, config.clip, config.shard.clips, after=before)
+    planner = Planner(found.root, config.clip, config.shard_clips, after=before)
     plan = write_plan(dataset.url, planner, found.tables, write=write, after=before)
     versions = dataset.about.get("versions") or [_version(before)]
     if write:

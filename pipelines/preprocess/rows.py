@@ -1,16 +1,17 @@
-"""What passes between the actors of preprocess: a shard once decoded, and a shard once committed.
-
-Ray Data moves flat rows of arrays, numbers and texts; each of these classes is one such row with its types.
-"""
+"""What making a shard passes on: its clips once decoded, and the counts that are left once it is committed."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from pipelines.preprocess.stopwatch import Stopwatch
 
 
 class Failure(NamedTuple):
@@ -21,84 +22,56 @@ class Failure(NamedTuple):
     filtered: bool = False
 
 
-@dataclass(frozen=True)
-class DecodedShard:
-    """A shard between decoding and gazing.
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """A planned clip once it is decoded.
 
     Attributes:
-        shard: its number.
-        frames: uint8 [K, T, S, S, 3], of its K planned clips; zero where a clip failed.
-        failures: of the clips that failed, by position in the shard.
-        jpegs: the encoded frames of the other clips, T for each, clip by clip; [] unless frames are stored as JPEG.
-        gazes: what a gaze dataset stores as the gaze of each of them; [] where they are still to be gazed at.
-        sources: sha256 of each of them in that dataset.
-        began: when decoding began, seconds since 1970.
-        seconds: what decoding and encoding took, by name.
+        row: of the plan.
+        frames: uint8 [T, S, S, 3]; None where the clip failed.
+        failure: why.
+        jpegs: its frames encoded, T of them; [] unless they are stored as JPEG.
+        gaze: what a gaze dataset stores as its gaze; b"" where it is still to be gazed at.
+        source: sha256 of the clip in that dataset.
+    """
+
+    row: Mapping[str, Any]
+    frames: np.ndarray | None
+    failure: Failure | None = None
+    jpegs: list[bytes] = field(default_factory=list)
+    gaze: bytes = b""
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        return str(self.row["clip"])
+
+
+@dataclass
+class Effort:
+    """What making a shard has taken so far.
+
+    Attributes:
+        began: when its first video was begun, seconds since 1970.
+        seconds: busy seconds by stage and part.
         restarts: decoder children that were replaced.
         fallbacks: videos that PyAV decoded in place of the decoder, by reason.
     """
 
-    shard: int
-    frames: np.ndarray
-    failures: dict[int, Failure]
-    jpegs: list[bytes]
-    began: float
-    seconds: dict[str, float]
-    restarts: int
-    gazes: list[bytes] = field(default_factory=list)
-    sources: list[str] = field(default_factory=list)
-    fallbacks: dict[str, int] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)
+    seconds: Stopwatch = field(default_factory=Stopwatch)
+    restarts: int = 0
+    fallbacks: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def ok(self) -> np.ndarray:
-        """bool [K]: which clips have frames."""
-        return np.array([position not in self.failures for position in range(len(self.frames))], bool)
-
-    def to_row(self) -> dict[str, Any]:
-        return {
-            "shard": self.shard,
-            "frames": self.frames,
-            "failures": json.dumps(self.failures),
-            **_joined("encoded", self.jpegs),
-            **_joined("gazes", self.gazes),
-            "sources": json.dumps(self.sources),
-            "began": self.began,
-            "decode_seconds": json.dumps(self.seconds),
-            "restarts": self.restarts,
-            "fallbacks": json.dumps(self.fallbacks),
-        }
-
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> DecodedShard:
-        return cls(
-            shard=int(row["shard"]),
-            frames=row["frames"],
-            failures={int(position): Failure(*words) for position, words in json.loads(row["failures"]).items()},
-            jpegs=_cut(row, "encoded"),
-            gazes=_cut(row, "gazes"),
-            sources=json.loads(row["sources"]),
-            began=float(row["began"]),
-            seconds=json.loads(row["decode_seconds"]),
-            restarts=int(row["restarts"]),
-            fallbacks=json.loads(row["fallbacks"]),
-        )
+    def add(self, other: Effort) -> None:
+        """Count what another thread did for the same shard."""
+        for name, spent in other.seconds.items():
+            self.seconds[name] += spent
+        self.restarts += other.restarts
+        self.fallbacks.update(other.fallbacks)
 
 
-def _joined(name: str, parts: list[bytes]) -> dict[str, np.ndarray]:
-    """Texts as two arrays of a row, which `_cut` reads."""
-    # An empty array has no place in Ray's tensor columns: one zero byte, of length 0, stands for none.
-    return {
-        name: np.frombuffer(b"".join(parts) or b"\0", np.uint8),
-        f"{name}_sizes": np.array([len(data) for data in parts] or [0], np.int64),
-    }
-
-
-def _cut(row: dict[str, Any], name: str) -> list[bytes]:
-    joined, ends = np.asarray(row[name]), np.cumsum(row[f"{name}_sizes"]).tolist()
-    return [joined[begin:end].tobytes() for begin, end in zip([0, *ends[:-1]], ends, strict=True) if end > begin]
-
-
-@dataclass(frozen=True)
+@dataclass
 class CommittedShard:
     """What is left of a shard once it is committed: counts.
 
@@ -116,22 +89,44 @@ class CommittedShard:
     """
 
     shard: int
-    clips: int
-    bytes: int
-    ok: int
-    frames: int
-    tokens: int
-    loss: float
-    met: float
-    failed: Counter[str]
-    restarts: int
-    seconds: dict[str, float]
-    began: float
-    ended: float
+    clips: int = 0
+    bytes: int = 0
+    ok: int = 0
+    frames: int = 0
+    tokens: int = 0
+    loss: float = 0.0
+    met: float = 0.0
+    failed: Counter[str] = field(default_factory=Counter)
+    restarts: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = 0.0
+    ended: float = 0.0
     filtered: int = 0
     fallbacks: dict[str, int] = field(default_factory=dict)
 
+    def count(self, frames: int, tokens: int) -> None:
+        """Count a clip that is ok."""
+        self.clips += 1
+        self.ok += 1
+        self.frames += frames
+        self.tokens += tokens
+
+    def count_failure(self, reason: str, filtered: bool = False) -> None:
+        """Count a clip that failed, or was left out on purpose."""
+        self.clips += 1
+        if filtered:
+            self.filtered += 1
+        else:
+            self.failed[reason] += 1
+
+    def committed(self, size: int, effort: Effort) -> CommittedShard:
+        """Itself, now that the shard is committed. size: of the tar and the index."""
+        self.bytes, self.began, self.ended = size, effort.began, time.time()
+        self.restarts, self.seconds, self.fallbacks = effort.restarts, effort.seconds, dict(effort.fallbacks)
+        return self
+
     def to_row(self) -> dict[str, Any]:
+        """As Ray Data moves it: a flat row of numbers and texts."""
         texts = {name: json.dumps(getattr(self, name)) for name in ("failed", "seconds", "fallbacks")}
         return vars(self) | texts
 

@@ -26,6 +26,7 @@ from pipelines.errors import PipelineError
 from pipelines.preprocess.config import CorpusConfig, parse_part, shards_of_part
 from pipelines.storage import store
 from pipelines.storage.location import Location
+from pipelines.storage.spool import Mine, everything
 
 ConfigT = TypeVar("ConfigT", bound=CorpusConfig)
 
@@ -115,9 +116,10 @@ def prepare_output(config: CorpusConfig, job: ShardJob | None) -> None:
     """
     output = Location(config.output)
     store.require_writable(output)
-    _, parts = parse_part(config.part)
-    if parts == 1:  # else another part may be writing them just now; finish_dataset() clears them at the end
-        _remove_temporaries(output)
+    if parse_part(config.part)[1] == 1:
+        _remove_temporaries(output, everything)
+    elif job is not None:  # other parts may be writing theirs just now; finish_dataset() clears all at the end
+        _remove_temporaries(output, _of_shards(job.part))
     if job is not None and config.retry == "failed" and config.part != "plan":
         mine, indexes = job.part, job.indexes
         looked_at = [shard for shard in indexes.listing().committed if shard in mine]
@@ -138,19 +140,28 @@ def hopeless_clips(job: ShardJob) -> dict[str, int]:
 
 
 def finish_dataset(job: ShardJob) -> None:
-    """Merge the index files that can be; and if all parts are done now, remove temporaries of killed ones."""
-    _, parts = parse_part(job.config.part)
+    """Merge the index files that can be, and remove temporaries of killed actors; when all parts are done, of all."""
     planned = job.plan.shards
     whole = len(shards.committed_shards(job.output)) == planned
-    if parts > 1 and whole:
-        _remove_temporaries(job.output)
+    _remove_temporaries(job.output, everything if whole else _of_shards(job.part))
     # Another part may be taking shards back just now: while one is at work, its thousands are its own.
     merge_indexes(job.output, job.schema, range(planned) if whole else shards_of_part(job.config.part, planned))
 
 
-def _remove_temporaries(output: Location) -> None:
+def _remove_temporaries(output: Location, mine: Mine) -> None:
     for folder in (output, output / "shards", output / "index"):
-        store.remove_temporaries(folder)
+        store.remove_temporaries(folder, mine)
+    store.clear_spools(output)
+
+
+def _of_shards(part: range) -> Mine:
+    """The temporaries of the shards of a part, which no other part writes."""
+
+    def mine(name: str) -> bool:
+        number = name.partition(".")[0]
+        return number.isdigit() and int(number) in part
+
+    return mine
 
 
 def parts_to_make(config: ConfigT, parts: int, resume: Callable[[ConfigT], ShardJob | None]) -> list[int]:

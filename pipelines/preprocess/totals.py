@@ -18,6 +18,7 @@ class Totals:
         shards: those whose rows are counted. newest: the one that was added last.
         began: when the first decoding began, seconds since 1970; infinite before.
         first_commit, last_commit: when the first and the last shard were committed.
+        making: clips that are done in shards that are not committed yet, as far as it is known.
     """
 
     shards: set[int] = field(default_factory=set)
@@ -37,16 +38,22 @@ class Totals:
     began: float = float("inf")
     first_commit: float = float("inf")
     last_commit: float = 0.0
+    making: int = 0
+
+    def in_the_making(self, clips: int) -> None:
+        """Note how many clips are done in shards that are not committed yet. Another thread may read it."""
+        self.making = clips
 
     def add(self, shard: CommittedShard) -> None:
         self.shards.add(shard.shard)
         self.newest = shard.shard
         for name in ("clips", "bytes", "ok", "frames", "tokens", "loss", "met", "restarts", "filtered"):
             setattr(self, name, getattr(self, name) + getattr(shard, name))
-        self.failed.update(shard.failed)
-        self.fallbacks.update(shard.fallbacks)
-        for stage, spent in shard.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        # New ones, since threads that show progress may be reading these.
+        self.failed = self.failed + shard.failed
+        self.fallbacks = self.fallbacks + Counter(shard.fallbacks)
+        more = {stage: self.seconds.get(stage, 0.0) + spent for stage, spent in shard.seconds.items()}
+        self.seconds = self.seconds | more
         self.began = min(self.began, shard.began)
         self.first_commit = min(self.first_commit, shard.ended)
         self.last_commit = max(self.last_commit, shard.ended)

@@ -1,4 +1,4 @@
-"""How many actors each stage has, and how much CPU and GPU each asks Ray for."""
+"""How many workers each stage has, and how much CPU and GPU each asks Ray for."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from dataclasses import dataclass
 
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import PreprocessConfig
+from pipelines.preprocess.layout import Wanted
 from pipelines.video.base import ON_GPU
 
-# CPUs that an actor asks for. Decoding keeps a core busy. Canvas gaze works a tenth of the time, and decoding actors
-# use the rest. Both ask for less than a core, so that both fit.
+# CPUs that a worker asks for. Decoding keeps a core busy. Canvas gaze works a tenth of the time, and decoders use
+# the rest. Both ask for less than a core, so that both fit.
 _CANVAS_CPUS = _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
 # On CPUs a network works at least ten times as long on a clip as the decoder. So there it is the other way round: a
-# gaze actor on every CPU, and few decoding actors beside them.
+# gazer on every CPU, and few decoders beside them.
 _NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS, _CPUS_PER_DECODER = 0.5, 0.75, 8
 
 
-# With a decoder on GPUs, decoding actors of each GPU, which share half of it; gaze on GPUs has the other half.
+# With a decoder on GPUs, decoders of each GPU, which share half of it; gaze on GPUs has the other half.
 _GPU_DECODERS, _GPU_OF_DECODERS = 4, 0.5
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Actors of each stage, the device that gaze runs on (cpu, cuda or mps), and what each actor asks for."""
+    """Workers of each stage, the device that gaze runs on (cpu, cuda or mps), and what each of them asks for."""
 
     decode: int
     gaze: int
@@ -37,6 +38,13 @@ class Workers:
     def actors(self) -> dict[str, int]:
         """By stage, as a run's record has them."""
         return {"decode": self.decode, "gaze": self.gaze}
+
+    @property
+    def wanted(self) -> Wanted:
+        """All of them together."""
+        cpus = self.decode * self.decode_cpus + self.gaze * self.gaze_cpus
+        gpus = self.decode * self.decode_gpus + self.gaze * self.gaze_gpus
+        return Wanted(self.decode, self.gaze, cpus, gpus, self.device == "cuda")
 
 
 def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1) -> Workers:
@@ -76,13 +84,13 @@ def cluster_device(name: str, gpus: int, nodes: int) -> str:
 
 
 def cpus_of_actors(device: str, network: bool) -> tuple[float, float]:
-    """CPUs that an actor of decoding, and one of the stage after it, asks for. network: the latter runs one."""
+    """CPUs that a decoder, and a worker of the stage after it, asks for. network: the latter runs one."""
     decode, work = (_NETWORK_DECODE_CPUS, _NETWORK_GAZE_CPUS) if device == "cpu" and network else _CANVAS_CPUS
     return decode, 0.0 if device == "cuda" else work
 
 
 def decoders(device: str, network: bool, cpus: int) -> int:
-    """How many decoding actors there are unless the user says. network: the stage after them runs one."""
+    """How many decoders there are unless the user says. network: the stage after them runs one."""
     return max(1, cpus // (_CPUS_PER_DECODER if device == "cpu" and network else 1))
 
 

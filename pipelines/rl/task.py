@@ -42,7 +42,7 @@ from pipelines.rl.sources import OwnRollouts, Recording, Rollouts, record
 from pipelines.runs.events import Events
 from pipelines.train.policy import PolicyTask
 from pipelines.train.stopping import never
-from pipelines.train.task import RandomKey
+from pipelines.train.task import COMPILES, RandomKey
 
 _WINDOW = 50  # steps that shares of time are averaged over
 _TELLING = 5  # fewest steps after which a bottleneck is named
@@ -164,7 +164,7 @@ class RLTask(PolicyTask):
 
     def notes(self) -> list[str]:
         """What it rewards and what it does not learn from."""
-        notes = []
+        notes = [COMPILES] if self.config.compile else []
         if self.config.sample.strategy == "threshold":
             notes.append(
                 "sample.strategy=threshold rewards longer gaze: a member with more patches has less error, and costs "

@@ -15,6 +15,7 @@ from typing import IO, Any, TypeAlias, TypeVar
 from pipelines.storage import retry
 from pipelines.storage.location import Entry
 from pipelines.storage.retry import StoreError
+from pipelines.storage.spool import Mine
 
 _CHUNK = 8 << 20
 T = TypeVar("T")
@@ -78,10 +79,10 @@ class FileSystem(ABC):
         return retry.retrying(action, url, self, progress=progress)
 
     def staging(self, url: str) -> Path:
-        """The local folder for a file that is to be published at `url`."""
-        return Path(tempfile.gettempdir())
+        """The local folder for a file that is to be published at `url`; of this user, where others share it."""
+        return Path(tempfile.gettempdir()) / f"autogaze-spool-{os.getuid()}"
 
-    def remove_temporaries(self, url: str) -> int:
+    def remove_temporaries(self, url: str, mine: Mine) -> int:
         return 0  # a put is atomic: there are none
 
     def open_read(self, url: str, block_bytes: int) -> IO[bytes]:

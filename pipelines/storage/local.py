@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
 
+from pipelines.storage import spool
 from pipelines.storage.filesystem import (
     BROKEN_LINK,
     HIDDEN,
@@ -22,6 +22,7 @@ from pipelines.storage.filesystem import (
     explain_os_error,
 )
 from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location, escaped
+from pipelines.storage.spool import Mine
 
 # Errors of a local or network file system that the next attempt may not meet.
 _TRANSIENT = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EIO, errno.ECONNRESET}
@@ -91,13 +92,8 @@ class LocalFiles(FileSystem):
     def remove(self, url: str) -> None:
         self.retrying(lambda: Path(url).unlink(missing_ok=True), url)
 
-    def remove_temporaries(self, url: str) -> int:
-        if not os.path.isdir(url):
-            return 0
-        stale = [path for path in Path(url).iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
+    def remove_temporaries(self, url: str, mine: Mine) -> int:
+        return spool.clear(Path(url), mine)
 
     def is_transient(self, error: Exception) -> bool:
         return isinstance(error, OSError) and error.errno in _TRANSIENT
@@ -138,7 +134,7 @@ def _stat(path: str) -> os.stat_result | None:
 def _write(data: bytes, path: Path) -> None:
     # A job that starts beside this one removes the temporaries it sees, ours included: then write it once more.
     for attempt in range(3):
-        temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        temporary = path.parent / spool.temporary_name(path.name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("xb") as out:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 _CONNECT_SECONDS, _READ_SECONDS = 10, 30  # to connect; from one byte to the next
 _CONNECTIONS = 32  # kept open; the loader alone reads eight ranges at once
 _PART_BYTES, _MOST_PARTS = 64 << 20, 10_000  # S3 takes up to 5 GiB in one put, and 10 000 parts
+_UPLOADS = 3  # that are begun for one file, if others take them back
 _CHUNK = 1 << 20
 _lock = threading.Lock()
 _client: Any = None
@@ -28,6 +29,16 @@ _loader: Any = None
 _PASSING = {"RequestTimeout", "OperationAborted", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 _PASSING |= {"SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", "RequestThrottled", "408", "429"}
 _LASTING_5XX = {501, 505, 507}
+_UNLISTED = {
+    "NoSuchUpload",
+    "AccessDenied",
+    "403",
+    "NotImplemented",
+    "MethodNotAllowed",
+    "NoSuchBucket",
+    "NoSuchKey",
+    "404",
+}
 _MISSING = {"NoSuchKey", "NotFound", "404", "NoSuchVersion"}
 _STALE_CREDENTIALS = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 
@@ -226,6 +237,18 @@ def put_file(path: str, url: str, retry: Callable[[Callable[[], Any]], Any]) -> 
 
             retry(whole)
         return
+    for attempt in range(_UPLOADS):
+        try:
+            _put_in_parts(path, size, url, retry)
+            return
+        except Exception as error:
+            # A run that began beside this one took it for what a killed writer had left.
+            if _code(error.__cause__ or error) != "NoSuchUpload" or attempt == _UPLOADS - 1:
+                raise
+
+
+def _put_in_parts(path: str, size: int, url: str, retry: Callable[[Callable[[], Any]], Any]) -> None:
+    bucket, key = split(url)
     each = max(_PART_BYTES, math.ceil(size / _MOST_PARTS))
     of = {"Bucket": bucket, "Key": key}
     of["UploadId"] = retry(lambda: client().create_multipart_upload(**of))["UploadId"]
@@ -239,9 +262,47 @@ def put_file(path: str, url: str, retry: Callable[[Callable[[], Any]], Any]) -> 
             parts.append({"PartNumber": number, "ETag": sent["ETag"]})
         retry(lambda: _complete(url, of, parts, size))
     except BaseException:
-        with suppress(Exception):  # the store may be why; its lifecycle rules remove what is left
+        with suppress(Exception):  # the store may be why; the next run takes it back
             client().abort_multipart_upload(**of)
         raise
+
+
+class Upload(NamedTuple):
+    """An upload in parts that was begun and not completed."""
+
+    key: str
+    id: str
+
+
+FIRST_UPLOAD = Upload("", "")
+
+
+def uploads(url: str, after: Upload = FIRST_UPLOAD) -> tuple[list[Upload], Upload | None]:
+    """Some uploads in parts that were begun under a URL, and after which one the next come; None: there are no more.
+
+    None are found where the server cannot list them, or does not let these credentials.
+    """
+    bucket, key = split(url)
+    more = {"KeyMarker": after.key, "UploadIdMarker": after.id} if after.key else {}
+    try:
+        answer = client().list_multipart_uploads(Bucket=bucket, Prefix=key and f"{key}/", **more)
+    except Exception as error:
+        if _code(error) in _UNLISTED or _status(error) == 501:
+            return [], None
+        raise
+    found = [Upload(each["Key"], each["UploadId"]) for each in answer.get("Uploads", [])]
+    if not answer.get("IsTruncated"):
+        return found, None
+    return found, Upload(answer["NextKeyMarker"], answer.get("NextUploadIdMarker") or "")
+
+
+def abort(url: str, upload: Upload) -> None:
+    """Remove an upload in parts, if it is still there."""
+    try:
+        client().abort_multipart_upload(Bucket=split(url)[0], Key=upload.key, UploadId=upload.id)
+    except Exception as error:
+        if _code(error) not in _MISSING | {"NoSuchUpload"}:
+            raise
 
 
 def _complete(url: str, of: dict[str, str], parts: list[dict[str, Any]], size: int) -> None:

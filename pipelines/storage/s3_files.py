@@ -11,6 +11,7 @@ from typing import TypeVar
 from pipelines.storage import s3
 from pipelines.storage.filesystem import FileSystem, Omit, explain_os_error, is_full, without_hidden, writing_to
 from pipelines.storage.location import Entry, Location, scheme_of
+from pipelines.storage.spool import Mine
 
 T = TypeVar("T")
 
@@ -65,6 +66,18 @@ class S3Files(FileSystem):
 
     def remove(self, url: str) -> None:
         self.retrying(lambda: s3.delete(url), url)
+
+    def remove_temporaries(self, url: str, mine: Mine) -> int:
+        """Uploads in parts that were begun under a URL. Where they may not be listed, the bucket's rules end them."""
+        removed = 0
+        after: s3.Upload | None = s3.FIRST_UPLOAD
+        while after is not None:
+            page, after = self.retrying(partial(s3.uploads, url, after), url)
+            for upload in page:
+                if mine(upload.key.rpartition("/")[2]):
+                    self.retrying(partial(s3.abort, url, upload), url)
+                    removed += 1
+        return removed
 
     def retrying(self, action: Callable[[], T], url: str, progress: Callable[[], int] = lambda: 0) -> T:
         def once() -> T:

@@ -10,13 +10,13 @@ a user's text goes through `Location` first.
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
+from pipelines.storage import spool
 from pipelines.storage.filesystem import FileSystem, Omit, explain_os_error
 from pipelines.storage.local import LocalFiles
 from pipelines.storage.location import TEMPORARY_PREFIX, Entry, Location, is_local, scheme_of
@@ -109,22 +109,26 @@ def publish(data: bytes, url: str) -> None:
 def publishing(url: str) -> Iterator[IO[bytes]]:
     """A file to write, however large, that appears at `url` as with publish(); after an error nothing of it is left.
 
-    What goes to an object store lies in the temporary folder ($TMPDIR) until it is complete.
+    Until it is complete it lies beside `url`, or for an object store in a folder in $TMPDIR: see `clear_spools`.
     """
     files = filesystem_of(url)
     folder = files.staging(url)
-    temporary = folder / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as out:
+        with spool.spool(folder, url.rpartition("/")[2]) as (out, temporary):
             yield out
-            out.flush()
-            os.fsync(out.fileno())
-        files.publish_file(temporary, url)
+            spool.settle(out, temporary)
+            try:
+                files.publish_file(temporary, url)
+            except FileNotFoundError:  # cleared at this very moment
+                spool.settle(out, temporary)
+                files.publish_file(temporary, url)
     except OSError as error:
         raise StoreError(explain_os_error(error, url if is_local(url) else str(folder))) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def clear_spools(url: str) -> int:
+    """Remove what dead writers of this machine left that `publishing` had begun for an object store; how many."""
+    return 0 if is_local(url) else spool.clear(filesystem_of(url).staging(url))
 
 
 def remove(url: str) -> None:
@@ -132,9 +136,12 @@ def remove(url: str) -> None:
     filesystem_of(url).remove(url)
 
 
-def remove_temporaries(url: str) -> int:
-    """Remove what killed writers left in a folder; how many there were. Object stores have none: a put is atomic."""
-    return filesystem_of(url).remove_temporaries(url)
+def remove_temporaries(url: str, mine: spool.Mine = spool.everything) -> int:
+    """Remove what killed writers left in a folder, and uploads in parts that they had begun; how many there were.
+
+    mine: which of them, by the name of the object. A writer that lives, and whose upload is removed, begins it again.
+    """
+    return filesystem_of(url).remove_temporaries(url, mine)
 
 
 def retrying(action: Callable[[], T], url: str) -> T:

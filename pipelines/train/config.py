@@ -430,7 +430,8 @@ def _check_reconstructor(config: ReconstructorTrainConfig) -> None:
         raise PipelineError(f"{other}.*: has sizes of kind={kind}, and kind={config.kind}; leave them out")
     for name in ("micro_tokens", "recompute", "compile"):
         if config.kind == "refiner" and getattr(config, name):
-            raise PipelineError(f"{name}={getattr(config, name)}: is for kind=videomae, and kind=refiner; leave it out")
+            given = str(getattr(config, name)).lower()
+            raise PipelineError(f"{name}={given}: is for kind=videomae, and kind=refiner; leave it out")
     for name in config.weights.given():
         if name != "l1" and config.weights.given()[name] and name not in config.teachers.given():
             raise PipelineError(f"weights.{name}: weights a teacher that is not given; give teachers.{name}= too")

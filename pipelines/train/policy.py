@@ -23,7 +23,7 @@ from pipelines.train.augment import augment_batch, labels_for
 from pipelines.train.config import PolicyTrainConfig
 from pipelines.train.packing import parts_by_tokens
 from pipelines.train.sizes import own_sizes, require_own_sizes
-from pipelines.train.task import RandomKey, Task, folder_files, unpacked
+from pipelines.train.task import COMPILES, RandomKey, Task, folder_files, unpacked
 
 
 class PolicyTask(Task):
@@ -66,7 +66,7 @@ class PolicyTask(Task):
 
     def notes(self) -> list[str]:
         """What its labels do not teach, and what validation cannot say of them."""
-        notes = []
+        notes = [COMPILES] if self.config.compile else []
         if are_predicted(self.units):
             notes.append(
                 "the errors of these labels are a policy's predictions, not measured: the loss prediction learns to "

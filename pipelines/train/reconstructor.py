@@ -29,7 +29,7 @@ from pipelines.train.config import ReconstructorTrainConfig
 from pipelines.train.learned import LearnedTask
 from pipelines.train.packing import parts_by_tokens
 from pipelines.train.sizes import require_own_sizes
-from pipelines.train.task import RandomKey
+from pipelines.train.task import COMPILES, RandomKey
 
 
 class ReconstructorTask(LearnedTask):
@@ -49,14 +49,16 @@ class ReconstructorTask(LearnedTask):
         self.module: nn.Module = ReconstructorLosses(self.model)
 
     def notes(self) -> list[str]:
-        """That stored targets are not read."""
+        """That stored targets are not read, and that it compiles."""
+        notes = [COMPILES] if self.config.compile else []
         configs = {place: open_dataset(place).config for place in self.config.datasets}
         stored = [place for place, config in configs.items() if config.get("targets", {}).get("frames")]
         if not stored or not self.config.teachers.given():
-            return []
+            return notes
         return [
+            *notes,
             f"the targets that {', '.join(stored)} keeps are not read: the frames to rebuild are drawn anew each "
-            "epoch, and teachers look at each of them, at its original too"
+            "epoch, and teachers look at each of them, at its original too",
         ]
 
     def losses(

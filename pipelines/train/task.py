@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pipelines.loading.reading import Batch
     from pipelines.runs.events import Events
 
+COMPILES = "compile=true: the first passes wait for the compiler, minutes on a CPU; nothing is wrong"
+"""What a task that compiles says of it."""
+
 
 @dataclass(frozen=True)
 class RandomKey:

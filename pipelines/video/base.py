@@ -24,7 +24,7 @@ REASONS: dict[str, str] = {
     "unsupported_codec": "the installed decoder does not know the codec of the video stream",
     "no_frames": "the video stream holds no frame at all",
     "too_short": "the video has fewer frames than were asked for",
-    "too_large": "one clip of the video has more tiles than pass through memory at once (2 GiB of frames)",
+    "too_large": "the tiles of one clip's frames are more than may be in memory at once (2 GiB)",
     "size_changed": "a frame is not of the size that the tiles were planned for",
     "unsupported_picture": "the decoder cannot convert the picture's colours, or its shape, to RGB",
     "truncated": "the data ends before the frames the clip asks for, though the header promises them",

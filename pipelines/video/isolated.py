@@ -101,7 +101,7 @@ class IsolatedDecoder:
         """As pipelines.video.decode.decode_clips, by this decoder's config; `native` as there.
 
         The frames are views of the memory the child wrote them to: no copy is made. All clips of a call share one
-        mapping, which lives as long as any of them, so ask for a shard's clips at a time, not for a film's. With `out`
+        mapping, which lives as long as any of them, so ask for some clips at a time, not for a film's. With `out`
         (uint8 [clips, T, *frame], or one array per clip) the frames of clip i are copied to out[i], which is
         yielded; out[i] is left as it was if the clip fails.
         """

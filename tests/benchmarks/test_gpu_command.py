@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -27,6 +28,15 @@ def test_without_a_gpu_it_says_how_to_try_it():
         pytest.skip("there is a GPU here")
     done = gpu("--device", "cuda")
     assert done.returncode == 2 and "make gpu DEVICE=cpu" in done.stderr
+
+
+def test_a_part_that_there_is_not_is_refused(monkeypatch, capsys):
+    pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--only", "profiel"])
+    with pytest.raises(SystemExit) as refused:
+        importlib.import_module("gpu").main()
+    assert refused.value.code == 2 and "'profiel': no such part" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -151,10 +151,9 @@ def test_an_import_that_was_cut_short_is_finished_by_the_same_command(
     exported: tuple[Path, str], dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bring_in(dataset, str(exported[0]), tmp_path / "whole")
-    publish, places = store.publish, []
+    publish = store.publish
 
     def dies_between_tar_and_index(data: bytes, url: str) -> None:
-        places.append(url)
         if url.endswith("index/000001.parquet"):
             raise KeyboardInterrupt
         publish(data, url)
@@ -163,7 +162,7 @@ def test_an_import_that_was_cut_short_is_finished_by_the_same_command(
     with pytest.raises(KeyboardInterrupt):
         bring_in(dataset, str(exported[0]), tmp_path / "new", threads=1)
     monkeypatch.undo()
-    assert any(url.endswith("shards/000001.tar") for url in places)
+    assert (tmp_path / "new" / "shards" / "000001.tar").exists()
     assert 1 not in shards.committed_shards(str(tmp_path / "new"))
     (tmp_path / "new" / "shards" / ".tmp-left").write_bytes(b"half")
     bring_in(dataset, str(exported[0]), tmp_path / "new")

@@ -11,9 +11,9 @@ import pandas as pd
 from autogaze.tiling import TileGrid
 from pipelines.corpus.names import clip_suffix, video_name
 from pipelines.corpus.plan import (
+    CHUNK_LIMIT,
     LONGEST_STRIDE,
     PLAN_SCHEMA,
-    ROW_LIMIT,
     ClipConfig,
     check_clip_config,
     clip_bytes,
@@ -77,7 +77,7 @@ def _chunks(video: dict, name: str, clip: ClipConfig) -> Iterator[list[dict]]:
     if clip.tiles == "native" and reason is None:
         grid = TileGrid(height, width)
         names = [grid.name(tile) for tile in range(grid.count)]
-        if grid.count * clip_bytes(clip.frames) >= ROW_LIMIT:
+        if grid.count * clip_bytes(clip.frames) >= CHUNK_LIMIT:
             reason, detail = "too_large", f"{grid.count} tiles of {clip.frames} frames; fewer clip.frames would fit"
             names = [""]
     stride = clip.stride

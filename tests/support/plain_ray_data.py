@@ -7,7 +7,7 @@ their bytes with what this makes; all other tests use it instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,8 +28,8 @@ class PlainDataset:
     def map(self, actor: Callable[..., Callable[[Row], Row]], fn_constructor_args: tuple[Any, ...], **_: Any) -> Any:
         def rows() -> Iterator[Row]:
             work = actor(*fn_constructor_args)
-            # Ray ends an actor, and with it the decoder's child.
-            with getattr(work, "decoder", None) or nullcontext():
+            # Ray ends an actor, and with it the decoders' children.
+            with closing(work) if hasattr(work, "close") else nullcontext():
                 yield from map(work, self._rows)
 
         return PlainDataset(rows())
@@ -44,6 +44,7 @@ class PlainDataset:
 @contextmanager
 def plain_ray_data() -> Iterator[None]:
     """Within the block, jobs in this process use plain loops for Ray Data, and need no Ray."""
+    import ray
     import ray.data
 
     from jobs import making, scan
@@ -59,6 +60,7 @@ def plain_ray_data() -> Iterator[None]:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray.data, "from_items", lambda items, **_: PlainDataset(items))
+        patch.setattr(ray, "is_initialized", lambda: False)
         patch.setattr(making, "running", no_ray)
         patch.setattr(making, "alive_nodes", list)
         patch.setattr(making, "probing", this_node)

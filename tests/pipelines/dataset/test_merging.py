@@ -22,7 +22,7 @@ from pipelines.inspection.verify import verify
 from pipelines.loading.config import LoaderConfig
 from pipelines.loading.loader import ShardLoader
 from pipelines.loading.samples import open_samples
-from pipelines.storage import store
+from pipelines.storage import store, tables
 from pipelines.storage.location import Location
 from tests.support import runs, training
 
@@ -189,7 +189,7 @@ def test_a_shard_that_was_made_again_counts_and_not_what_was_merged(dataset: Pat
     """A job that merges late must not bring back what another has taken back and made anew meanwhile."""
     merge(dataset)
     anew = read_index(str(dataset), 1).to_pandas().assign(tokens=7)
-    shards.store.publish(shards.tables.to_bytes(anew, INDEX_SCHEMA), shards.index_url(str(dataset), 1))
+    shards.store.publish(tables.to_bytes(anew, INDEX_SCHEMA), shards.index_url(str(dataset), 1))
     assert set(read_index(str(dataset), 1)["tokens"].to_pylist()) == {7}
     assert merge(dataset) == 1 and "000001" not in names(dataset)
     assert set(read_index(str(dataset), 1)["tokens"].to_pylist()) == {7}

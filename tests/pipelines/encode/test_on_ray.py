@@ -41,7 +41,7 @@ def test_a_job_killed_in_the_middle_of_a_write_ends_with_the_same_bytes(encoded:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["ReadStage", "EncodeStage"])
+@pytest.mark.parametrize("stage", ["EncodeStage"])
 def test_an_actor_killed_in_the_middle_of_its_work(encoded: Encoded, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "features"
     job = runs.start("encode", *encoded.settings, f"output={output}", "ray.cpus=2", "workers.encode=1")

@@ -69,7 +69,7 @@ def test_wrong_frames_are_found(tmp_path: Path, storage: str, wrong: str) -> Non
     assert run(VerifyConfig(url, threads=1), console) == 0  # every hash is right
     assert run(VerifyConfig(url, threads=1, deep=True), console) == 1
     text = console.export_text()
-    assert "frames are not those of its video" in text and "decoded a second way: 1 problems" in text
+    assert "frames are not those of its video" in text and "decoded a second way: 1 problem" in text
 
 
 def test_a_video_that_is_gone_is_told_and_no_problem(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_any_number_of_workers_of_which_one_dies_gives_the_same_bytes(
 
     def kill_one() -> None:
         wait_until(lambda: any(output.glob("index/*.parquet")), every=0.01)
-        actors = [pid for pid, line in runs.descendants(os.getpid()).items() if "GazeStage" in line]
+        actors = [pid for pid, line in runs.descendants(os.getpid()).items() if "PreprocessStage" in line]
         for pid in actors[:1]:
             runs.kill(pid)
             killed.append(len(list(output.glob("index/*.parquet"))))

@@ -75,7 +75,7 @@ def test_everything_killed_in_the_middle_of_a_write(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["GazeStage", "DecodeStage", "pipelines.video.child"])
+@pytest.mark.parametrize("stage", ["PreprocessStage", "pipelines.video.child"])
 def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "gaze"
     job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")

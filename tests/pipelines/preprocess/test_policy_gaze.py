@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,17 +20,16 @@ from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze
 from jobs.threads import one_torch_thread
 from pipelines.corpus.plan import ClipConfig
-from pipelines.dataset.shards import open_dataset
+from pipelines.dataset.shards import ShardConfig, open_dataset
 from pipelines.errors import PipelineError
 from pipelines.gazing import gazers
 from pipelines.gazing.policy import PolicyConfig
 from pipelines.inspection.verify import verify
-from pipelines.preprocess import gaze_stage
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.decode_stage import DecodeStage
+from pipelines.preprocess.decoding import Decoding
 from pipelines.preprocess.description import describe
-from pipelines.preprocess.gaze_stage import GazeStage
 from pipelines.preprocess.job import resolve_gaze, resume
+from pipelines.preprocess.stage import PreprocessStage
 from pipelines.video.base import DecodeConfig
 from tests.support import places, runs
 
@@ -57,7 +57,7 @@ class Gazed:
             gaze="policy",
             policy=PolicyConfig(**({"checkpoint": str(CHECKPOINT)} | policy)),  # type: ignore[arg-type]
             clip=ClipConfig(frames=4, tiles="native"),
-            shard=gaze_stage.shards.ShardConfig(5),
+            shard=ShardConfig(5),
             frames="raw",
         )
 
@@ -133,15 +133,14 @@ def test_the_dataset_says_what_gazed_and_in_which_units_and_not_where_it_lay(gaz
 def test_the_batch_changes_no_gaze_and_only_the_last_digits_of_its_losses(
     gazed: Gazed, tmp_path: Path, batch: int
 ) -> None:
-    """The two stages called as Ray calls them."""
+    """The stage called as Ray calls it."""
     shutil.copytree(gazed.output / "plan.parquet", tmp_path / "plan.parquet")
     shutil.copy(gazed.output / "dataset.json", tmp_path)
     dataset, made = open_dataset(str(gazed.output)), open_dataset(str(tmp_path))
-    decode = DecodeStage(made.plan, DecodeConfig(), "raw", 90)
-    with decode.decoder, one_torch_thread():
-        stage = GazeStage(str(tmp_path), made.plan, resolve_gaze(gazed.config(batch=batch)), "raw", "cpu")
+    gaze, decoding = resolve_gaze(gazed.config(batch=batch)), Decoding(DecodeConfig(), "raw")
+    with one_torch_thread(), closing(PreprocessStage(str(tmp_path), made.plan, gaze, decoding, "cpu")) as stage:
         for shard in range(dataset.shards):
-            stage(decode({"shard": shard}))
+            stage({"shard": shard})
     if batch == 32:
         assert {name: gazed.files[name] for name in runs.tree(tmp_path)} == runs.tree(tmp_path)
     for there, here in zip(dataset.index().to_dict("records"), made.index().to_dict("records"), strict=True):

@@ -1,34 +1,13 @@
-"""What passes between the actors of preprocess comes out of its flat row as it went in."""
+"""What an actor says of a shard comes out of its flat row as it went in, and adds up."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import pyarrow as pa
-import pytest
 
-from pipelines.preprocess.rows import CommittedShard, DecodedShard, Failure
+from pipelines.preprocess.rows import CommittedShard
 from pipelines.preprocess.totals import Totals
-
-
-def decoded_shard(jpegs: list[bytes], failures: dict[int, Failure]) -> DecodedShard:
-    frames = np.random.default_rng(0).integers(0, 255, (3, 2, 4, 4, 3), np.uint8)
-    return DecodedShard(7, frames, failures, jpegs, began=5.0, seconds={"decode": 1.5, "encode": 0.5}, restarts=1)
-
-
-@pytest.mark.parametrize("jpegs", [[], [b"a", b"bcd", b"ef", b"g"]])
-def test_a_decoded_shard_survives_its_row(jpegs: list[bytes]) -> None:
-    shard = decoded_shard(jpegs, {1: Failure("decode_error", "damaged")})
-    back = DecodedShard.from_row(shard.to_row())
-    np.testing.assert_array_equal(back.frames, shard.frames)
-    assert vars(back) | {"frames": None} == vars(shard) | {"frames": None}
-    assert back.ok.tolist() == [True, False, True] and back.failures[1].reason == "decode_error"
-
-
-def test_the_rows_of_a_shard_hold_no_empty_array() -> None:
-    row = decoded_shard([], {}).to_row()
-    assert all(value.size for value in row.values() if isinstance(value, np.ndarray)), "Ray's tensors know none"
 
 
 def committed_shard(shard: int, began: float, ended: float, failed: dict[str, int]) -> CommittedShard:

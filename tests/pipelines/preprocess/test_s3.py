@@ -18,11 +18,12 @@ import pytest
 from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.scan import probe_object
 from pipelines.dataset.shards import open_dataset
-from pipelines.preprocess.decode_stage import DecodeStage
+from pipelines.preprocess.decoding import Decoding
 from pipelines.storage import s3, store
 from pipelines.video.base import DecodeConfig
 from pipelines.video.isolated import IsolatedDecoder
 from tests.support import runs, s3_servers
+from tests.support.decoding import decode
 from tests.support.plans import plan_of
 from tests.support.runs import Run
 from tests.support.s3_servers import Rclone
@@ -106,11 +107,10 @@ def test_a_kept_copy_of_other_bytes_is_dropped(
         [entry] = store.list_objects(url)
         rows = pd.DataFrame(probe_object(entry, decoder))
     plan = plan_of(tmp_path, rows, f"{bucket}/changed", ClipConfig(), 2)
-    stage = DecodeStage(plan, DecodeConfig(), "none", 90, cache_mb=10)
     copies = tmp_path / f"autogaze-videos-{os.getuid()}"
 
     def outcome(shard: int) -> tuple[list[bool], int]:
-        ok = stage.decode(shard).ok.tolist()
+        ok = decode(plan, shard, Decoding(DecodeConfig(), cache_mb=10)).ok
         return ok, len([path for path in copies.iterdir() if path.is_file()])
 
     store.publish(good[::-1], url)

@@ -20,8 +20,8 @@ from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.videos import video_fingerprint
 from pipelines.dataset.shards import open_dataset
 from pipelines.inspection.verify import verify
-from pipelines.preprocess.decode_stage import DecodeStage
-from pipelines.preprocess.rows import Failure
+from pipelines.preprocess.decoding import ClipDecoders, Decoding
+from pipelines.preprocess.rows import DecodedClip, Effort, Failure
 from pipelines.video.base import DecodeConfig, Source, VideoError
 from pipelines.video.decode import decode_clips, probe
 from pipelines.video.isolated import IsolatedDecoder
@@ -112,12 +112,21 @@ def test_a_picture_whose_tiles_exceed_one_row_fails_alone() -> None:
 
 def stage_over(
     folder: Path, video: Path, clip: ClipConfig, room: int = 8, decoder: str = "pyav", **changed: int
-) -> DecodeStage:
+) -> ClipDecoders:
     info = probe(Source(str(video)))
     row = row_of(str(video), info.width, info.height, info.frames, info.rotation)
     row |= {"bytes": video.stat().st_size, "fingerprint": video_fingerprint(str(video))}
     plan = plan_of(folder, manifest([row | changed]), str(video.parent), clip, room)
-    return DecodeStage(plan, DecodeConfig(decoder=decoder), "none", 90)
+    return ClipDecoders(plan, Decoding(DecodeConfig(decoder=decoder)))
+
+
+def frames_of(clip: DecodedClip) -> np.ndarray:
+    assert clip.frames is not None, clip.failure
+    return clip.frames
+
+
+def decoded_by(stage: ClipDecoders, shard: int) -> list[DecodedClip]:
+    return list(stage.clips(shard, Effort()))
 
 
 def test_a_tile_is_the_crop_of_the_frame_and_frames_are_decoded_once(
@@ -127,17 +136,18 @@ def test_a_tile_is_the_crop_of_the_frame_and_frames_are_decoded_once(
     frames = whole_frames(video)
     stage = stage_over(tmp_path / "out", video, NATIVE)
     asked: list[list[int]] = []
-    decode = stage.decoder.decode_clips
-    stage.decoder.decode_clips = lambda source, clips, native: (
+    [decoder] = stage.decoders
+    decode = decoder.decode_clips
+    decoder.decode_clips = lambda source, clips, native: (
         asked.extend(clips),
         decode(source, clips, None, native),
     )[1]  # type: ignore[assignment,method-assign,misc]
     seen = 0
-    with stage.decoder:
+    with stage:
         for shard in range(2):
-            decoded, planned = stage.decode(shard), stage.plan.clips_of(shard)
-            assert decoded.ok.all() and decoded.frames.shape == (len(planned), 4, SIDE, SIDE, 3)
-            for got, want in zip(decoded.frames, planned.itertuples(), strict=True):
+            decoded, planned = decoded_by(stage, shard), stage.plan.clips_of(shard)
+            for got, want in zip(map(frames_of, decoded), planned.itertuples(), strict=True):
+                assert got.shape == (4, SIDE, SIDE, 3)
                 numbers = np.minimum(np.arange(want.start, want.start + 4), 10)
                 np.testing.assert_array_equal(got, tile_of(frames[numbers], want.tile))
                 seen += 1
@@ -179,10 +189,10 @@ def test_tiles_are_cut_from_the_picture_as_displayed(
                 packet.stream = copy
                 out.mux(packet)
     stage = stage_over(tmp_path / "out", video, NATIVE)
-    with stage.decoder:
-        decoded, planned = stage.decode(0), stage.plan.clips_of(0)
+    with stage:
+        decoded, planned = decoded_by(stage, 0), stage.plan.clips_of(0)
     upright = np.rot90(whole_frames(plain), -turns, (1, 2))
-    for got, want in zip(decoded.frames, planned["tile"], strict=True):
+    for got, want in zip(map(frames_of, decoded), planned["tile"], strict=True):
         np.testing.assert_array_equal(got, tile_of(upright, want))
 
 
@@ -192,10 +202,10 @@ def test_a_frame_of_another_size_than_planned_fails_all_its_tiles(
 ) -> None:
     video = make_video(tmp_path / "v.mp4", frames=4, size=(300, 250))
     stage = stage_over(tmp_path / "out", video, NATIVE, decoder=decoder, width=310)
-    with stage.decoder:
-        decoded = stage.decode(0)
+    with stage:
+        decoded = decoded_by(stage, 0)
     failure = Failure("size_changed", "frame 0 is 300x250, planned as 310x250")
-    assert not decoded.ok.any() and decoded.failures == dict.fromkeys(range(4), failure)
+    assert [(clip.frames, clip.failure) for clip in decoded] == [(None, failure)] * 4
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,15 @@ from pipelines.gazing import gazers
 from pipelines.gazing.reconstructor import LabelsConfig, ReconstructorConfig, TargetsConfig, TeachersConfig
 from pipelines.inspection.verify import verify
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.decode_stage import DecodeStage
-from pipelines.preprocess.gaze_stage import GazeStage
+from pipelines.preprocess.decoding import Decoding
 from pipelines.preprocess.job import resolve_gaze, resume
+from pipelines.preprocess.stage import PreprocessStage
 from pipelines.rl.config import RLConfig
 from pipelines.rl.rollouts import Group, RolloutMaker, RolloutRequest
 from pipelines.rl.task import RLTask
 from pipelines.video.base import DecodeConfig
 from tests.support import places, runs, training
+from tests.support.decoding import decode
 
 transformers = pytest.importorskip("transformers")
 
@@ -147,9 +149,7 @@ def reconstructor(made: Made) -> VideoMAE:
 def frames(made: Made) -> dict[str, np.ndarray]:
     """Of each clip, what the gaze stage saw: decoded and not encoded yet; uint8 [T, S, S, 3]."""
     plan = open_dataset(str(made.output)).plan
-    decode = DecodeStage(plan, DecodeConfig(), "none", 90)
-    with decode.decoder:
-        return {row.clip: decode.decode(row.shard).frames[0] for row in plan.rows().itertuples()}
+    return {row.clip: decode(plan, row.shard).frames[0] for row in plan.rows().itertuples()}
 
 
 def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
@@ -296,14 +296,13 @@ def test_what_cannot_work_is_one_line_before_any_work(
 
 
 def labelled(made: Made, config: PreprocessConfig, output: Path) -> dict[str, dict[str, bytes]]:
-    """The members of each clip, made by the two stages called as Ray calls them."""
+    """The members of each clip, made by the stage called as Ray calls it."""
     shutil.copytree(made.output, output, ignore=shutil.ignore_patterns("shards", "index"))
     dataset = open_dataset(str(output))
-    decode = DecodeStage(dataset.plan, DecodeConfig(), config.frames, 90)
-    with decode.decoder, one_torch_thread():
-        stage = GazeStage(str(output), dataset.plan, resolve_gaze(config), config.frames, "cpu")
+    gaze, decoding = resolve_gaze(config), Decoding(DecodeConfig(), config.frames)
+    with one_torch_thread(), closing(PreprocessStage(str(output), dataset.plan, gaze, decoding, "cpu")) as stage:
         for shard in range(dataset.shards):
-            done = stage(decode({"shard": shard}))
+            done = stage({"shard": shard})
             assert config.threshold is not None or done["met"] == done["ok"]
     return {row["clip"]: dataset.read_clip(row) for row in rows_of(dataset)}
 

@@ -23,7 +23,7 @@ from pipelines.dataset.run_records import RunRecord
 from pipelines.encode.config import EncodeConfig, check_encode_config
 from pipelines.errors import PipelineError
 from pipelines.preprocess.config import PreprocessConfig
-from pipelines.preprocess.rows import CommittedShard, DecodedShard
+from pipelines.preprocess.rows import CommittedShard, Effort
 from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import share_workers
 from pipelines.video import child
@@ -202,9 +202,9 @@ def test_the_child_tells_its_parent_which_counts(tmp_path: Path, monkeypatch: py
 
 def test_counts_go_from_a_shard_to_the_record_of_the_run() -> None:
     counts = {"pixels are odd": 2}
-    decoded = DecodedShard(0, np.zeros((1, 1, 4, 4, 3), np.uint8), {}, [], 1.0, {}, 0, fallbacks=counts)
-    assert DecodedShard.from_row(decoded.to_row()).fallbacks == counts
-    committed = CommittedShard(0, 1, 1, 1, 1, 1, 0.0, 0.0, Counter(), 0, {}, 1.0, 2.0, fallbacks=counts)
+    effort = Effort()
+    effort.add(Effort(fallbacks=Counter(counts)))
+    committed = CommittedShard(0).committed(1, effort)
     totals = Totals()
     for _ in range(2):
         totals.add(CommittedShard.from_row(committed.to_row()))

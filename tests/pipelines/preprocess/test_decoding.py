@@ -1,4 +1,4 @@
-"""pipelines.preprocess.decode_stage: what is wrong with one video fails its clips, and no others."""
+"""pipelines.preprocess.decoding: what is wrong with one video fails its clips, and no others."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pandas as pd
 
 from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.scan import probe_object
-from pipelines.preprocess.decode_stage import DecodeStage
 from pipelines.storage import store
 from pipelines.video.base import DecodeConfig
 from pipelines.video.isolated import IsolatedDecoder
+from tests.support.decoding import decode
 from tests.support.plans import plan_of
 
 
@@ -31,6 +31,6 @@ def test_what_cannot_be_opened_since_it_was_planned_fails_its_clips_only(
     (videos / "c").rmdir()
     (videos / "c").write_bytes(b"")
 
-    decoded = DecodeStage(plan, DecodeConfig(), "none", 90).decode(0)
-    assert decoded.ok.tolist() == [False, False, False, True]
-    assert [failure.reason for failure in decoded.failures.values()] == ["missing", "unreadable", "missing"]
+    decoded = decode(plan, 0)
+    assert decoded.ok == [False, False, False, True]
+    assert decoded.reasons == ["missing", "unreadable", "missing"]
