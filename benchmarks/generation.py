@@ -345,7 +345,7 @@ def on_gpu(bench: Bench, batch: int, results: Results) -> None:
     for limits in LIMITS:
         _, reference = bench.run("gaze", limits, batch, f"gaze-{limits}")
         exact = bench.gaze(f"ours-gaze-{limits}")
-        for dtype in ("float32", "bfloat16"):
+        for dtype in ("float32",) if bench.options.float32_only else ("float32", "bfloat16"):
             floor = gpu_floor(exact, bench.config, device, getattr(torch, dtype)) / bench.clips
             for graphs in (True, False):
                 if device.startswith("cuda"):

@@ -50,7 +50,7 @@ JOBS = (
     Job(
         "gaze",
         "generation.py --batch 64 --rounds 2 --repeats 1",
-        "generation.py --as-gpu --batch 1 --rounds 1 --repeats 1",
+        "generation.py --as-gpu --float32-only --batch 1 --rounds 1 --repeats 1",
         80,
     ),
     Job(
