@@ -62,6 +62,7 @@ bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of vid
 	$(BIN)/python benchmarks/memory.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/rl.py --scaling
 	$(BIN)/python benchmarks/sizing.py
+	$(BIN)/python benchmarks/sizing_check.py --rules --nodes 1 10 100 1000 --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/scale.py plan --videos 100000 --shards 10000
 	$(BIN)/python benchmarks/scale.py index --samples 100000
 	$(BIN)/python benchmarks/loader.py --corpus "$(CORPUS)"

@@ -82,6 +82,12 @@ JOBS = {
         dry_run=True,
         resumes=True,
     ),
+    "size": Subcommand(
+        "jobs.size",
+        "SizeConfig",
+        "how long preprocess would take on a cluster, and how many nodes",
+        check="jobs.size:check_size_config",
+    ),
     "verify": Subcommand("jobs.verify", "VerifyConfig", "re-read a dataset and say what is wrong with it", "dataset"),
     "gaze": Subcommand(
         "jobs.gaze",

@@ -25,7 +25,7 @@ NOT_IN_AUTOGAZE = {"ray", "fsspec", "s3fs", "rich", "omegaconf", "yaml", "av", "
 
 # Top to bottom. The last ones are single files beside the rooms.
 FLOORS = (
-    *("rl", "train", "inspection", "runs", "encode", "preprocess", "loading", "labels"),
+    *("rl", "train", "inspection", "sizing", "runs", "encode", "preprocess", "loading", "labels"),
     *("dataset", "corpus", "gazing", "networks", "video", "storage"),
     *("ray_data", "prometheus", "schema", "errors"),
 )

@@ -158,7 +158,7 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
             if isinstance(of_video[0]["reason"], str):  # null reads as NaN
                 yield _Piece(of_video, None)
                 continue
-            parts = _parts(of_video)
+            parts = in_pieces(of_video)
             video = ShardVideo(of_video[0], self._cache if of_video[0]["video"] in shared else None, len(parts))
             yield from (_Piece(part, video, number) for number, part in enumerate(parts))
 
@@ -226,7 +226,7 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
             yield clip
 
 
-def _parts(rows: list[Row]) -> list[list[Row]]:
+def in_pieces(rows: Sequence[Row]) -> list[list[Row]]:
     """The clips of a video in pieces. Tiles of the same frames stay together."""
     parts: list[list[Row]] = []
     held = PIECE_BYTES

@@ -23,7 +23,8 @@ from pipelines.preprocess.totals import Totals
 from pipelines.preprocess.workers import Workers
 from pipelines.ray_data import configure_ray_data, node_sizes, pipeline_errors
 
-_AT_ONCE = 2  # shards in an actor: the second begins to decode while the first comes to its end
+SHARDS_AT_ONCE = 2  # shards in an actor: the second begins to decode while the first comes to its end
+IN_FLIGHT = SHARDS_AT_ONCE + 1  # and shards that it is given: the next one waits there
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def run_stage(job: ShardJob, stage: Stage, wanted: Wanted, totals: Totals, on_sh
             fn_constructor_args=stage.arguments(layout, watch.reporter),
             compute=ActorPoolStrategy(
                 size=layout.actors,
-                max_tasks_in_flight_per_actor=_AT_ONCE + 1,
-                max_concurrent_calls_per_actor=_AT_ONCE,
+                max_tasks_in_flight_per_actor=IN_FLIGHT,
+                max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
                 enable_true_multi_threading=True,
             ),
             num_cpus=layout.cpus,

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 _CONNECT_SECONDS, _READ_SECONDS = 10, 30  # to connect; from one byte to the next
 _CONNECTIONS = 32  # kept open; the loader alone reads eight ranges at once
-_PART_BYTES, _MOST_PARTS = 64 << 20, 10_000  # S3 takes up to 5 GiB in one put, and 10 000 parts
+PART_BYTES, _MOST_PARTS = 64 << 20, 10_000  # S3 takes up to 5 GiB in one put, and 10 000 parts
 _UPLOADS = 3  # that are begun for one file, if others take them back
 _CHUNK = 1 << 20
 _lock = threading.Lock()
@@ -228,7 +228,7 @@ def put_file(path: str, url: str, retry: Callable[[Callable[[], Any]], Any]) -> 
     """Write an object from a local file; large ones in parts, each of which is tried again by itself, with `retry`."""
     bucket, key = split(url)
     size = os.path.getsize(path)
-    if size <= _PART_BYTES:
+    if size <= PART_BYTES:
         with open(path, "rb") as file:
 
             def whole() -> None:
@@ -249,7 +249,7 @@ def put_file(path: str, url: str, retry: Callable[[Callable[[], Any]], Any]) -> 
 
 def _put_in_parts(path: str, size: int, url: str, retry: Callable[[Callable[[], Any]], Any]) -> None:
     bucket, key = split(url)
-    each = max(_PART_BYTES, math.ceil(size / _MOST_PARTS))
+    each = max(PART_BYTES, math.ceil(size / _MOST_PARTS))
     of = {"Bucket": bucket, "Key": key}
     of["UploadId"] = retry(lambda: client().create_multipart_upload(**of))["UploadId"]
     try:

@@ -58,7 +58,11 @@ SMALLEST = {
     "s3": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", "s3 / disk"),
     "scale": ("index --samples 2000 --shard 100", "first"),
     "scale plan": ("plan --videos 1000 --shards 20", "CPU s"),
-    "sizing": ("--repeats 1", ""),
+    "sizing": ("--hours 100 --minutes 1 --sizes 64x48 --strides 1 --measure-s 0.01", "hours of video an hour"),
+    "sizing_check": (
+        "--rules --cases 1 --shards 2 --nodes 2 --corpus VIDEOS --measure-s 0.01 --keys clip.per_video=1",
+        "error",
+    ),
     "thresholds": ("--corpus VIDEOS --clips 1 --thresholds 0.05", "patches"),
     "tiling": ("--frames 2 --height 224 --width 224", ""),
     "train": ("--data DATASET --small --batch 1 --steps 2 --every 1", ""),
