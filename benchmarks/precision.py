@@ -2,6 +2,7 @@
 
     python benchmarks/precision.py --dinov2 build/dinov2-small --data DATASET
     python benchmarks/precision.py --dinov2 build/dinov2-small --checkpoint RUN/checkpoints/step-000500/reconstructor
+    python benchmarks/precision.py --dinov2 build/dinov2-small --checkpoint RUN/checkpoints/step-002400/refiner
 
 Rewards: some random gazes at each clip, whose errors in the last frame RL would compare with each other. Labels: some
 patches tried as the first of a frame, of which greedy search would take the best. "Ordered alike" counts the pairs of a
@@ -21,15 +22,16 @@ from clips import clips
 from results import Results
 
 from autogaze.baselines import random_patches
+from autogaze.reconstruction.learned import Learned, learned_class
 from autogaze.reconstruction.losses import FrameLoss, Teacher
-from autogaze.reconstruction.videomae.reconstructor import VideoMAE
+from autogaze.reconstruction.refiner.reconstructor import Refiner
 
 WAYS = {"float32": (False, False), "bfloat16 teachers": (False, True), "bfloat16": (True, True)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="tests/golden/videomae_tiny", help="folder of a VideoMAE")
+    parser.add_argument("--checkpoint", default="tests/golden/videomae_tiny", help="folder of a VideoMAE or a refiner")
     parser.add_argument("--dinov2", metavar="FOLDER", help="a DINOv2 as its teacher, beside l1 (default: l1 alone)")
     parser.add_argument("--data", metavar="DATASET", help="a dataset whose clips are used; default: drawn ones")
     parser.add_argument("--clips", type=int, default=4)
@@ -43,6 +45,8 @@ def main() -> None:
     results = Results(options.json)
     frames = torch.from_numpy(clips(options.clips, options.data)[0])[:, : options.frames].to(options.device)
     models = {name: opened(options, *half) for name, half in WAYS.items()}
+    if isinstance(models["float32"], Refiner):
+        del models["bfloat16"]  # it computes in float32; its teachers may be in bfloat16
     for what, ask in (("rewards", rewards), ("labels", labels)):
         found = {name: ask(model, frames, options) for name, model in models.items()}
         for name, errors in found.items():
@@ -52,9 +56,9 @@ def main() -> None:
                 results.add(f"{what} in {name}", "relative difference", told.pop("relative difference"), **told)
 
 
-def opened(options: argparse.Namespace, half: bool, half_teachers: bool) -> VideoMAE:
+def opened(options: argparse.Namespace, half: bool, half_teachers: bool) -> Learned:
     dtype = torch.bfloat16 if half else torch.float32
-    model = VideoMAE.from_pretrained(options.checkpoint, device=options.device, dtype=dtype)
+    model = learned_class(options.checkpoint).from_pretrained(options.checkpoint, None, options.device, dtype)
     teachers = []
     if options.dinov2:
         kept = torch.bfloat16 if half_teachers else torch.float32
@@ -64,7 +68,7 @@ def opened(options: argparse.Namespace, half: bool, half_teachers: bool) -> Vide
 
 
 @torch.no_grad()
-def rewards(model: VideoMAE, frames: torch.Tensor, options: argparse.Namespace) -> np.ndarray:
+def rewards(model: Learned, frames: torch.Tensor, options: argparse.Namespace) -> np.ndarray:
     """Errors [clips, gazes] in the last frame."""
     found = []
     for number, clip in enumerate(frames):
@@ -76,7 +80,7 @@ def rewards(model: VideoMAE, frames: torch.Tensor, options: argparse.Namespace) 
 
 
 @torch.no_grad()
-def labels(model: VideoMAE, frames: torch.Tensor, options: argparse.Namespace) -> np.ndarray:
+def labels(model: Learned, frames: torch.Tensor, options: argparse.Namespace) -> np.ndarray:
     """Errors [clips, tries] of the first frame with one patch each."""
     search = model.search(frames)
     search.open(0)

@@ -189,7 +189,7 @@ def test_a_kill_in_the_middle_of_a_spool_leaves_nothing_that_the_next_run_does_n
     made: runs.Run, tmp_path: Path
 ) -> None:
     output, left = tmp_path / "gaze", list[Path]()
-    for most in (1, 100_000, 300_000):
+    for most in (1, 200_000):
         job = runs.start_plainly("preprocess", *made.settings, f"output={output}")
         wait_until(
             lambda job=job, most=most: (
@@ -206,6 +206,7 @@ def test_a_kill_in_the_middle_of_a_spool_leaves_nothing_that_the_next_run_does_n
     assert done.returncode == 0 and runs.tree(output) == made.files, done.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_middle_of_a_spool_is_one_line_and_leaves_nothing(made: runs.Run, small_disk: Path) -> None:
     output = small_disk / "gaze"
     full = runs.plainly("preprocess", *made.settings, f"output={output}")
@@ -292,6 +293,7 @@ def test_a_server_that_goes_away_in_the_middle_of_an_upload_in_parts(
     done = runs.plainly("preprocess", *settings, f"output={place}")
     striker.join()
     assert done.returncode == 0 and sent.is_set(), done.stderr
-    stored = s3_server.folder / s3_servers.BUCKET / "gaze"
-    assert runs.tree(stored) == runs.tree(tmp_path / "gaze")
+    stored = runs.tree(s3_server.folder / s3_servers.BUCKET / "gaze")
+    served = {name: mark for name, mark in stored.items() if ".rclone_" not in name}  # the killed server's own
+    assert served == runs.tree(tmp_path / "gaze")
     assert not s3.uploads(place)[0]
