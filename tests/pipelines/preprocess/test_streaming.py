@@ -106,8 +106,8 @@ def test_what_is_decoded_ahead_is_bounded_and_the_next_shard_waits_its_turn(
     held: list[int] = []
     take = Room.take
 
-    def watched(room: Room, count: int, wait: bool) -> bool:
-        had = take(room, count, wait)
+    def watched(room: Room, count: int, wait: bool, own: int = 0) -> bool:
+        had = take(room, count, wait, own)
         held.append(room._used)
         return had
 
