@@ -215,7 +215,7 @@ class _Room:
     def __init__(self, env: simpy.Environment, size: int) -> None:
         self.env, self.size, self.used, self.changed = env, size, 0, env.event()
 
-    def take(self, count: int, wait: bool, held: int) -> Steps:
+    def take(self, count: int, wait: bool, held: int) -> Generator[simpy.Event, Any, bool]:
         while self.used and self.used + count > self.size:
             if not wait or (held and self.used == held):
                 return False
