@@ -122,13 +122,16 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
         effort: what it takes is counted there as the clips are taken. Raises PipelineError, StoreError.
         """
         pieces, taken = deque(self._pieces(shard)), deque[tuple[_Piece, Future[Future[_Done]]]]()
+        held = 0
         with ExitStack() as turn:
             turn.enter_context(self._turn)
             effort.began = time.time()
             effort.seconds["decode"] += 0.0  # named also where no video can be decoded
             try:
                 while pieces or taken:
-                    while pieces and self._room.take(pieces[0].bytes, wait=not taken):
+                    # While the shard before holds room, each decoder is to have a piece as soon as that is given back.
+                    while pieces and self._room.take(pieces[0].bytes, len(taken) < len(self.decoders), held):
+                        held += pieces[0].bytes
                         taken.append((pieces[0], self._begin(pieces.popleft())))
                     if not pieces:
                         turn.close()
@@ -138,6 +141,7 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
                     yield from self._followed(piece, clips)
                     del clips, future
                     taken.popleft()
+                    held -= piece.bytes
                     self._room.give(piece.bytes)
             finally:
                 for piece, future in taken:

@@ -13,11 +13,14 @@ class Room:
     def __init__(self, size: int) -> None:
         self._size, self._used, self._changed = size, 0, threading.Condition()
 
-    def take(self, count: int, wait: bool) -> bool:
-        """Take `count` bytes; whether they were had. wait: until there are so many, or nobody else holds any."""
+    def take(self, count: int, wait: bool, held: int = 0) -> bool:
+        """Take `count` bytes; whether they were had. wait: until there are so many, or nobody else holds any.
+
+        held: bytes that the caller holds already. With some, he gets no more than there is room for.
+        """
         with self._changed:
             while self._used and self._used + count > self._size:
-                if not wait:
+                if not wait or (held and self._used == held):
                     return False
                 self._changed.wait()
             self._used += count

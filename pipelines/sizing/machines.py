@@ -215,13 +215,13 @@ class _Room:
     def __init__(self, env: simpy.Environment, size: int) -> None:
         self.env, self.size, self.used, self.changed = env, size, 0, env.event()
 
-    def fits(self, count: int) -> bool:
-        return not self.used or self.used + count <= self.size
-
-    def take(self, count: int) -> Steps:
-        while not self.fits(count):
+    def take(self, count: int, wait: bool, held: int) -> Generator[simpy.Event, Any, bool]:
+        while self.used and self.used + count > self.size:
+            if not wait or (held and self.used == held):
+                return False
             yield self.changed
         self.used += count
+        return True
 
     def give(self, count: int) -> None:
         self.used -= count
@@ -267,11 +267,11 @@ class _Actor:
         """What the thread of a shard does: hand out pieces while there is room, take them in order, gaze, write."""
         left, taken = deque(pieces), deque[tuple[PieceCost, simpy.Event]]()
         gazed = deque[tuple[int, simpy.Event]]()
-        group, turn = 0, self.turn.request()
+        group, held, turn = 0, 0, self.turn.request()
         yield turn
         while left or taken:
-            while left and (not taken or self.room.fits(left[0].held)):
-                yield from self.room.take(left[0].held)
+            while left and (yield from self.room.take(left[0].held, len(taken) < self.decoders.capacity, held)):
+                held += left[0].held
                 taken.append((left[0], self.env.process(self._decode(left.popleft()))))
             if not left:
                 self.turn.release(turn)  # more than once does nothing
@@ -287,6 +287,7 @@ class _Actor:
                     while len(gazed) > self.ahead:
                         yield from self._write(*gazed.popleft())
             taken.popleft()
+            held -= piece.held
             self.room.give(piece.held)
         self.turn.release(turn)
         if group:

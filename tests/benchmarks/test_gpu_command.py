@@ -22,6 +22,7 @@ def parts(output: Path) -> dict[str, dict]:
     return {part["part"]: part for part in json.loads((output / "results.json").read_text())["parts"]}
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_how_to_try_it():
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():

@@ -76,6 +76,7 @@ def found(dataset: str, siglip: Path, tmp_path_factory: pytest.TempPathFactory) 
     return *evaluate(output, drawn=True, **settings), output
 
 
+@pytest.mark.slow
 def test_each_number_is_that_of_the_gaze_measured_alone(
     found: tuple[dict[str, Any], str, Path], clips: ClipBatch, siglip: Path
 ) -> None:

@@ -11,6 +11,7 @@ from tests.support import runs
 from tests.support.videos import write_video
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here it decodes")
 def test_gaze_names_a_decoder_that_cannot_work_once(tmp_path: Path) -> None:
     video = write_video(tmp_path / "video.mp4", frames=4, size=(64, 48))

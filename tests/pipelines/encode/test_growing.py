@@ -60,6 +60,7 @@ def test_features_grow_with_their_gaze_dataset(videos: Path, siglip: Path, tmp_p
     assert "nothing to do: all 4 shards" in encode(*settings, f"output={output}", "grow=true")
 
 
+@pytest.mark.slow
 def test_a_gaze_dataset_that_is_growing_is_encoded_up_to_its_newest_whole_version(
     videos: Path, siglip: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_gaze_dataset_that_is_growing_is_encoded_up_to_its_newest_whole_versio
     assert "2 ok" in encode(*settings, "grow=true") and shard_count(output) == [2, 3]
 
 
+@pytest.mark.slow
 def test_features_of_videos_grow_with_these(videos: Path, siglip: Path, tmp_path: Path) -> None:
     output = tmp_path / "features"
     settings = (f"input={videos}", "clip.frames=4", "shard.clips=2", f"encoder.checkpoint={siglip}", f"output={output}")

@@ -106,8 +106,8 @@ def test_what_is_decoded_ahead_is_bounded_and_the_next_shard_waits_its_turn(
     held: list[int] = []
     take = Room.take
 
-    def watched(room: Room, count: int, wait: bool) -> bool:
-        had = take(room, count, wait)
+    def watched(room: Room, count: int, wait: bool, own: int = 0) -> bool:
+        had = take(room, count, wait, own)
         held.append(room._used)
         return had
 
@@ -185,6 +185,7 @@ def test_a_video_longer_than_a_shard_and_small_pieces(
     assert done.returncode == 0 and runs.tree(tmp_path / "gaze") == made.files, done.stderr
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_spool_leaves_nothing_that_the_next_run_does_not_clear(
     made: runs.Run, tmp_path: Path
 ) -> None:
@@ -271,7 +272,7 @@ def test_a_lost_node_and_killed_actors_change_no_byte(made: runs.Run, tmp_path: 
 def test_a_server_that_goes_away_in_the_middle_of_an_upload_in_parts(
     s3_server: s3_servers.Rclone, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     settings = [f"input={videos}", *SETTINGS, "frames=raw"]  # tars of 36 MB
     assert runs.plainly("preprocess", *settings, f"output={tmp_path / 'gaze'}").returncode == 0
     place, sent = f"s3://{s3_servers.BUCKET}/gaze", threading.Event()

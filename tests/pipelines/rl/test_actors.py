@@ -177,6 +177,7 @@ def test_what_no_actor_can_make_is_named_in_one_line(
         rollouts.close()
 
 
+@pytest.mark.slow
 def test_an_actor_that_cannot_begin_says_why(ray_session: str, few_tries: None) -> None:
     def make() -> Odd:
         raise ValueError("no such reconstructor")

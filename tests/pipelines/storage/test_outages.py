@@ -210,7 +210,7 @@ def test_a_slow_line_is_no_outage(s3_server: Rclone, tmp_path: Path, monkeypatch
 
 
 def test_a_large_file_goes_in_parts_and_each_is_tried_again(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     data, url = os.urandom(12 << 20), f"{PLACE}/labels.json"
     s3_proxy.fault = s3_servers.every(3, slow_down)
     with store.publishing(url) as out:
@@ -221,7 +221,7 @@ def test_a_large_file_goes_in_parts_and_each_is_tried_again(s3_proxy: Proxy, mon
 
 
 def test_parts_whose_completion_was_not_heard_of_are_complete(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     data, url = os.urandom(6 << 20), f"{PLACE}/labels.json"
 
     def done_in_silence(request: Request) -> bool:
@@ -240,7 +240,7 @@ def test_parts_whose_completion_was_not_heard_of_are_complete(s3_proxy: Proxy, m
 
 
 def test_an_upload_that_fails_is_taken_back(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     s3_proxy.fault = lambda request: "partNumber=2" in request.path and request.refuse(403, "AccessDenied")
     with pytest.raises(StoreError, match="permission denied"), store.publishing(f"{PLACE}/x") as out:
         out.write(os.urandom(12 << 20))

@@ -79,7 +79,7 @@ def test_an_upload_that_a_killed_writer_began_is_taken_back(bucket: str) -> None
 
 
 def test_an_upload_that_was_taken_back_begins_again(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     data, complete, taken = os.urandom(6 << 20), s3._complete, list[int]()
 
     def taken_back(url: str, of: dict[str, str], *rest: Any) -> None:

@@ -64,6 +64,7 @@ def test_canvas_has_no_teachers(gazes: str, tmp_path: Path) -> None:
         check_train_config(policy_config(gazes, tmp_path, "teachers.siglip2=/models/siglip2"))
 
 
+@pytest.mark.slow
 def test_another_precision_on_resume_is_said_and_can_be_gone_on_with(gazes: str, tmp_path: Path) -> None:
     assert train(policy_config(gazes, tmp_path, "steps=1")) == "done"
     with pytest.raises(PipelineError, match=r"scale\.dtype=float32, not bfloat16; .*extend=true"):
