@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 DEVICE ?= cuda
 CORPUS ?=
 export RAY_USAGE_STATS_ENABLED := 0
-# Tests and jobs start many processes, and each would compile all of our code again.
+# Where it is set, each of the many processes that tests and jobs start would compile all of our code again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help gpu demo test test-slow lint format lock reference bench chaos clean

@@ -235,6 +235,16 @@ class TrainConfig:
         return 0.0
 
 
+def _compile() -> bool:
+    """The setting of policy and reconstructor alike."""
+    return setting(
+        False,
+        "compile what is between attentions by torch.compile: fewer kernels a step, minutes at the start; needs a C++ "
+        "compiler",
+        on_resume="any value",
+    )
+
+
 @dataclass
 class PolicyTrainConfig(TrainConfig):
     """Next-token prediction of the policy on labelled clips."""
@@ -246,12 +256,7 @@ class PolicyTrainConfig(TrainConfig):
         at_least=0,
         on_resume="any value",
     )
-    compile: bool = setting(
-        False,
-        "compile what is between attentions by torch.compile: fewer kernels a step, minutes at the start; needs a C++ "
-        "compiler",
-        on_resume="any value",
-    )
+    compile: bool = _compile()
     policy: PolicySizeConfig = section(PolicySizeConfig)
     augment: AugmentConfig = section(AugmentConfig)
     loss_prediction: float = setting(1.0, "weight of the loss-prediction loss", at_least=0)
@@ -340,12 +345,7 @@ class ReconstructorTrainConfig(TrainConfig):
         "work, far less memory",
         on_resume="any value",
     )
-    compile: bool = setting(
-        False,
-        "compile what is between attentions by torch.compile: fewer kernels a step, minutes at the start; needs a C++ "
-        "compiler",
-        on_resume="any value",
-    )
+    compile: bool = _compile()
     model: ReconstructorSizeConfig = section(ReconstructorSizeConfig)
     refiner: RefinerSizeConfig = section(RefinerSizeConfig)
     augment: AugmentConfig = section(AugmentConfig)
