@@ -369,7 +369,9 @@ class AutoGaze(nn.Module):
         parts = []
         for part in clips.split(at_once):
             images = as_model_input(part, self.config.input_size, self.device, self.dtype)
-            parts.append(self.gazing_model.connector(self.gazing_model.vision_model(images)[0]))
+            encoder = self.gazing_model.vision_model
+            tokens = encoder.whole_clips(images) if self.device.type == "cpu" and not self.wide else encoder(images)[0]
+            parts.append(self.gazing_model.connector(tokens))
         return torch.cat(parts)
 
     def _wide(self, size: Size, sample: Sampling | None, batches: list[int] | None, keep: bool = True) -> Wide:
@@ -461,6 +463,8 @@ class Stream:
             threshold = None if threshold is None else threshold.to(vision.device, non_blocking=True)
             generation.frame(vision, self.cap, cap, threshold)
             return generation.results()[0]
+        if generation.narrow is not None:
+            generation.narrow.load()
         gazed = generation.frame(vision, self.cap, threshold, None)
         generation.settle(gazed)
         return gazed
