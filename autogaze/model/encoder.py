@@ -62,9 +62,11 @@ class Encoder(nn.Module):
     def whole_clips(self, frames: Tensor) -> Tensor:
         """The tokens of whole clips, as a CPU computes them fastest: clip by clip, convolutions by Winograd's way.
 
-        Without gradients. In float32 they differ from those of `forward` by rounding; in other precisions not at all.
+        Without gradients. In float32 they differ from those of `forward` by rounding; in other precisions, also by
+        autocast, not at all.
         """
-        if frames.dtype != torch.float32 or frames.shape[-1] // self.patch_size % 2 or torch.is_grad_enabled():
+        single = frames.dtype == torch.float32 and not torch.is_autocast_enabled(frames.device.type)
+        if not single or frames.shape[-1] // self.patch_size % 2 or torch.is_grad_enabled():
             return self.forward(frames)[0]
         convolutions = [block.conv3d for block in self.blocks if isinstance(block, CausalBlock)]
         weights = [transformed(convolution.weight) for convolution in convolutions]

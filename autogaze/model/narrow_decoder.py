@@ -18,7 +18,7 @@ from autogaze.model.cache import RaggedCache
 from autogaze.model.decoder import Decoder, rope
 
 
-class Run(NamedTuple):
+class Stretch(NamedTuple):
     """Neighbouring rows of the cache that hold `past` tokens each, read `more`, and have the same ones wanted.
 
     rows: their places in the cache. read: where their tokens lie among all that are read. places: which of a row's new
@@ -119,10 +119,10 @@ class NarrowDecoder:
                 seen = torch.empty_like(queries)
                 for run in runs:
                     _attend_with_few(cache, number, run, queries, keys, values, seen)
-            x.addmm_(seen.flatten(1), layer.out)
+            _add_product(x, seen.flatten(1), layer.out)
             normed = self._norm(x, layer.second_norm)
             gated = F.silu(self._product("gate", normed, layer.gate), inplace=True)
-            x.addmm_(gated.mul_(self._product("up", normed, layer.up)), layer.down)
+            _add_product(x, gated.mul_(self._product("up", normed, layer.up)), layer.down)
         return self._norm(x, self._last_norm).view(*wanted.shape, -1).clone()
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ class NarrowDecoder:
 
 def _runs(
     lengths: Sequence[int], rows: Sequence[int], counts: Sequence[int], places: Sequence[Sequence[int]]
-) -> Iterator[Run]:
+) -> Iterator[Stretch]:
     """Cut the rows that are read into runs, as long as can be."""
     begin = read = 0
     alike = [(lengths[row], count, tuple(own)) for row, count, own in zip(rows, counts, places, strict=True)]
@@ -155,12 +155,12 @@ def _runs(
             continue
         past, count, own = alike[begin]
         tokens, wanted = (end - begin) * count, slice(begin * len(own), end * len(own))
-        yield Run(slice(rows[begin], rows[end - 1] + 1), past, count, slice(read, read + tokens), own, wanted)
+        yield Stretch(slice(rows[begin], rows[end - 1] + 1), past, count, slice(read, read + tokens), own, wanted)
         begin, read = end, read + tokens
 
 
 def _attend(
-    cache: RaggedCache, number: int, run: Run, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor
+    cache: RaggedCache, number: int, run: Stretch, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor
 ) -> None:
     """Hold a run's new keys and values, [tokens, H, D] of all rows, and write to `seen` what its queries see."""
     past, new = _hold(cache, number, run, keys, values)
@@ -169,7 +169,7 @@ def _attend(
 
 
 def _attend_with_few(
-    cache: RaggedCache, number: int, run: Run, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor
+    cache: RaggedCache, number: int, run: Stretch, queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor
 ) -> None:
     """The same of queries [wanted tokens, H, D] alone."""
     _hold(cache, number, run, keys, values)
@@ -183,7 +183,7 @@ def _attend_with_few(
 
 
 def _hold(
-    cache: RaggedCache, number: int, run: Run, keys: Tensor, values: Tensor
+    cache: RaggedCache, number: int, run: Stretch, keys: Tensor, values: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Put a run's new keys and values into the cache. Returns its past there and what is new, [rows, H, n, D] each."""
     held = cache.keys[number, run.rows], cache.values[number, run.rows]
@@ -192,6 +192,10 @@ def _hold(
         kept[:, :, run.past : end] = _by_row(new[run.read], run.rows)
     held_keys, held_values = (part[:, :, :end].split((run.past, run.more), dim=2) for part in held)
     return (held_keys[0], held_values[0]), (held_keys[1], held_values[1])
+
+
+def _add_product(x: Tensor, y: Tensor, weight: Tensor) -> None:
+    x.addmm_(y, weight)
 
 
 def _by_row(heads: Tensor, rows: slice) -> Tensor:

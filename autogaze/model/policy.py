@@ -34,7 +34,7 @@ from autogaze.model.generation import FrameGaze, Generation
 from autogaze.model.limits import frame_caps, frame_slots, frame_thresholds
 from autogaze.model.proposals import Proposals
 from autogaze.model.sampling import Sampling, mixed
-from autogaze.model.scoring import Scores, score
+from autogaze.model.scoring import Scores, lay_out_tokens, score
 from autogaze.model.wide import Size, Wide
 from autogaze.patches import PatchVocabulary
 
@@ -270,6 +270,10 @@ class AutoGaze(nn.Module):
         if gaze.vocabulary != self.vocabulary:
             raise ValueError(f"the gaze is of {gaze.vocabulary}, the policy of {self.vocabulary}")
         return score(self.gazing_model.gaze_decoder, encoded.tokens, gaze, sample, drawn)
+
+    def lay_out_tokens(self, gaze: Gaze) -> None:
+        """Build ahead what `score` of this very gaze needs besides the frames, in another thread say."""
+        lay_out_tokens(gaze, self.config.num_vision_tokens, self.config.block_size, self.device)
 
     def propose(self, rows: int, caps: Sequence[int]) -> Proposals:
         """Begin to propose patches for `rows` clips, frame by frame. caps: most patches that are kept of each frame."""
