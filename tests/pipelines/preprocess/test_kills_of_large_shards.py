@@ -22,7 +22,7 @@ from tests.support.runs import Run
 from tests.support.videos import write_video
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1700)]
 SETTINGS = ["clip.frames=2", "clip.per_video=1000", "shard.clips=320", "threshold=0.1"]
 PLACE = f"s3://{s3_servers.BUCKET}/gaze"
 MB = 1_000_000
@@ -114,6 +114,23 @@ def test_an_actor_or_a_decoder_killed_in_the_middle_of_a_spool(made: Run, tmp_pa
     wait_until(kill_one, every=0.02)
     assert killed, f"no process of {stage} was seen"
     assert job.wait() == 0, "the job itself survives"
+    require_whole(output, made)
+
+
+def test_a_raylet_that_is_killed_is_one_line_and_the_same_command_goes_on(made: Run, tmp_path: Path) -> None:
+    output = tmp_path / "gaze"
+    words = [*made.settings, f"output={output}", "ray.cpus=2"]
+    with (tmp_path / "told").open("w+") as told:
+        command = runs.command("preprocess", *words)
+        job = subprocess.Popen(command, env=runs.environment(), stdout=subprocess.DEVNULL, stderr=told)
+        wait_until(lambda: spooled(output) > 0.3 * MB or job.poll() is not None, every=0.02)
+        [raylet] = [pid for pid, line in runs.descendants(job.pid).items() if "/raylet/raylet " in line]
+        runs.kill(raylet)
+        assert job.wait() == 1
+        told.seek(0)
+        [line] = told.read().splitlines()
+    assert line.startswith("Ray's raylet on this machine died") and line.endswith("it continues")
+    go_on(made.settings, str(output))
     require_whole(output, made)
 
 
