@@ -12,8 +12,8 @@ its peak. Without --checkpoint the network has the released size and random weig
 at a fixed number of tokens.
 
 With --passes nothing is gazed at. The file is decoded as preprocess does with clip.tiles=native, each chunk by a call
-of its own: frames that libav decoded for each that was asked for, and CPU seconds. Before: each call opens the video and
-begins at a keyframe. Kept: the video stays open in its child; one child has all chunks, or two have every other.
+of its own: frames that libav decoded for each that was asked for, and CPU seconds. Before: each call opens the video,
+and begins at a keyframe. Kept: the video stays open in its child; one child has all chunks, or two have every other.
 """
 
 from __future__ import annotations
