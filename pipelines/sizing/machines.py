@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import simpy
 
 _TURN_S = 0.1  # of a core, before others have theirs
+_BESIDE_S = 0.5  # between two times that what runs beside the actors has a core
 _CHUNK = 16e6  # bytes of a transfer, before others have theirs
 Steps: TypeAlias = Generator[simpy.Event, Any, None]
 
@@ -71,6 +72,7 @@ class Machine:
         window: bytes of frames that an actor has handed out and not taken.
         at_once: shards that an actor makes at a time, and `in_flight` those that it is given.
         bytes_per_s: that the machine can receive, and send.
+        beside: core seconds a second that are spent beside the actors.
     """
 
     cores: int
@@ -83,6 +85,7 @@ class Machine:
     at_once: int
     in_flight: int
     bytes_per_s: float
+    beside: float = 0.0
 
 
 @dataclass
@@ -93,8 +96,9 @@ class Trace:
         now: that time, seconds.
         clips: that were written.
         commits: of each shard: when, which, and by which actor.
-        busy: seconds by part, added up over all that work on it: of cores `decode`, `encode`, `search` and `write`; of
-            lines `receive` and `send`; of workers, waiting for cores included, `decoders` and `gazers`.
+        busy: seconds by part, added up over all that work on it: of cores `decode`, `encode`, `search`, `write` and
+            `Ray`, which is what is spent beside the actors; of lines `receive` and `send`; of workers, waiting for
+            cores included, `decoders` and `gazers`.
         fetches: videos that a machine fetched.
     """
 
@@ -176,6 +180,13 @@ class _Host:
         self.cores = simpy.PriorityResource(env, machine.cores)
         self.lines = {"receive": simpy.Resource(env, 1), "send": simpy.Resource(env, 1)}
         self.here: dict[int, simpy.Event] = {}  # videos that are fetched, or about to be
+        if machine.beside:
+            env.process(self._work_beside())
+
+    def _work_beside(self) -> Steps:
+        while True:
+            yield self.env.timeout(_BESIDE_S)
+            yield from self.compute("Ray", _BESIDE_S * self.machine.beside)
 
     def compute(self, part: str, seconds: float) -> Steps:
         """Use a core for so many seconds, in turns with others.
