@@ -59,8 +59,10 @@ def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1
         raise PipelineError(f"policy.cuda_graphs=on: the policy runs on {device}; use auto or off")
     decode_cpus, gaze_cpus = cpus_of_actors(device, network)
     decode = config.workers.decode or decoders(device, network, cpus)
-    on_cpus = max(1, cpus if network else cpus // 2)
-    gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": on_cpus}[device]
+    of_nodes = cpus if network else max(1, cpus // nodes // 2) * nodes  # one for every other CPU of a node
+    if not network and gaze_cpus:  # or those that fit beside the decoders that the user wants
+        of_nodes = min(of_nodes, int((cpus - decode * decode_cpus) / gaze_cpus))
+    gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": max(1, of_nodes)}[device]
     of_decoders = 0.0
     if config.decoder in ON_GPU:
         if not gpus:

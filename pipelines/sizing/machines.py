@@ -51,6 +51,7 @@ class ClipCost:
         jpeg, search, write: to encode its frames, to gaze at it, to pack it into the tar.
         shard: what a shard takes beside its clips.
         stored: bytes of the dataset.
+        start: core seconds of a decoder before its first piece.
     """
 
     jpeg: float
@@ -58,6 +59,7 @@ class ClipCost:
     write: float
     shard: float
     stored: float
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class _Host:
     def _work_beside(self) -> Steps:
         while True:
             yield self.env.timeout(_BESIDE_S)
-            yield from self.compute("Ray", _BESIDE_S * self.machine.beside)
+            self.env.process(self.compute("Ray", _BESIDE_S * self.machine.beside))
 
     def compute(self, part: str, seconds: float) -> Steps:
         """Use a core for so many seconds, in turns with others.
@@ -248,6 +250,7 @@ class _Actor:
         self.env, self.host, self.trace, self.number = env, host, host.trace, number
         self.clip, self.batch, self.ahead, self.committed = clip, machine.batch, machine.gazers, committed
         self.inbox = simpy.Store(env)
+        self.cold = machine.decoders  # that have not started: those that wait longest are taken first
         self.left = 0  # shards given and not committed
         self.idle: simpy.Event = env.event()
         self.decoders, self.encoders, self.gazers = (
@@ -314,6 +317,9 @@ class _Actor:
             yield decoder
             yield there
             began = self.env.now
+            if self.cold:
+                self.cold -= 1
+                yield from self.host.compute("decode", self.clip.start)
             yield from self.host.compute("decode", piece.decode)
             self.trace.busy["decoders"] += self.env.now - began
         if self.clip.jpeg:

@@ -73,7 +73,8 @@ def measure_rates(
         shard=shard,
         stored={storage: _stored(found, gazer) for storage, found in made.items()},
     )
-    return replace(rates, together=side_by_side(done, rates, config, seconds, at_once))
+    together, start = side_by_side(done, rates, config, seconds, at_once)
+    return replace(rates, together=together, start=start)
 
 
 def _typical(done: Sequence[TimedTrial]) -> np.ndarray:

@@ -32,8 +32,9 @@ from pipelines.storage import tables
 
 def side_by_side(
     done: Sequence[TimedTrial], rates: Rates, config: PreprocessConfig, seconds: float, at_once: int
-) -> float:
-    """Core seconds that an actor takes for some pieces, divided by what rates say of its parts.
+) -> tuple[float, float]:
+    """Core seconds that an actor takes for some pieces, divided by what rates say of its parts; and core seconds that a
+    decoder takes to start.
 
     Args:
         done: pieces that were decoded, and how long that took.
@@ -41,7 +42,7 @@ def side_by_side(
         config: settings of the job.
         seconds: how long it may take; at least a clip is made.
         at_once: decoders.
-    Where the system does not tell what a process has used it is 1. Raises PipelineError as the job does.
+    Where the system does not tell what a process has used they are 1 and 0. Raises PipelineError as the job does.
     """
     shares = _shares(done, rates, seconds * at_once)
     pieces = [each.trial.piece.rows[:count] for each, count in shares]
@@ -51,19 +52,20 @@ def side_by_side(
         stage = PreprocessStage(folder, plan, resolve_gaze(config), decoding, rates.device)
         try:
             _warm(stage, done[0])
+            started = _children(stage)
             stage.make(0)
             before, began = _children(stage), time.process_time()
             stage.make(1)
             spent, after = time.process_time() - began, _children(stage)
         finally:
             stage.close()
-    if before is None or after is None:
-        return 1.0
+    if started is None or before is None or after is None:
+        return 1.0, 0.0
     clips = sum(map(len, pieces))
     each = rates.write + (rates.jpeg if config.frames == "jpeg" else 0.0)
     each += rates.search if rates.device == "cpu" else 0.0
     decode = sum(one.seconds * count / one.trial.piece.clips for one, count in shares)
-    return (spent + after - before) / (decode + clips * each + rates.shard)
+    return (spent + after - before) / (decode + clips * each + rates.shard), started / at_once
 
 
 def _shares(done: Sequence[TimedTrial], rates: Rates, core_s: float) -> list[tuple[TimedTrial, int]]:

@@ -62,7 +62,7 @@ def clip_cost(rates: Rates, storage: str) -> ClipCost:
     """What a clip costs beside decoding, by how frames are stored."""
     jpeg, times = rates.jpeg if storage == "jpeg" else 0.0, rates.together
     search = rates.search * (times if rates.device == "cpu" else 1.0)
-    return ClipCost(times * jpeg, search, times * rates.write, times * rates.shard, rates.stored[storage])
+    return ClipCost(times * jpeg, search, times * rates.write, times * rates.shard, rates.stored[storage], rates.start)
 
 
 def shard_cost(shard: Shard, rates: Rates) -> ShardCost:

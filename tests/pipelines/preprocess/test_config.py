@@ -91,6 +91,11 @@ def test_workers_share_the_cluster_out(cpus: int, gpus: int, expected: tuple[int
     assert workers.wanted.cpus <= cpus, "Ray would wait for ever"
 
 
+def test_more_decoders_leave_room_for_fewer_gazers() -> None:
+    workers = share_workers(PreprocessConfig(workers=WorkersConfig(decode=18)), 16, 0)
+    assert workers.gaze == 5 and workers.wanted.cpus == 16
+
+
 @pytest.mark.parametrize(
     "network", [POLICY, VIDEOMAE, {"targets": TargetsConfig(1), "reconstructor": ReconstructorConfig("weights")}]
 )
