@@ -94,6 +94,8 @@ def show(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, Any
     print(f"| JPEG of the {rates['frames']} frames | {1 / rates['jpeg']:.1f} |")
     print(f"| {rates['gaze']} | {1 / rates['search']:.1f} |")
     print(f"| pack into a shard | {1 / rates['write']:.1f} |\n")
+    together = ", ".join(f"{each['rates']['together']:.2f}" for each in found.values())
+    print(f"side by side in an actor they take {together} times as long (in the order of the rows of decoding)\n")
     print("| stored | bytes a clip |\n|---|---|")
     for name, size in rates["stored"].items():
         print(f"| frames={name} | {size:,.0f} |")

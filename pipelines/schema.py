@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from pipelines.errors import PipelineError
@@ -129,7 +130,7 @@ def settings_of(config: Any, prefix: str = "") -> list[Setting]:
 
 
 def _settings(config: Any, prefix: str, on_resume: OnResume) -> Iterator[Setting]:
-    hints = get_type_hints(type(config))
+    hints = _hints(config.__class__)
     for each in ordered_fields(config):
         value, resume = getattr(config, each.name), each.metadata.get("on_resume") or on_resume
         if is_dataclass(value):
@@ -151,6 +152,12 @@ def _settings(config: Any, prefix: str, on_resume: OnResume) -> Iterator[Setting
             on_resume=resume,
             place=each.metadata.get("place", "no"),
         )
+
+
+@cache
+def _hints(schema: type) -> dict[str, Any]:
+    """The types of its fields. Every one of them is compiled out of a text, and a command asks several times."""
+    return get_type_hints(schema)
 
 
 def ordered_fields(config: Any) -> list[Field[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import os
 import secrets
@@ -17,6 +18,8 @@ from tests.support.videos import write_video
 
 # Before anything imports Ray, which reads these at that moment; nothing of it lands in the home folder.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+# Two workers and their children share the cores: threads of torch beside them only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # What `ray_session` starts.
@@ -49,6 +52,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         raise pytest.UsageError(
             "pytest-xdist does not group tests with this pytest: make test installs one with which it does"
         )
+    gc.freeze()  # all that is imported and collected is there to stay: no use looking through it again and again
 
 
 def file_of(item: pytest.Item) -> str:

@@ -27,7 +27,7 @@ NOT_IN_AUTOGAZE = {"ray", "fsspec", "s3fs", "rich", "omegaconf", "yaml", "av", "
 FLOORS = (
     *("rl", "train", "inspection", "sizing", "runs", "encode", "preprocess", "loading", "labels"),
     *("dataset", "corpus", "gazing", "networks", "video", "storage"),
-    *("ray_data", "prometheus", "schema", "errors"),
+    *("ray_data", "prometheus", "schema", "yaml_text", "errors"),
 )
 
 # What a decode actor imports before it decodes: no torch, which takes seconds and hundreds of MB in each, and no Ray of

@@ -17,6 +17,7 @@ from pipelines.runs.events import NoEvents, read_events
 from pipelines.runs.ledger import attempts
 from pipelines.storage import store
 from pipelines.storage.location import Location
+from pipelines.yaml_text import read_yaml
 
 
 @dataclass
@@ -54,7 +55,7 @@ class RunStatus:
 def run_status(url: Location, stall_s: float, now: float) -> RunStatus:
     """The status of the training run at `url`; the arguments are those of read_status. Raises PipelineError."""
     try:
-        kind = str(yaml.safe_load(store.read(url / "config.yaml"))["kind"])
+        kind = str(read_yaml(store.read(url / "config.yaml"))["kind"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise PipelineError(f"{url}/config.yaml: damaged, or not that of a training run") from error
     try:

@@ -14,6 +14,7 @@ from pipelines.loading.samples import open_samples
 from pipelines.networks.find import find_network
 from pipelines.storage import store
 from pipelines.storage.location import Location, places_in
+from pipelines.yaml_text import read_yaml
 
 
 @dataclass
@@ -101,7 +102,7 @@ def _run_of(place: str) -> Location | None:
 def _config_of(run: Location) -> dict[str, Any] | None:
     """The settings of a training run; None where they cannot be read."""
     try:
-        config = yaml.safe_load(store.read(run / "config.yaml"))["config"]
+        config = read_yaml(store.read(run / "config.yaml"))["config"]
     except (FileNotFoundError, NotADirectoryError, yaml.YAMLError, KeyError, TypeError):
         return None
     return config if isinstance(config, dict) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -18,7 +19,12 @@ class Peak:
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> Peak:
-    """The best rate of one large matrix product that is repeated for some seconds."""
+    """The best rate of one large matrix product that is repeated for some seconds; a process measures it once."""
+    return _measured(device, dtype, seconds, torch.get_num_threads())
+
+
+@cache
+def _measured(device: torch.device, dtype: torch.dtype, seconds: float, threads: int) -> Peak:
     cuda = device.type == "cuda"
     size = 8192 if cuda else 1024
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -29,6 +35,5 @@ def measure_peak(device: torch.device, dtype: torch.dtype = torch.float32, secon
         if cuda:
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - began)
-    threads = torch.get_num_threads()
     where = torch.cuda.get_device_name(device) if cuda else f"cpu, {threads} thread{'s' * (threads > 1)}"
     return Peak(2 * size**3 / best, f"{str(dtype).removeprefix('torch.')} matmul {size} on {where}")

@@ -15,6 +15,7 @@ from pipelines.storage import store
 from pipelines.storage.location import Location
 from pipelines.train.config import EXTEND, TrainConfig
 from pipelines.train.task import Task
+from pipelines.yaml_text import read_yaml
 
 
 def claim_run(config: TrainConfig, task: Task, fingerprint: str, done: int = 0, steps: int = 1) -> None:
@@ -74,7 +75,7 @@ def data_fingerprint(config: TrainConfig, loader: ShardLoader) -> str:
 def read_run(url: Location) -> dict[str, Any]:
     """A run's config.yaml. Raises PipelineError when it is damaged, or of something else."""
     try:
-        begun = yaml.safe_load(store.read(url))
+        begun = read_yaml(store.read(url))
     except yaml.YAMLError as error:
         raise PipelineError(f"{url}: damaged; choose another run") from error
     if not isinstance(begun, dict) or not isinstance(begun.get("config"), dict):

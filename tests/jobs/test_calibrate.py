@@ -88,6 +88,7 @@ def test_it_writes_what_it_promises_beside_the_policy(calibrated: str, policy: P
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_again_writes_the_same_bytes(calibrated: str, data: str, policy: Path, tmp_path: Path) -> None:
     calibrate(f"policy.checkpoint={policy}", f"data={data}", f"output={tmp_path}")
     assert (tmp_path / "calibration.json").read_bytes() == (policy / "calibration.json").read_bytes()

@@ -264,6 +264,7 @@ def test_native_tiles_are_gazed_one_by_one_at_the_videos_own_resolution(
     assert f"error    {error:.4f} mean; 100.0% of frames of tiles" in told, "the mean over frames and tiles"
 
 
+@pytest.mark.slow
 def test_the_overlay_of_tiles_has_the_shape_of_the_video_and_shows_patches_in_place(
     make_video: Callable[..., Path], tmp_path: Path
 ) -> None:

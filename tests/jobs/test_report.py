@@ -333,7 +333,7 @@ def test_values_below_0_have_a_place_on_the_axis() -> None:
     assert {"-2", "0", "1"} <= set(re.findall(r'text-anchor="middle">([^<]+)</text>', svg))
 
 
-@pytest.mark.parametrize("width", [1400, 500])
+@pytest.mark.parametrize("width", [1400, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_browser_shows_no_blank_page(dataset: str, tmp_path: Path, width: int) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:

@@ -117,10 +117,10 @@ def _comments(source: str) -> Iterator[str]:
 
 def _strings(source: str) -> Iterator[tuple[str, bool]]:
     """Every string of a file, and whether it stands alone as a docstring does. What is filled in is `{}`."""
-    tree = ast.parse(source)
-    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse(source)))
+    alone = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    inside = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             parts = (str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
             yield "".join(parts), False
@@ -247,7 +247,12 @@ def _command(line: str) -> Iterator[str]:
         return
     choices = [word.split("|") if re.fullmatch(r"[a-z|-]+", word) else [word] for word in words]
     for chosen in itertools.product(*choices):
-        yield from _one_command(list(chosen))
+        yield from _wrong_in_command(chosen)
+
+
+@cache
+def _wrong_in_command(words: tuple[str, ...]) -> list[str]:
+    return list(_one_command(list(words)))
 
 
 def _one_command(words: list[str]) -> Iterator[str]:
@@ -370,10 +375,15 @@ def _has(file: Path, names: list[str]) -> bool:
     """Whether a module defines names[0] (and it names[1])."""
     if not names:
         return True
-    for node in ast.parse(file.read_text()).body:
+    for node in _statements(file):
         if names[0] in _bound(node):
             return len(names) == 1 or (isinstance(node, ast.ClassDef) and _in_class(node, names[1]))
     return False
+
+
+@cache
+def _statements(file: Path) -> list[ast.stmt]:
+    return ast.parse(file.read_text()).body
 
 
 def _bound(node: ast.stmt) -> set[str]:

@@ -1,5 +1,7 @@
 """Streaming: frames as they come give the gaze of the whole clip, and a fork goes its own way."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -52,9 +54,18 @@ def test_a_stream_gives_what_the_whole_clip_gives(policy, plain_policy, video, n
         assert_is_the_whole(streamed(model.stream(max_ratio=0.4, loss_threshold=0.7, batch=2), frames), whole)
 
 
-@pytest.mark.parametrize("positions", ["reference", "consistent"])
-@pytest.mark.parametrize("sample", [None, WARM])
-@pytest.mark.parametrize("threshold", [None, 0.6, [[0.3], [0.9]]])
+@pytest.mark.parametrize(
+    ("threshold", "sample", "positions"),
+    [
+        (None, WARM, "reference"),
+        ([[0.3], [0.9]], None, "consistent"),
+        *(
+            pytest.param(*how, marks=pytest.mark.slow)
+            for how in itertools.product((None, 0.6, [[0.3], [0.9]]), (None, WARM), ("reference", "consistent"))
+            if how not in ((None, WARM, "reference"), ([[0.3], [0.9]], None, "consistent"))
+        ),
+    ],
+)
 def test_so_it_does_on_long_clips_sampled_and_with_a_threshold_a_row(small_policy, clips, positions, sample, threshold):
     frames, model = clips(2, 40), small_policy(3, 4, positions)
     how = {"max_ratio": 0.7, "loss_threshold": threshold, "sample": sample}

@@ -93,8 +93,8 @@ def test_tiles_of_one_clip_disturb_each_other_in_graphs_too(policy, inputs, repl
     ("how", "waits"),
     [
         ({"max_ratio": 1.0}, 1),
-        ({"max_ratio": 0.6, "sample": Sampling(seeds=3)}, 1),
-        ({"loss_threshold": 0.6}, 6),
+        pytest.param({"max_ratio": 0.6, "sample": Sampling(seeds=3)}, 1, marks=pytest.mark.slow),
+        pytest.param({"loss_threshold": 0.6}, 6, marks=pytest.mark.slow),
         ({"loss_threshold": 0.0}, 6),  # every frame takes more blocks than the first guess
     ],
 )

@@ -178,9 +178,8 @@ def test_losses_of_labels_are_those_of_their_prefixes(model, clips, exact, b):
 
 
 def test_labels_are_the_same_bits_for_any_batch(model, clips, exact):
-    for b in range(2):
-        alone = greedy.label(clips[b : b + 1, :2], model, lengths=torch.tensor(LENGTHS[b : b + 1]))
-        assert torch.equal(exact[b].tokens, alone.tokens) and torch.equal(exact[b].losses, alone.losses)
+    alone = greedy.label(clips[1:, :2], model, lengths=torch.tensor(LENGTHS[1:]))
+    assert torch.equal(exact[1].tokens, alone.tokens) and torch.equal(exact[1].losses, alone.losses)
 
 
 def test_labels_until_a_threshold(model, clips, exact):
@@ -194,8 +193,10 @@ def test_labels_until_a_threshold(model, clips, exact):
 @pytest.mark.parametrize(
     "options",
     [
-        {"candidates": 265},
-        *(pytest.param(options, marks=pytest.mark.slow) for options in ({"candidates": 40}, {"step": 3})),
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({"candidates": 265}, {"candidates": 40}, {"step": 3})
+        ),
         {"candidates": 40, "step": 2},
     ],
 )

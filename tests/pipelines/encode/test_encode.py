@@ -238,6 +238,7 @@ def test_another_encoder_or_gaze_than_it_was_begun_with_is_refused(encoded: Enco
 # -- on S3 -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_s3_to_s3_makes_the_bytes_of_local_to_local(encoded: Encoded, bucket: str) -> None:
     for name in runs.tree(encoded.gaze):
         store.publish((encoded.gaze / name).read_bytes(), f"{bucket}/gaze/{name}")
@@ -250,7 +251,7 @@ def test_s3_to_s3_makes_the_bytes_of_local_to_local(encoded: Encoded, bucket: st
     assert len(open_features(f"{bucket}/features").index()) == 6
 
 
-@pytest.mark.parametrize("gone", ["index", "shards"])
+@pytest.mark.parametrize("gone", [pytest.param("index", marks=pytest.mark.slow), "shards"])
 def test_what_is_lost_on_s3_is_made_again(encoded: Encoded, bucket: str, gone: str) -> None:
     place = f"{bucket}/again-{gone}"
     settings = [*encoded.settings, f"output={place}"]

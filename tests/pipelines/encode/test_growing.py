@@ -31,6 +31,7 @@ def add_video(videos: Path, number: int) -> None:
     write_video(videos / f"{number}.mp4", frames=8, size=(64, 48), seed=number)
 
 
+@pytest.mark.slow
 def test_features_grow_with_their_gaze_dataset(videos: Path, siglip: Path, tmp_path: Path) -> None:
     gaze, output = tmp_path / "gaze", tmp_path / "features"
     settings = (f"data={gaze}", f"encoder.checkpoint={siglip}")

@@ -208,9 +208,9 @@ def test_a_split_never_parts_the_clips_of_a_video(dataset: str, tmp_path: Path) 
     assert not set(videos[train]) & set(videos[val])
     assert set(val) < set(samples.split("val", 0.6))
     assert len(samples.split("val", 0.0)) == 0
-    many = write_dataset(str(tmp_path / "many"), invented(400).assign(frames=T))
+    many = write_dataset(str(tmp_path / "many"), invented(150).assign(frames=T))
     assert 0.2 < len(open_samples(many).split("val", 0.25)) / len(open_samples(many)) < 0.3
-    moved = invented(400).assign(frames=T)
+    moved = invented(150).assign(frames=T)
     moved["uri"] = "s3://elsewhere" + moved["uri"]
     plan = make_plan(moved, "s3://elsewhere/v", ClipConfig(frames=T), 5)
     assert set(plan["clip"]) >= set(open_samples(many).table["clip"].to_pylist())  # so moving a store moves no video
@@ -227,6 +227,7 @@ def test_neighbours_are_read_in_one_go(dataset: str, monkeypatch: pytest.MonkeyP
     assert samples > 3 * sum(url.endswith(".tar") for url in reads) > 0
 
 
+@pytest.mark.slow
 def test_what_is_read_ahead_is_bounded_in_bytes(dataset: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(dataset, other, workers=2, prefetch=2)
     whole = digest([list(ShardLoader(settings, epochs=2))])
@@ -311,7 +312,7 @@ def test_a_missing_shard_is_bad_samples_and_a_wholly_bad_dataset_is_an_error(tmp
 # -- frames that are not stored --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tiles", ["whole", "native"])
+@pytest.mark.parametrize("tiles", [pytest.param("whole", marks=pytest.mark.slow), "native"])
 def test_frames_not_stored_are_decoded_again(tmp_path: Path, make_video: Callable[..., Path], tiles: str) -> None:
     rows = []
     for number, size in enumerate([(300, 250), (96, 64)]):
@@ -363,7 +364,7 @@ def decoder_children() -> list[str]:
     return [line for line in runs.descendants(os.getpid()).values() if "pipelines.video" in line]
 
 
-@pytest.mark.parametrize("end", ["finished", "abandoned", "failed"])
+@pytest.mark.parametrize("end", [pytest.param("finished", marks=pytest.mark.slow), "abandoned", "failed"])
 def test_threads_end_with_the_iterator(tmp_path: Path, end: str) -> None:
     url = write_dataset(str(tmp_path / "gaze"), invented(6))
     before = set(threading.enumerate())
@@ -390,7 +391,8 @@ def test_it_runs_without_ray() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "processes", "cache_mb"), [(0, 0, 0), (2, 0, 1), pytest.param(2, 1, 64, marks=pytest.mark.slow)]
+    ("workers", "processes", "cache_mb"),
+    [(2, 0, 1), *(pytest.param(*way, marks=pytest.mark.slow) for way in ((0, 0, 0), (2, 1, 64)))],
 )
 def test_s3_gives_what_local_gives_by_ranges_and_through_the_cache(
     bucket: str, dataset: str, tmp_path: Path, workers: int, processes: int, cache_mb: int

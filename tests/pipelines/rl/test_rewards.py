@@ -38,7 +38,7 @@ def reconstructor(name: str) -> Reconstructor:
     return reconstruction.load("canvas")
 
 
-@pytest.mark.parametrize("name", ["canvas", "videomae", "refiner"])
+@pytest.mark.parametrize("name", ["canvas", "videomae", pytest.param("refiner", marks=pytest.mark.slow)])
 def test_errors_of_groups_together_are_those_of_each_alone(name: str) -> None:
     rewards = Rewards(reconstructor(name), torch.device("cpu"))
     clips, gazes = [], []

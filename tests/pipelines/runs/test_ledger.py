@@ -241,7 +241,7 @@ def counted(job: Job, path: Path) -> Any:
     return frame[frame["step"] < limit]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_one_altered_row_is_found_and_its_step_named(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import tempfile
@@ -52,6 +53,20 @@ def test_a_spool_that_was_cleared_all_the_same_is_written_again(tmp_path: Path) 
             path.unlink()
         out.write(b" more")
     assert store.read(url) == b"some more" and os.listdir(tmp_path) == ["x"]
+
+
+def test_a_large_file_is_sent_to_its_disk_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(spool, "_SENT_BYTES", 5000)
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, count, advice: sent.append((start, start + count)))
+    parts = [os.urandom(1 + 997 * number % 4001) for number in range(20)]
+    with store.publishing(str(tmp_path / "x")) as out:
+        for part in parts:
+            out.write(part)
+    whole = b"".join(parts)
+    assert store.read(str(tmp_path / "x")) == whole
+    assert len(sent) > 3 and sent[0][0] == 0 and len(whole) - sent[-1][1] < 5000 + 4001
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(sent)), "each byte once, in order"
 
 
 def test_what_goes_to_an_object_store_lies_in_a_folder_that_is_cleared(

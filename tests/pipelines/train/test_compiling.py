@@ -15,6 +15,7 @@ from pipelines.train.task import COMPILES
 from tests.support.training import policy_config, train
 
 
+@pytest.mark.slow
 def test_a_task_that_compiles_says_so(gazes: str) -> None:
     for words, told in ((("compile=true",), True), ((), False)):
         task = PolicyTask(policy_config(gazes, Path("unused"), *words), torch.device("cpu"))

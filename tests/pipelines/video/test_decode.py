@@ -422,7 +422,7 @@ def test_a_picture_that_swscale_refuses_fails_its_clip(tmp_path: Path, name: str
     assert [getattr(outcome, "reason", "ok") for _, outcome in outcomes] == ["unsupported_picture"] * 2
 
 
-@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+@pytest.mark.parametrize("decoder", ["decord", pytest.param("torchcodec", marks=pytest.mark.slow)])
 def test_other_decoders_give_the_same_frames_and_reasons(tmp_path: Path, decoder: str) -> None:
     """In a child each: the ffmpeg libraries of several decoders do not get along in one process."""
     ours_config = DecodeConfig(size=64)  # decord fails at less than 64 pixels

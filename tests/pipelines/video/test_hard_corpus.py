@@ -159,6 +159,7 @@ def test_ordinary_files_read_at_random_are_exact(name: str) -> None:
     sequential.cache_clear()
 
 
+@pytest.mark.slow
 def test_no_file_changes_anothers_frames() -> None:
     """One child decodes the whole corpus in two different orders: every outcome is the same, and it never dies."""
     names = [*UNUSABLE, *DAMAGED, *UNUSUAL]

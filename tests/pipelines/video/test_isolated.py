@@ -169,7 +169,7 @@ def test_a_child_killed_while_idle_is_replaced(decoder: IsolatedDecoder, video: 
     [
         (signal.SIGSEGV, "decoder_crashed"),
         (signal.SIGKILL, "decoder_out_of_memory"),
-        (signal.SIGSTOP, "decoder_timeout"),
+        pytest.param(signal.SIGSTOP, "decoder_timeout", marks=pytest.mark.slow),
     ],
 )
 def test_a_video_that_always_kills_costs_its_remaining_clips_and_nothing_else(
