@@ -5,7 +5,7 @@
     python benchmarks/sizing_check.py --nodes 1 10 100 1000      # a closed form, on more and more nodes
 
 Of a real run the time counts from its first clip to its last commit, as its
-record has it: Ray's start-up is not predicted. Rates are measured anew before each round, on as many cores as the
+record has it: Ray's start-up is not predicted. Rates are measured anew before each run, on as many cores as the
 machine has. Where other work shares the machine a run has fewer cores than was predicted for, and takes longer; so core
 seconds are compared, too: those that all processes of the run used between the two moments, Ray's included.
 """
@@ -53,10 +53,10 @@ def real(corpus: Path, rounds: int, keys: list[str], measure_s: float, cores: in
         manifest = Path(folder, "manifest.parquet")
         autogaze("scan", f"input={corpus}", f"output={manifest}", f"ray.cpus={cores}")
         for number in range(rounds):
-            rates = Path(folder, f"rates-{number}.json")
             for shard, (decoders, gazers) in itertools.product(shards, WORKERS):
                 words = [f"input={manifest}", f"workers.decode={decoders}", f"workers.gaze={gazers}", *keys]
                 words.append(f"shard.clips={shard}")
+                rates = Path(folder, f"rates-{number}-{shard}-{decoders}.json")
                 more = [f"rates={rates}", f"cores={cores}", f"measure_s={measure_s}", "format=json"]
                 found = json.loads(autogaze("size", *words, *more))["prediction"]
                 output = Path(folder, f"gaze-{number}-{shard}-{decoders}-{gazers}")
