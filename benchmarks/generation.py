@@ -38,8 +38,7 @@ from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
 from autogaze.images import preprocess
-from autogaze.model import AutoGaze, AutoGazeConfig
-from autogaze.model.cache import PaddedCache, RaggedCache
+from autogaze.model import AutoGaze, AutoGazeConfig, narrow_decoder
 from autogaze.model.encoder import Encoder
 from autogaze.patches import VOCABULARY
 
@@ -170,16 +169,21 @@ class Shares:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._watch(AutoGaze, "gaze", lambda *_: "whole")
-        self._watch(Encoder, "forward", lambda *_: "encoder")
-        self._watch(nn.Linear, "forward", lambda *_: "linear layers and heads")
-        for cache in (RaggedCache, PaddedCache):
-            self._watch(cache, "attend", self._attention)
+        self._watch(Encoder, "whole_clips", lambda *_: "encoder")
+        for owner, name in (
+            (nn.Linear, "forward"),
+            (narrow_decoder.NarrowDecoder, "_product"),
+            (narrow_decoder, "_add_product"),
+        ):
+            self._watch(owner, name, lambda *_: "linear layers and heads")
+        for name in ("_attend", "_attend_with_few"):
+            self._watch(narrow_decoder, name, self._attention)
 
     @staticmethod
-    def _attention(_self: Any, _layer: int, _queries: Tensor, keys: Tensor, _values: Tensor) -> str:
-        return "attention, decode" if keys.shape[1] <= AutoGazeConfig().block_size else "attention, prefill"
+    def _attention(_cache: Any, _layer: int, run: narrow_decoder.Stretch, *_: Any) -> str:
+        return "attention, decode" if run.more <= AutoGazeConfig().block_size else "attention, prefill"
 
-    def _watch(self, owner: type, name: str, label: Callable[..., str]) -> None:
+    def _watch(self, owner: Any, name: str, label: Callable[..., str]) -> None:
         original = getattr(owner, name)
 
         def watched(*given: Any) -> Any:
