@@ -52,6 +52,7 @@ bench: $(STAMP) ## every benchmark, see docs/benchmarks.md; CORPUS=FOLDER of vid
 	$(BIN)/python benchmarks/decode.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/thresholds.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/pipeline.py --corpus "$(CORPUS)"
+	$(BIN)/python benchmarks/two_stages.py --corpus "$(CORPUS)"
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/launches.py
 	$(BIN)/python benchmarks/roofline.py

@@ -29,15 +29,19 @@ def of_new_shapes() -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def past_and_own(queries: Tensor, past: KeysValues, own: KeysValues, *, causal: bool = False) -> Tensor:
-    """Attention [B, H, n, D] of queries [B, H, n, D] to a shared past [1, H, m, D] and to their own keys [B, H, n', D].
+def past_and_own(
+    queries: Tensor, past: KeysValues, own: KeysValues, *, causal: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """Attention [B, H, n, D] of queries [B, H, n, D] to a past and to their own keys [B, H, n', D].
 
+    past: [1, H, m, D], which all share, or [B, H, m, D]. out: where the result goes, on a CPU; None: a new tensor.
     causal: query i sees the past and its own keys 0..i (n' = n); else it sees all keys. For inference: no gradients.
     On a CPU, two calls of the flash kernel are joined by the weight that each has in the softmax over both. The public
     scaled_dot_product_attention does not return that weight, so on other devices the past is copied.
     """
     if not past[0].shape[2]:
-        return F.scaled_dot_product_attention(queries, *own, is_causal=causal)
+        alone = F.scaled_dot_product_attention(queries, *own, is_causal=causal)
+        return alone if out is None else out.copy_(alone)
     if queries.device.type != "cpu":
         keys, values = (
             torch.cat((before.expand(len(queries), -1, -1, -1), new), dim=2)
@@ -50,11 +54,13 @@ def past_and_own(queries: Tensor, past: KeysValues, own: KeysValues, *, causal: 
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     attended, weight = flash(queries, *own, is_causal=causal)
-    # The past is the same for all batches, so their queries can be one long row.
-    row = queries.transpose(0, 1).flatten(1, 2)[None]
-    before, past_weight = flash(row, *past)
-    share = torch.sigmoid(_apart(past_weight, queries) - weight).unsqueeze(-1).to(attended.dtype)
-    return torch.lerp(attended, _apart(before, queries), share)
+    if len(past[0]) == len(queries):
+        before, past_weight = flash(queries, *past)
+    else:  # the past is the same for all batches, so their queries can be one long row
+        row = queries.transpose(0, 1).flatten(1, 2)[None]
+        before, past_weight = (_apart(part, queries) for part in flash(row, *past))
+    share = torch.sigmoid(past_weight - weight).unsqueeze(-1).to(attended.dtype)
+    return torch.lerp(attended, before, share, out=out)
 
 
 def _apart(row: Tensor, queries: Tensor) -> Tensor:

@@ -38,8 +38,7 @@ from torch import Tensor, nn
 
 from autogaze.gaze import Gaze
 from autogaze.images import preprocess
-from autogaze.model import AutoGaze, AutoGazeConfig
-from autogaze.model.cache import PaddedCache, RaggedCache
+from autogaze.model import AutoGaze, AutoGazeConfig, narrow_decoder
 from autogaze.model.encoder import Encoder
 from autogaze.patches import VOCABULARY
 
@@ -104,9 +103,9 @@ def calibrated_policy(clips: Tensor) -> AutoGaze:
             gain = next((gain for part, gain in gains.items() if part in name), 1.5)
             weight.copy_(torch.randn(weight.shape, generator=random) * gain / inputs**0.5)
     decoder, states = policy.gazing_model.gaze_decoder, []
-    hook = decoder.register_forward_hook(lambda _module, _inputs, hidden: states.append(hidden[:, -1]))
+    passes = Passes(decoder).register_forward_hook(lambda _decoder, _inputs, hidden: states.append(hidden[:, -1]))
     policy.gaze(clips, max_ratio=LIMITS["0.1"][0])
-    hook.remove()
+    passes.remove()
     hidden = torch.cat(states)
     constant = torch.linalg.lstsq(hidden, torch.ones(len(hidden), 1)).solution
     directions = torch.randn(hidden.shape[1], policy.config.block_size, generator=random)
@@ -156,12 +155,34 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     calls = {"gaze": gaze, "stream": stream, "score": torch.no_grad()(score), "train": train}
     save = padded if case["mode"] in ("gaze", "stream") else scores
     shares = Shares() if case["shares"] else None
-    result = run_case(case, policy.gazing_model.gaze_decoder, load_parts(case), calls[case["mode"]], save)
+    result = run_case(case, Passes(policy.gazing_model.gaze_decoder), load_parts(case), calls[case["mode"]], save)
     if shares is not None:
         result["shares"] = {
             name: seconds / (case["rounds"] + 1) for name, seconds in shares.seconds.items()
         }  # + warm-up
     return result
+
+
+class Passes:
+    """Tells a hook of every pass of the policy's decoder, whichever way it is computed. Named as a module's are."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        self.decoder = decoder
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Passes:
+        self._plain, self._read = self.decoder.register_forward_hook(hook), narrow_decoder.NarrowDecoder.read
+
+        def read(narrow: narrow_decoder.NarrowDecoder, *given: Any) -> Tensor:
+            hidden = self._read(narrow, *given)
+            hook(self.decoder, given, hidden)
+            return hidden
+
+        narrow_decoder.NarrowDecoder.read = read  # type: ignore[method-assign]
+        return self
+
+    def remove(self) -> None:
+        self._plain.remove()
+        narrow_decoder.NarrowDecoder.read = self._read  # type: ignore[method-assign]
 
 
 class Shares:
@@ -170,16 +191,21 @@ class Shares:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._watch(AutoGaze, "gaze", lambda *_: "whole")
-        self._watch(Encoder, "forward", lambda *_: "encoder")
-        self._watch(nn.Linear, "forward", lambda *_: "linear layers and heads")
-        for cache in (RaggedCache, PaddedCache):
-            self._watch(cache, "attend", self._attention)
+        self._watch(Encoder, "whole_clips", lambda *_: "encoder")
+        for owner, name in (
+            (nn.Linear, "forward"),
+            (narrow_decoder.NarrowDecoder, "_product"),
+            (narrow_decoder, "_add_product"),
+        ):
+            self._watch(owner, name, lambda *_: "linear layers and heads")
+        for name in ("_attend", "_attend_with_few"):
+            self._watch(narrow_decoder, name, self._attention)
 
     @staticmethod
-    def _attention(_self: Any, _layer: int, _queries: Tensor, keys: Tensor, _values: Tensor) -> str:
-        return "attention, decode" if keys.shape[1] <= AutoGazeConfig().block_size else "attention, prefill"
+    def _attention(_cache: Any, _layer: int, run: narrow_decoder.Stretch, *_: Any) -> str:
+        return "attention, decode" if run.more <= AutoGazeConfig().block_size else "attention, prefill"
 
-    def _watch(self, owner: type, name: str, label: Callable[..., str]) -> None:
+    def _watch(self, owner: Any, name: str, label: Callable[..., str]) -> None:
         original = getattr(owner, name)
 
         def watched(*given: Any) -> Any:

@@ -11,7 +11,7 @@ launch, captured before.
 
 units (random weights, drawn clips of 16 frames, a tenth of the patches):
   gaze-1 -12 -64   gazing at so many clips as a GPU does, by CUDA graphs
-  gaze-12-eager    the same, kernel by kernel
+  gaze-12-eager -64-eager   the same, kernel by kernel
   gaze-12-stops    frames that a threshold ends, by CUDA graphs
   ntp-step         next-token prediction of 8 clips: forward, backward, clipping, Adam
   rl-rollout -8    a group of 12 sampled gazes at one clip; a request of 8 groups
@@ -127,6 +127,7 @@ def gaze(count: int, graphs: bool = True, stops: bool = False) -> Callable[[Size
 def ntp_step(size: Size) -> Unit:
     policy, frames, labels = policy_of(size.narrow).train(), frames_of(size, 8), gazes_of(size, 8)
     optimizer, valid = torch.optim.AdamW(policy.parameters(), foreach=True), ~labels.padded()["if_padded_gazing"]
+    policy.lay_out_tokens(labels)  # as the training loop does, ahead of the step
 
     def step() -> None:
         scores = policy.score(frames, labels)
@@ -259,7 +260,7 @@ def vision(size: Size) -> Unit:
 
 UNITS: dict[str, Callable[[Size], Unit]] = {
     **{f"gaze-{count}": gaze(count) for count in (1, 12, 64)},
-    "gaze-12-eager": gaze(12, graphs=False),
+    **{f"gaze-{count}-eager": gaze(count, graphs=False) for count in (12, 64)},
     "gaze-12-stops": gaze(12, stops=True),
     "ntp-step": ntp_step,
     "rl-rollout": rl_rollout(1),

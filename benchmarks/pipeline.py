@@ -10,6 +10,7 @@ One decoder and one gazer on two cores. In each round, one after another and eac
   gaze        the rest of the actor alone (gaze, tar, commit), on clips decoded before the clock starts
   loop        a single-process loop: PyAV, the same gaze, JPEGs, webdataset.TarWriter; no isolation, no resume
   ray data    the straightforward Ray Data script: a row per clip, decord in map(), gaze per row, a tar per clip
+With --daft and --nemo the first videos are also read alone by these libraries: see benchmarks/readers.py.
 Rates are clips/s of work; `ours` and `ray data` are shown with Ray's start-up and without (from the first task on).
 """
 
@@ -172,6 +173,23 @@ def ray_data(work: Path) -> dict[str, float]:
     return {"with start-up": len(rows) / (time.perf_counter() - began), "steady": len(rows) / steady}
 
 
+def readers(options: argparse.Namespace, videos: list[Path]) -> None:
+    """Read videos by ours and by the libraries that there is a Python for, and print clips a CPU second."""
+    pythons = {"ours": sys.executable, "daft": options.daft, "nemo": options.nemo}
+    ways = {way: python for way, python in pythons.items() if python}
+    if len(ways) == 1:
+        return
+    found = {}
+    for way, python in ways.items():
+        environment = os.environ | ({"PYTHONPATH": str(HERE)} if way == "ours" else {})
+        command = [python, str(HERE / "benchmarks" / "readers.py"), way, *map(str, videos)]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        found[way] = json.loads(printed.strip().splitlines()[-1])
+        rate = found[way]["per_cpu_s"]
+        shown = f"{rate:6.2f} clips for a second of CPU, {found[way]['clips']} clips"
+        print(f"  reading, {way:<5} {shown};  ours is {found['ours']['per_cpu_s'] / rate:.2f}x", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="folder of videos")
@@ -180,8 +198,12 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=0, help="shard.clips; 0 = the default")
     parser.add_argument("--before", type=Path, help="a checkout of an older version, measured beside this one")
     parser.add_argument("--before-shard", type=int, default=32, help="its shard.clips")
+    parser.add_argument("--daft", default="", metavar="PYTHON", help="of an environment that has Daft and av")
+    parser.add_argument("--nemo", default="", metavar="PYTHON", help="of one that has nemo-curator[video-cpu,cv2]")
+    parser.add_argument("--read", type=int, default=8, help="videos that are read alone")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--stages-only", action="store_true", help="leave out loop and ray data, for long runs")
+    parser.add_argument("--readers-only", action="store_true", help="only --daft and --nemo")
     parser.add_argument("--part", choices=["stages", "loop", "ray_data"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -193,6 +215,9 @@ def main() -> None:
     videos = sorted(path for path in options.corpus.iterdir() if path.is_file())
     step = max(1, len(videos) // options.videos)
     for number in range(options.rounds):
+        readers(options, videos[::step][: options.read])
+        if options.readers_only:
+            continue
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             work = Path(folder)
             source = work / "videos"

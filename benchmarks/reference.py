@@ -28,14 +28,15 @@ from torch import Tensor
 
 def run_case(
     case: dict[str, Any],
-    decoder: torch.nn.Module,
+    decoder: Any,
     parts: Sequence[Tensor],
     call: Callable[[Tensor], Any],
     save: Callable[[list[Any]], dict[str, np.ndarray]],
 ) -> dict[str, Any]:
     """Call on every part in turn, once to warm up and case["rounds"] times on the clock.
 
-    parts: floats [B, T, 3, 224, 224], preprocessed. save: what the calls of a round gave -> arrays for case["out"].
+    decoder: tells a forward hook of its passes. parts: floats [B, T, 3, 224, 224], preprocessed. save: what the calls
+    of a round gave -> arrays for case["out"].
 
     Returns the least seconds of process CPU and of wall time each part took, decoder passes in a round, and the most
     memory the process (on a GPU: the tensors) has had, in bytes.

@@ -13,7 +13,8 @@ clips for each way, taken in turns, in trajectories per second of wall time:
   ours        rollouts.actors=0: one process; a clip is encoded once, and only frames up to the last reward are gazed at
   actor       rollouts.actors=1 rollouts.lag=1: one more process samples the next step's group meanwhile
   ranks       scale.max_workers=2 rollouts.actors=0: two learners, of two clips a step one each
-"1 thread" is of every process; "all cores" gives the one process as many threads as there are cores.
+"1 thread" is of every process, and of actor and ranks; "all cores" gives the one process as many threads as cores
+(ours: scale.threads).
 Rates are the median of the rounds, ratios those of each round.
 """
 
@@ -58,7 +59,9 @@ SERVICE_S = 0.25
 T = TypeVar("T")
 
 
-def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollouts: object) -> RLConfig:
+def config_of(
+    arguments: argparse.Namespace, run: str, clips: int = 1, threads: int = 1, **rollouts: object
+) -> RLConfig:
     """So many clips a step; all steps together are of the same clips."""
     loader = ShardLoader(LoaderConfig(data=[arguments.data], global_batch=clips, workers=0))
     return RLConfig(
@@ -72,7 +75,7 @@ def config_of(arguments: argparse.Namespace, run: str, clips: int = 1, **rollout
         loader=ReadConfig(val_fraction=0.0, workers=0),
         every=EveryConfig(checkpoint=0, validate=0),
         val_clips=0,
-        scale=ScaleConfig(min_workers=clips, max_workers=clips),
+        scale=ScaleConfig(min_workers=clips, max_workers=clips, threads=threads),
         sample=SampleConfig(group=arguments.group, strategy="ratio", min_temperature=1.0),
         objective=ObjectiveConfig(frames=2, label_prediction=0.0),  # as its way: the labels are learned from by neither
         rollouts=RolloutsConfig(**rollouts),  # type: ignore[arg-type]
@@ -162,8 +165,10 @@ def speed(arguments: argparse.Namespace) -> None:
                 if arguments.reference:
                     found[f"its code, {name}"].append(their_code(one, arguments, threads))
                 found[f"its way, {name}"].append(their_way(one, arguments.steps, threads))
-            seconds, share = our_steps(config_of(arguments, str(runs / "ours")))
-            found["ours, 1 thread"].append(seconds)
+            for threads, name in ((1, "1 thread"), (cores, "all cores")):
+                seconds, share = our_steps(config_of(arguments, str(runs / name), threads=threads))
+                found[f"ours, {name}"].append(seconds)
+            torch.set_num_threads(1)
             published.append(share)
             found["actor"].append(our_steps(config_of(arguments, str(runs / "actor"), actors=1, lag=1))[0])
             found["ranks"].append(our_steps(config_of(arguments, str(runs / "ranks"), clips=2))[0])

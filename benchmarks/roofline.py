@@ -26,6 +26,7 @@ from autogaze.attention import past_and_own
 from autogaze.gaze import Gaze
 from autogaze.images import preprocess
 from autogaze.model import AutoGaze, AutoGazeConfig
+from autogaze.model.winograd import causal_convolution, transformed
 from autogaze.patches import VOCABULARY
 
 
@@ -33,7 +34,9 @@ def done(gaze: Gaze, config: AutoGazeConfig) -> tuple[dict[str, float], float]:
     """FLOP a clip of each part, as autogaze/model does them on a CPU; and how many exponentials softmax takes."""
     hidden, full = config.hidden_size, config.num_layers - 1
     layer = hidden * (4 * hidden + 3 * config.intermediate_size)
-    parts = {"encoder": work(gaze, config).encoder, "linear layers": 0.0, "heads": 0.0, "prefills": 0.0, "decodes": 0.0}
+    encoder = work(gaze, config).encoder  # of whose 27 multiplications for an output of a convolution 12 are left
+    encoder -= 2 * 15 * gaze.lengths.numel() * config.num_vision_tokens * config.conv_depth * hidden**2
+    parts = {"encoder": encoder, "linear layers": 0.0, "heads": 0.0, "prefills": 0.0, "decodes": 0.0}
     exponentials = 0.0
     for step in decoder_passes(gaze, config):
         rows = float((step.new > 0).sum())
@@ -52,7 +55,8 @@ def kernels(gaze: Gaze, config: AutoGazeConfig, batch: int) -> dict[str, float]:
     """FLOP/s of the kernel of each part, on tensors of the middle of a clip."""
     hidden, grid, heads = config.hidden_size, config.input_size // config.patch_size, config.num_heads
     vision, block = config.num_vision_tokens, config.block_size
-    image, kernel = torch.randn(1, hidden, FRAMES + 2, grid, grid), torch.randn(hidden, hidden, 3, 3, 3)
+    image, kernel = torch.randn(FRAMES, grid, grid, hidden), transformed(torch.randn(hidden, hidden, 3, 3, 3))
+    bias = torch.randn(hidden)
     x, weight = torch.randn(batch * (vision + block), hidden), torch.randn(config.intermediate_size, hidden)
     state, head = torch.randn(batch, hidden), torch.randn(head_weights(config) // hidden, hidden)
     past = (FRAMES * vision + len(gaze.tokens) // gaze.clips) // 2
@@ -65,7 +69,7 @@ def kernels(gaze: Gaze, config: AutoGazeConfig, batch: int) -> dict[str, float]:
         return rate(lambda: past_and_own(queries, (keys, values), (new_keys, new_values), causal=True), flop)
 
     return {
-        "encoder": rate(lambda: F.conv3d(image, kernel, padding=(0, 1, 1)), 2 * FRAMES * grid**2 * 27 * hidden**2),
+        "encoder": rate(lambda: causal_convolution(image, kernel, bias), 2 * FRAMES * grid**2 * 12 * hidden**2),
         "linear layers": rate(lambda: F.linear(x, weight), 2 * x.numel() * config.intermediate_size),
         "heads": rate(lambda: F.linear(state, head), 2 * head.numel() * batch),
         "prefills": attention(vision + block),

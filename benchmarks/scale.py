@@ -4,17 +4,20 @@
     python benchmarks/scale.py index                                     # a million samples, in shards of 32 clips
     python benchmarks/scale.py index --before CHECKOUT                   # and an older version beside it
     python benchmarks/scale.py index --samples 100000000 --shard 990 --merged
+    python benchmarks/scale.py index --merged --s3 30                    # from an S3 server that answers 30 ms late
 
 The index is invented: every shard has the rows of one, and the tars are one tar under many names, so it compresses
 better than a real one. What a loader reads at its start has the size that real ones have. Every
 measurement is a process of its own, the ways take turns, and the best of the rounds counts. CPU seconds say more than
 seconds where other work shares the machine. `start` is until the loader knows its samples, `first` until it has given a
-batch of 32; imports count in neither. The page cache is asked to forget the index before each.
+batch of 32; imports count in neither. The page cache is asked to forget the index before each. With --s3 it
+lies behind an S3 server on this machine (rclone), whose own work takes its share of the cores; requests are counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -22,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=32, help="clips of a shard")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--merged", action="store_true", help="only the merged index, which is then written as such")
+    parser.add_argument("--s3", type=float, metavar="MS", help="from an S3 server whose answers come so late")
     parser.add_argument("--before", default="", help="a checkout of an older version, measured beside this one")
     parser.add_argument("--work", default="", help="a folder for the invented datasets, kept; '' = a temporary one")
     parser.add_argument("--measure", default="", help=argparse.SUPPRESS)
@@ -63,25 +68,55 @@ def main() -> None:
         made(merged, options.samples, options.shard, merged=True)
         ways["merged"] = (HERE, merged)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
-        for _ in range(options.rounds):
-            for name, (code, data) in ways.items():
-                found[name].append(in_a_process(code, data))
+        with contextlib.ExitStack() as stack:
+            s3 = None if options.s3 is None else stack.enter_context(in_s3(work, options.s3))
+            for _ in range(options.rounds):
+                for name, (code, data) in ways.items():
+                    found[name].append(in_a_process(code, data, s3))
         for name, rounds in found.items():
             best = {key: min(each[key] for each in rounds) for key in rounds[0]}
             print(
                 f"{name:<24} {best['samples']:,.0f} samples: start {best['start_s']:.2f} s, of it "
                 f"{best['start_cpu_s']:.2f} CPU; first batch after {best['first_s']:.2f} s, "
                 f"{best['first_cpu_s']:.2f} CPU; {best['own_mb']:.0f} MB of the rank's own at the start"
+                + (f"; {best['requests']:.0f} requests" if "requests" in best else "")
             )
 
 
-def in_a_process(code: Path, data: Path) -> dict[str, float]:
-    """Measure with the code of a checkout."""
+@contextlib.contextmanager
+def in_s3(work: Path, late_ms: float) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The datasets in a folder behind an S3 server that answers so much later than it could: the proxy before it, and
+    the environment of its users.
+    """
+    from tests.support import s3_servers  # not above: a measurement of another checkout is to import that one's code
+
+    if s3_servers.rclone() is None:
+        raise SystemExit("rclone with `serve s3` is not installed")
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        server = s3_servers.Rclone(Path(folder))
+        (Path(folder) / s3_servers.BUCKET / "datasets").symlink_to(work)
+        server.start("--copy-links")
+        proxy = s3_servers.Proxy(server.url)
+        proxy.fault = lambda request: bool(time.sleep(late_ms / 1000))
+        keys = {"AWS_ACCESS_KEY_ID": s3_servers.KEY, "AWS_SECRET_ACCESS_KEY": s3_servers.SECRET}
+        try:
+            yield proxy, keys | {"AWS_ENDPOINT_URL": proxy.url, "AWS_DEFAULT_REGION": "us-east-1"}
+        finally:
+            proxy.close()
+            server.kill()
+
+
+def in_a_process(code: Path, data: Path, s3: tuple[Any, dict[str, str]] | None) -> dict[str, float]:
+    """Measure with the code of a checkout; from S3 where there is a server."""
     forget(data)
-    environment = os.environ | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "index", "--measure", str(data)]
+    environment, place = os.environ | {"PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}, str(data)
+    if s3 is not None:
+        s3[0].counts.clear()
+        place, environment = f"s3://corpus/datasets/{data.name}", environment | s3[1]
+    command = [sys.executable, __file__, "index", "--measure", place]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=code)
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    counts = {"requests": s3[0].counts.total()} if s3 is not None else {}
+    return dict(json.loads(done.stdout.strip().splitlines()[-1])) | counts
 
 
 def forget(data: Path) -> None:

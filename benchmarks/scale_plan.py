@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.corpus.manifest import MANIFEST_SCHEMA
@@ -58,18 +59,33 @@ def run(root: Path, *words: object) -> Cost:
 
 def write_manifest(path: Path, videos: int, clips: int, group: int = 1 << 17) -> None:
     """A manifest as a scan leaves it, of videos of so many clips each."""
+    fixed = {"offset": 0, "bytes": 10 << 20, "container": "mov,mp4", "codec": "h264", "width": 1280, "height": 720}
+    fixed |= {"rotation": 0, "fps": 25.0, "frames": clips * FRAMES, "duration": 6.4, "status": "ok", "reason": None}
+    fixed |= {"detail": None, "passed_over": None, "mirrored": False}
+    fixed |= {"fps_source": "timestamps", "duration_source": "timestamps"}
     with pq.ParquetWriter(path, MANIFEST_SCHEMA, compression="zstd") as writer:
         for begin in range(0, videos, group):
             numbers = np.arange(begin, min(begin + group, videos))
-            uri = [f"s3://corpus/videos/part-{number // 1000:06d}/{number:010d}.mp4" for number in numbers.tolist()]
-            fixed = {"offset": 0, "bytes": 10 << 20, "container": "mov,mp4", "codec": "h264", "width": 1280}
-            fixed |= {"height": 720, "rotation": 0, "fps": 25.0, "frames": clips * FRAMES, "duration": 6.4}
-            fixed |= {"status": "ok", "reason": None, "detail": None, "passed_over": None, "mirrored": False}
-            fixed |= {"fps_source": "timestamps", "duration_source": "timestamps"}
-            columns = {name: [value] * len(uri) for name, value in fixed.items()}
-            columns |= {"uri": uri, "object": uri, "version": [f"{number:032x}" for number in numbers.tolist()]}
-            columns["fingerprint"] = [f"{number * 0x9E3779B97F4A7C15 % 2**128:032x}" for number in numbers.tolist()]
+            columns = {
+                name: pa.repeat(pa.scalar(value, MANIFEST_SCHEMA.field(name).type), len(numbers))
+                for name, value in fixed.items()
+            }
+            folder, name = ("s3://corpus/videos/part-", digits(numbers // 1000, 6)), ("/", digits(numbers, 10))
+            columns["uri"] = columns["object"] = pc.binary_join_element_wise(*folder, *name, ".mp4", "")
+            columns["version"] = digits(numbers, 32)
+            columns["fingerprint"] = hashes(begin, len(numbers))
             writer.write_table(pa.table([columns[name] for name in MANIFEST_SCHEMA.names], MANIFEST_SCHEMA))
+
+
+def digits(numbers: np.ndarray, width: int) -> pa.Array:
+    return pc.utf8_lpad(pa.array(numbers).cast(pa.string()), width, "0")
+
+
+def hashes(seed: int, count: int) -> pa.Array:
+    """Texts of 32 digits that look drawn at random."""
+    text = np.random.default_rng(seed).bytes(16 * count).hex().encode()
+    ends = np.arange(count + 1, dtype=np.int32) * 32
+    return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(ends), pa.py_buffer(text)])
 
 
 @contextlib.contextmanager

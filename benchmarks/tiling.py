@@ -3,12 +3,17 @@
     python benchmarks/tiling.py                                    # 1,000 frames of 3840x2160, random weights
     python benchmarks/tiling.py --frames 32 --checkpoint FOLDER    # shorter; other weights
     python benchmarks/tiling.py --decode                           # the frames come from a file
+    python benchmarks/tiling.py --passes --height 1080 --width 1920 --frames 128    # what chunk by chunk costs
 
 The video is synthetic, a window moving over a texture with a bar that crosses it. Its frames are made on the fly, 16 at
 a time; with --decode they are encoded once (PyAV, H.264) into a temporary file, which is not timed, and decoded again.
 After each tenth of the video: clips (16 frames of one tile) per second so far, and this process's memory, now and at
 its peak. Without --checkpoint the network has the released size and random weights, which take as long as trained ones
 at a fixed number of tokens.
+
+With --passes nothing is gazed at. The file is decoded as preprocess does with clip.tiles=native, each chunk by a call
+of its own: frames that libav decoded for each that was asked for, and CPU seconds. Before: each call opens the video,
+and begins at a keyframe. Kept: the video stays open in its child; one child has all chunks, or two have every other.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,12 +68,13 @@ def spans(frames: int) -> list[tuple[int, int]]:
     return [(start, min(start + CHUNK_FRAMES, frames)) for start in range(0, frames, CHUNK_FRAMES)]
 
 
-def encode(scene: Scene, frames: int, path: Path) -> None:
-    """The video as an H.264 file."""
+def encode(scene: Scene, frames: int, path: Path, group: int = 250) -> None:
+    """The video as an H.264 file. group: frames from a keyframe to the next."""
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast", "threads": "1"})
+        options = {"preset": "ultrafast", "threads": "1", "g": str(group)}
+        stream = container.add_stream("libx264", rate=30, options=options)
         stream.width, stream.height, stream.pix_fmt = scene.width, scene.height, "yuv420p"
         picture = np.empty((scene.height, scene.width, 3), np.uint8)
         for number in range(frames):
@@ -94,6 +101,40 @@ def decoded(path: Path, scene: Scene, frames: int) -> Iterator[np.ndarray]:
             yield chunk(end - start)
 
 
+def count_passes(scene: Scene, frames: int, folder: Path, results: Results) -> None:
+    """Frames decoded for each that a chunk asks for, as calls of preprocess's decoders ask: see above."""
+    from pipelines.video.base import DecodeConfig, Source
+    from pipelines.video.decode import decode_clips
+    from pipelines.video.pyav_video import Video
+
+    decoded, once, chunks = [0], Video._decoded, spans(frames)
+
+    def counted(video: Video, packet: Any, place: int | None) -> Any:
+        decoded[0] += packet is not None
+        return once(video, packet, place)
+
+    Video._decoded = counted  # type: ignore[method-assign]
+    for group in (12, 48, 250):
+        path = folder / f"{group}.mp4"
+        encode(scene, frames, path, group)
+        for name, keep, children in (
+            ("before", False, 1),
+            ("kept, one child", True, 1),
+            ("kept, two children", True, 2),
+        ):
+            decoded[0], began = 0, time.process_time()
+            for child in range(children):
+                for start, end in chunks[child::children]:
+                    clips = [list(range(start, end))]
+                    config = DecodeConfig(keep_open=keep)
+                    for _, found in decode_clips(Source(str(path)), clips, config, (scene.height, scene.width)):
+                        assert isinstance(found, np.ndarray), found
+            spent = time.process_time() - began
+            each = decoded[0] / frames
+            print(f"group of {group:3} frames, {name:18}: {each:5.2f} frames decoded for each used, {spent:6.2f} CPU s")
+            results.add(f"tiling passes, group {group}, {name}", "frames decoded for each used", each, cpu_s=spent)
+
+
 def resident() -> int:
     """Bytes this process has in memory now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
@@ -112,8 +153,14 @@ def main() -> None:
     parser.add_argument("--decode", action="store_true", help="encode the video once, then decode it")
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     Results.add_option(parser)
+    parser.add_argument("--passes", action="store_true", help="count the frames decoded for each frame used, and end")
     options = parser.parse_args()
 
+    if options.passes:
+        with tempfile.TemporaryDirectory(prefix="tiling-") as folder:
+            scene = Scene(options.height, options.width)
+            count_passes(scene, options.frames, Path(folder), Results(options.json))
+        return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if options.checkpoint:

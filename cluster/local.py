@@ -25,6 +25,7 @@ from cluster.modules import CodePaths
 from cluster.node import RAY_PATH_BYTES, private_folder
 from cluster.processes import descendants, kill
 from cluster.quiet import quiet_when_told_to_leave
+from cluster.raylet import rays_processes, told_if_one_dies
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
@@ -143,9 +144,10 @@ def _connected(config: RayConfig, paths: dict[str, str]) -> Iterator[ClusterSize
     try:
         if config.address:
             _require_head(config.address)
-        with quiet_when_told_to_leave():
+        with quiet_when_told_to_leave() as leaving:
             try:
-                yield _size()
+                with told_if_one_dies(rays_processes(), leaving):
+                    yield _size()
             finally:
                 ray.shutdown()
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -29,10 +29,13 @@ class _WithoutRay:
 
 
 @contextmanager
-def quiet_when_told_to_leave() -> Iterator[None]:
-    """Within the block, Ray's own messages end with the first SIGINT or SIGTERM; each is then handled as before."""
+def quiet_when_told_to_leave() -> Iterator[Callable[[], bool]]:
+    """Within the block, Ray's own messages end with the first SIGINT or SIGTERM; each is then handled as before.
+
+    Gives what says whether there was one.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: False
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     plain, filtered = sys.stdout, _WithoutRay(sys.stdout)
@@ -48,7 +51,7 @@ def quiet_when_told_to_leave() -> Iterator[None]:
             signal.signal(number, told)
     sys.stdout = filtered
     try:
-        yield
+        yield lambda: filtered.quiet
     finally:
         if sys.stdout is filtered:
             sys.stdout = plain

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autogaze.model.cache import Cache
+from autogaze.model.cache import Cache, RaggedCache
 from autogaze.model.cuda_graphs import GraphedSteps
 from autogaze.model.decoder import Decoder
+from autogaze.model.narrow_decoder import NarrowDecoder
 from autogaze.model.sampling import Sampling, block_seeds, choose, mixed
 
 Block = tuple[Tensor, Tensor, Tensor | None]
@@ -74,6 +75,9 @@ class Generation:
         self.seeds = None if sampling is None else sampling.row_seeds(self.rows).to(self.device)
         self.frames = 0
         self.graphs = graphs
+        self.narrow: NarrowDecoder | None = None
+        if isinstance(cache, RaggedCache) and cache.keys.dtype == torch.float32:
+            self.narrow = NarrowDecoder(decoder)
         self.batches = batches if positions == "reference" else None
 
     def fork(self) -> Generation:
@@ -81,6 +85,7 @@ class Generation:
         other = copy.copy(self)
         other.cache, other.carry = self.cache.fork(), list(self.carry)
         other.graphs = None  # they know this one's memory
+        other.narrow = None if self.narrow is None else NarrowDecoder(self.decoder)
         return other
 
     def frame(
@@ -247,8 +252,12 @@ class Generation:
         width = x.shape[1]
         first = torch.tensor([starts[row] - (width - count) for row, count in zip(rows, counts, strict=True)])
         positions = (first[:, None] + torch.arange(width)).clamp_(min=0).to(self.device)
-        self.cache.begin(rows, counts, width, wanted)
-        hidden: Tensor = self.decoder(x, positions, self.cache.attend, wanted)
+        if self.narrow is not None:
+            assert isinstance(self.cache, RaggedCache)
+            hidden = self.narrow.read(self.cache, rows, counts, x, positions, wanted)
+        else:
+            self.cache.begin(rows, counts, width, wanted)
+            hidden = self.decoder(x, positions, self.cache.attend, wanted)
         self.cache.end(rows, counts)
         return hidden
 

@@ -34,7 +34,7 @@ from autogaze.model.generation import FrameGaze, Generation
 from autogaze.model.limits import frame_caps, frame_slots, frame_thresholds
 from autogaze.model.proposals import Proposals
 from autogaze.model.sampling import Sampling, mixed
-from autogaze.model.scoring import Scores, score
+from autogaze.model.scoring import Scores, lay_out_tokens, score
 from autogaze.model.wide import Size, Wide
 from autogaze.patches import PatchVocabulary
 
@@ -271,6 +271,10 @@ class AutoGaze(nn.Module):
             raise ValueError(f"the gaze is of {gaze.vocabulary}, the policy of {self.vocabulary}")
         return score(self.gazing_model.gaze_decoder, encoded.tokens, gaze, sample, drawn)
 
+    def lay_out_tokens(self, gaze: Gaze) -> None:
+        """Build ahead what `score` of this very gaze needs besides the frames, in another thread say."""
+        lay_out_tokens(gaze, self.config.num_vision_tokens, self.config.block_size, self.device)
+
     def propose(self, rows: int, caps: Sequence[int]) -> Proposals:
         """Begin to propose patches for `rows` clips, frame by frame. caps: most patches that are kept of each frame."""
         room = len(caps) * (self.config.num_vision_tokens + max(caps)) + self.config.block_size
@@ -369,7 +373,9 @@ class AutoGaze(nn.Module):
         parts = []
         for part in clips.split(at_once):
             images = as_model_input(part, self.config.input_size, self.device, self.dtype)
-            parts.append(self.gazing_model.connector(self.gazing_model.vision_model(images)[0]))
+            encoder = self.gazing_model.vision_model
+            tokens = encoder.whole_clips(images) if self.device.type == "cpu" and not self.wide else encoder(images)[0]
+            parts.append(self.gazing_model.connector(tokens))
         return torch.cat(parts)
 
     def _wide(self, size: Size, sample: Sampling | None, batches: list[int] | None, keep: bool = True) -> Wide:
@@ -461,6 +467,8 @@ class Stream:
             threshold = None if threshold is None else threshold.to(vision.device, non_blocking=True)
             generation.frame(vision, self.cap, cap, threshold)
             return generation.results()[0]
+        if generation.narrow is not None:
+            generation.narrow.load()
         gazed = generation.frame(vision, self.cap, threshold, None)
         generation.settle(gazed)
         return gazed

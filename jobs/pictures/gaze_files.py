@@ -72,6 +72,7 @@ class Overlay(AbstractContextManager["Overlay"]):
 @contextmanager
 def finished(output: Path) -> Iterator[Path]:
     """A temporary folder inside `output`, whose files move into it at the end. After an error nothing is left."""
+    output.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=output))
     try:
         yield scratch

@@ -24,7 +24,7 @@ class WorkersConfig:
     """How many workers each stage has, in all; 0 shares the cluster's CPUs (and GPUs, for gaze) out."""
 
     decode: int = setting(0, "decoders (0 = one per CPU; per eight when a network gazes on CPUs)", at_least=0)
-    gaze: int = setting(0, "gazers (0 = one per GPU, or per four CPUs; a network: per CPU)", at_least=0)
+    gaze: int = setting(0, "gazers (0 = one per GPU, or per two CPUs; a network: per CPU)", at_least=0)
 
 
 @dataclass

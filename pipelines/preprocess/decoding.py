@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from queue import SimpleQueue
 from threading import Lock
 from types import TracebackType
 from typing import Any
@@ -29,6 +28,7 @@ from pipelines.corpus.plan import clip_bytes
 from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.dataset.frames import encode_frames
 from pipelines.errors import PipelineError
+from pipelines.preprocess.idle import IdleDecoders
 from pipelines.preprocess.rows import DecodedClip, Effort, Failure
 from pipelines.preprocess.videos import ShardVideo, video_cache
 from pipelines.preprocess.window import Room
@@ -95,9 +95,7 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
         self._cache = video_cache(decoding.cache_mb) if decoding.cache_mb else None
         config, count = replace(decoding.config, index_dir=index_folder()), decoding.decoders
         self.decoders = [IsolatedDecoder(config) for _ in range(count)]
-        self._idle = SimpleQueue[IsolatedDecoder]()
-        for decoder in self.decoders:
-            self._idle.put(decoder)
+        self._idle = IdleDecoders(self.decoders)
         self._fetching, self._working, self._encoding = (
             ThreadPoolExecutor(threads, f"autogaze-{what}")
             for what, threads in (("fetch", count + _MORE), ("decode", count), ("encode", count))
@@ -184,7 +182,7 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
         if video.lost is not None and video.lost < piece.number:
             video.done()
             return []
-        decoder = self._idle.get()
+        decoder = self._idle.take(video, piece.number)
         restarts, fallbacks = decoder.restarts, decoder.fallbacks.copy()
         try:
             with effort.seconds.time("decode"):
@@ -198,7 +196,7 @@ class ClipDecoders(AbstractContextManager["ClipDecoders"]):
             raise PipelineError(str(error)) from error
         finally:
             effort.restarts, effort.fallbacks = decoder.restarts - restarts, decoder.fallbacks - fallbacks
-            self._idle.put(decoder)
+            self._idle.give(decoder, video, piece.number)
             video.done()
         clips = [_clip(row, found[place]) for place, row in enumerate(piece.rows)]
         if any(_is_lost(clip) for clip in clips):

@@ -69,7 +69,12 @@ def require_same(written: dict[str, Any], described: dict[str, Any], output: str
 
 def decode_config(config: CorpusConfig) -> DecodeConfig:
     """The part of the config that decoding depends on."""
-    return DecodeConfig(decoder=config.decoder, size=VOCABULARY.frame_size, timeout_s=config.decoder_timeout_s)
+    return DecodeConfig(
+        decoder=config.decoder,
+        size=VOCABULARY.frame_size,
+        timeout_s=config.decoder_timeout_s,
+        keep_open=config.clip.tiles == "native",  # whose calls take the frames of a clip or two
+    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

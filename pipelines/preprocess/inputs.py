@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from pipelines.preprocess.config import CorpusConfig
 from pipelines.storage.location import Entry, Location, escaped
 
 Progress = Callable[[int, int], None]
+_OF_OBJECTS = ["object", "uri", "version", "bytes"]
 
 
 @dataclass
@@ -110,9 +110,7 @@ def planned_input(config: CorpusConfig, dataset: ShardedDataset) -> tuple[Passed
     for rows in _manifest_runs(dataset, ["passed_over"]):
         for table in rows:
             passed.add_texts(table["passed_over"].drop_null().to_pylist())
-    if is_manifest(config.input):
-        return passed, ""
-    listing = list_input(config.input)
+    listing = _listed_in(config.input) if is_manifest(config.input) else list_input(config.input)
     added = gone = changed = 0
     new = ""
     for before, now in _side_by_side(_planned_objects(dataset), listing.found):
@@ -136,6 +134,16 @@ def planned_input(config: CorpusConfig, dataset: ShardedDataset) -> tuple[Passed
     return passed, line
 
 
+def _listed_in(manifest: str) -> Listing:
+    """The objects of a manifest, as a listing of its input would show them; what it passed over stands in the plan."""
+    tables = ordered_manifest(manifest).tables
+    return Listing("", (Found(_entry_of(row)) for row in _first_rows(tables)))
+
+
+def _entry_of(row: dict[str, Any]) -> Entry:
+    return Entry(Location.as_is(row["object"]), int(row["bytes"]), str(row["version"]))
+
+
 def how_to_grow(config: CorpusConfig) -> str:
     """What makes new shards of what is new."""
     if config.grow:  # a part, which grows nothing: the others would not know where it ended
@@ -150,15 +158,22 @@ def _same(row: dict[str, Any], entry: Entry) -> bool:
 
 def _planned_objects(dataset: ShardedDataset) -> Iterator[dict[str, Any]]:
     """The first row of each object of a dataset's manifest, in order."""
+    runs = [_first_rows(rows) for rows in _manifest_runs(dataset, _OF_OBJECTS)]
     last = None
-    runs = [
-        itertools.chain.from_iterable(table.to_pylist() for table in rows)
-        for rows in _manifest_runs(dataset, ["object", "uri", "version", "bytes"])
-    ]
     for row in heapq.merge(*runs, key=lambda row: str(row["object"])):
         if row["object"] != last:
             yield row
         last = row["object"]
+
+
+def _first_rows(tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:
+    """The first row of each object of a manifest in order, what _OF_OBJECTS names of it."""
+    last = None
+    for table in tables:
+        for row in table.select(_OF_OBJECTS).to_pylist():
+            if row["object"] != last:
+                yield row
+            last = row["object"]
 
 
 def _manifest_runs(dataset: ShardedDataset, columns: Sequence[str]) -> list[Iterator[pa.Table]]:

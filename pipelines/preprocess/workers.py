@@ -10,8 +10,8 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.preprocess.layout import Wanted
 from pipelines.video.base import ON_GPU
 
-# CPUs that a worker asks for. Decoding keeps a core busy. Canvas gaze works a tenth of the time, and decoders use
-# the rest. Both ask for less than a core, so that both fit.
+# CPUs that a worker asks for, less than a core: a decoder for every CPU and a canvas gazer for every other one fit.
+# Where videos are small, gaze takes as long as decoding; where they are large, it waits and decoders use the cores.
 _CANVAS_CPUS = _DECODE_CPUS, _GAZE_CPUS = 0.75, 0.5
 # On CPUs a network works at least ten times as long on a clip as the decoder. So there it is the other way round: a
 # gazer on every CPU, and few decoders beside them.
@@ -59,8 +59,10 @@ def share_workers(config: PreprocessConfig, cpus: int, gpus: int, nodes: int = 1
         raise PipelineError(f"policy.cuda_graphs=on: the policy runs on {device}; use auto or off")
     decode_cpus, gaze_cpus = cpus_of_actors(device, network)
     decode = config.workers.decode or decoders(device, network, cpus)
-    on_cpus = max(1, cpus if network else cpus // 4)
-    gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": on_cpus}[device]
+    of_nodes = cpus if network else max(1, cpus // nodes // 2) * nodes  # one for every other CPU of a node
+    if not network and gaze_cpus:  # or those that fit beside the decoders that the user wants
+        of_nodes = min(of_nodes, int((cpus - decode * decode_cpus) / gaze_cpus))
+    gaze = config.workers.gaze or {"cuda": gpus, "mps": 1, "cpu": max(1, of_nodes)}[device]
     of_decoders = 0.0
     if config.decoder in ON_GPU:
         if not gpus:

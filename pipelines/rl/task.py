@@ -204,6 +204,9 @@ class RLTask(PolicyTask):
         groups = [self.groups[number] for number in batch.ids.tolist()]
         return packed_parts(groups, self.config.micro_tokens, self.policy.config.num_vision_tokens)
 
+    def ahead(self, batch: Batch) -> None:
+        """Nothing: the parts depend on the groups, which are made while the batch before is learned from."""
+
     def totals(self, gaze: Gaze) -> list[float]:
         """The labels' slots in use, where the loss prediction learns from them; groups are normalised by themselves."""
         return super().totals(gaze) if self.on_labels else []

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import simpy
 
 _TURN_S = 0.1  # of a core, before others have theirs
+_BESIDE_S = 0.5  # between two times that what runs beside the actors has a core
 _CHUNK = 16e6  # bytes of a transfer, before others have theirs
 Steps: TypeAlias = Generator[simpy.Event, Any, None]
 
@@ -50,6 +51,7 @@ class ClipCost:
         jpeg, search, write: to encode its frames, to gaze at it, to pack it into the tar.
         shard: what a shard takes beside its clips.
         stored: bytes of the dataset.
+        start: core seconds of a decoder before its first piece.
     """
 
     jpeg: float
@@ -57,6 +59,7 @@ class ClipCost:
     write: float
     shard: float
     stored: float
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Machine:
         window: bytes of frames that an actor has handed out and not taken.
         at_once: shards that an actor makes at a time, and `in_flight` those that it is given.
         bytes_per_s: that the machine can receive, and send.
+        beside: core seconds a second that are spent beside the actors.
     """
 
     cores: int
@@ -83,6 +87,7 @@ class Machine:
     at_once: int
     in_flight: int
     bytes_per_s: float
+    beside: float = 0.0
 
 
 @dataclass
@@ -93,8 +98,9 @@ class Trace:
         now: that time, seconds.
         clips: that were written.
         commits: of each shard: when, which, and by which actor.
-        busy: seconds by part, added up over all that work on it: of cores `decode`, `encode`, `search` and `write`; of
-            lines `receive` and `send`; of workers, waiting for cores included, `decoders` and `gazers`.
+        busy: seconds by part, added up over all that work on it: of cores `decode`, `encode`, `search`, `write` and
+            `Ray`, which is what is spent beside the actors; of lines `receive` and `send`; of workers, waiting for
+            cores included, `decoders` and `gazers`.
         fetches: videos that a machine fetched.
     """
 
@@ -176,6 +182,13 @@ class _Host:
         self.cores = simpy.PriorityResource(env, machine.cores)
         self.lines = {"receive": simpy.Resource(env, 1), "send": simpy.Resource(env, 1)}
         self.here: dict[int, simpy.Event] = {}  # videos that are fetched, or about to be
+        if machine.beside:
+            env.process(self._work_beside())
+
+    def _work_beside(self) -> Steps:
+        while True:
+            yield self.env.timeout(_BESIDE_S)
+            self.env.process(self.compute("Ray", _BESIDE_S * self.machine.beside))
 
     def compute(self, part: str, seconds: float) -> Steps:
         """Use a core for so many seconds, in turns with others.
@@ -237,6 +250,7 @@ class _Actor:
         self.env, self.host, self.trace, self.number = env, host, host.trace, number
         self.clip, self.batch, self.ahead, self.committed = clip, machine.batch, machine.gazers, committed
         self.inbox = simpy.Store(env)
+        self.cold = machine.decoders  # that have not started: those that wait longest are taken first
         self.left = 0  # shards given and not committed
         self.idle: simpy.Event = env.event()
         self.decoders, self.encoders, self.gazers = (
@@ -303,6 +317,9 @@ class _Actor:
             yield decoder
             yield there
             began = self.env.now
+            if self.cold:
+                self.cold -= 1
+                yield from self.host.compute("decode", self.clip.start)
             yield from self.host.compute("decode", piece.decode)
             self.trace.busy["decoders"] += self.env.now - began
         if self.clip.jpeg:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipelines.preprocess.description import decode_config
 from pipelines.preprocess.gaze_threads import gaze_each
 from pipelines.preprocess.job import resolve_gaze
 from pipelines.sizing.rates import Rates, gaze_words
+from pipelines.sizing.rehearsal import side_by_side
 from pipelines.sizing.trials import TimedTrial, Trial, decode_trials, fitted_rates
 
 CLIPS = 32  # that are gazed at, encoded and packed together
@@ -43,7 +45,7 @@ def measure_rates(
         trials: pieces of it, those first that count if time is short.
         config: its settings.
         device: what gazes: cpu, cuda or mps.
-        seconds: how long to decode; the rest takes about as long again.
+        seconds: how long to decode, and how long an actor then works; the rest takes about as long again.
         at_once: cores to load while measuring, as the job will load all.
     Raises PipelineError: nothing can be decoded, or the gaze does not load.
     """
@@ -56,7 +58,7 @@ def measure_rates(
     jpeg = _core_seconds(lambda: [encode_frames(clip, "jpeg", config.jpeg_quality) for clip in clips], at_once)
     made = {storage: _outcomes(clips, gazes, storage, config.jpeg_quality) for storage in _STORAGES}
     write, shard = _writing(made[config.frames], gazer, at_once)
-    return Rates(
+    rates = Rates(
         machine=f"{platform.machine()}, Python {platform.python_version()}, on {platform.system()}",
         at_once=at_once,
         decoder=config.decoder,
@@ -71,6 +73,8 @@ def measure_rates(
         shard=shard,
         stored={storage: _stored(found, gazer) for storage, found in made.items()},
     )
+    together, start = side_by_side(done, rates, config, seconds, at_once)
+    return replace(rates, together=together, start=start)
 
 
 def _typical(done: Sequence[TimedTrial]) -> np.ndarray:

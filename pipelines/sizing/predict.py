@@ -23,7 +23,7 @@ from pipelines.sizing.workload import Workload
 _WHOLE_CLIPS = 30_000  # a job of no more clips is simulated whole
 _STEADY = 3  # shards that each actor commits while a node is watched, after its first
 _SHARDS = 5_000  # simulated one by one
-_CORES = ("decode", "encode", "search", "write")  # what cores are busy with
+_CORES = ("decode", "encode", "search", "write", "Ray")  # what cores are busy with
 _SATURATED = 0.9
 
 

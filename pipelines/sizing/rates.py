@@ -60,6 +60,8 @@ class Rates:
         search: seconds of a core, or of the device, to gaze at a clip.
         shard: seconds of a core for a shard, whatever it holds.
         stored: bytes a clip takes in a dataset, with its part of the index, by how frames are stored.
+        together: what the seconds of a core are multiplied with where the parts work side by side, in an actor.
+        start: seconds of a core for a decoder to start.
     """
 
     machine: str
@@ -75,6 +77,8 @@ class Rates:
     search: float
     shard: float
     stored: Mapping[str, float]
+    together: float = 1.0  # so in files of older versions, which did not measure it
+    start: float = 0.0
 
     def to_json(self) -> bytes:
         return json.dumps({"format": FORMAT} | asdict(self), indent=1).encode() + b"\n"

@@ -17,6 +17,11 @@ from pipelines.sizing.rates import Rates
 from pipelines.sizing.workload import Piece, Shard, frames_of
 from pipelines.video.base import DecodeConfig
 
+RAY_CORES = 0.17
+"""Core seconds a second of Ray's own processes on a node, and of the command that drives the job: measured by
+benchmarks/sizing_check.py.
+"""
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -48,14 +53,16 @@ def machine_of(cluster: Cluster, config: PreprocessConfig, batch: int, shards: i
         at_once=SHARDS_AT_ONCE,
         in_flight=IN_FLIGHT,
         bytes_per_s=min(cluster.bytes_per_s, cluster.store_bytes_per_s / nodes),
+        beside=RAY_CORES,
     )
     return machine, layout.actors
 
 
 def clip_cost(rates: Rates, storage: str) -> ClipCost:
     """What a clip costs beside decoding, by how frames are stored."""
-    jpeg = rates.jpeg if storage == "jpeg" else 0.0
-    return ClipCost(jpeg, rates.search, rates.write, rates.shard, rates.stored[storage])
+    jpeg, times = rates.jpeg if storage == "jpeg" else 0.0, rates.together
+    search = rates.search * (times if rates.device == "cpu" else 1.0)
+    return ClipCost(times * jpeg, search, times * rates.write, times * rates.shard, rates.stored[storage], rates.start)
 
 
 def shard_cost(shard: Shard, rates: Rates) -> ShardCost:
@@ -65,7 +72,7 @@ def shard_cost(shard: Shard, rates: Rates) -> ShardCost:
             part.video,
             part.clips,
             part.clips * clip_bytes(rates.frames),
-            rates.decode.of(part) * _luck(part.video, rates),
+            rates.together * rates.decode.of(part) * _luck(part.video, rates),
             part.fetched,
         )
         for piece in shard.pieces

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines.corpus.clips import PlannedClip, decoded_clips
 from pipelines.corpus.manifest import MANIFEST_SCHEMA
 from pipelines.corpus.plan import ClipConfig
-from pipelines.corpus.videos import local_copy
+from pipelines.corpus.videos import local_copy, video_fingerprint
 from pipelines.errors import PipelineError
 from pipelines.sizing.footage import write_footage
 from pipelines.sizing.rates import DecodeRates
@@ -82,19 +82,23 @@ def footage_trials(
     folder: Path, size: tuple[int, int], codec: str, fps: float, mbit: float, clip: ClipConfig, like: str
 ) -> list[Trial]:
     """Trials of a test video: clips as the job cuts them, and as others would, so that the parts of the cost show."""
-    video, trials = folder / "footage.mkv", list[Trial]()
+    footage, trials = folder / "footage.mkv", list[Trial]()
     own = clip.stride if not clip.fps else max(1, round(fps / clip.fps))
     frames = clip.frames * max(own, 3) * 4
-    write_footage(video, size, codec, fps, mbit, frames, like)
-    for stride, used in ((own, 1.0), (1, 1.0), (3, 1.0), (own, 0.5), (1, clip.frames / frames)):
-        facts = {"uri": "footage", "object": str(video), "offset": 0, "bytes": video.stat().st_size, "version": ""}
-        facts |= {"fingerprint": "0", "container": "", "codec": codec, "width": size[0], "height": size[1]}
-        facts |= {"rotation": 0, "fps": fps, "frames": round(frames * used), "duration": frames / fps, "status": "ok"}
-        manifest = pa.Table.from_pylist([facts], MANIFEST_SCHEMA)
+    write_footage(footage, size, codec, fps, mbit, frames, like)
+    of = {"offset": 0, "bytes": footage.stat().st_size, "fingerprint": video_fingerprint(str(footage)), "codec": codec}
+    of |= {"uri": "footage", "version": "", "container": "", "width": size[0], "height": size[1], "rotation": 0}
+    of |= {"fps": fps, "duration": frames / fps, "status": "ok"}
+    kinds = ((own, 1.0), (1, 1.0), (3, 1.0), (own, 0.5), (1, clip.frames / frames))
+    for number, (stride, used) in enumerate(kinds * 3):
+        video = folder / f"{number}.mkv"
+        video.symlink_to(footage)
+        manifest = pa.Table.from_pylist([of | {"object": str(video), "frames": round(frames * used)}], MANIFEST_SCHEMA)
         job = of_manifest([manifest], str(folder), ClipConfig(clip.frames, stride, tiles=clip.tiles), 1 << 20)
         piece = _shortened(job.sample[0][0].pieces[0])
-        trials.append(Trial(piece, 1.0, lambda: local_copy(str(video), 0, video.stat().st_size)))
-    return trials * 3
+        where = str(video), 0, footage.stat().st_size
+        trials.append(Trial(piece, 1.0, lambda where=where: local_copy(*where)))  # type: ignore[misc]
+    return trials
 
 
 def decode_trials(

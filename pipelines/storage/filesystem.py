@@ -8,6 +8,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeAlias, TypeVar
@@ -84,6 +85,11 @@ class FileSystem(ABC):
 
     def remove_temporaries(self, url: str, mine: Mine) -> int:
         return 0  # a put is atomic: there are none
+
+    @contextmanager
+    def without_new_folders(self, url: str) -> Iterator[None]:
+        """After the block, folders down to `url` that it made and left empty are gone."""
+        yield  # an object store has no folders
 
     def open_read(self, url: str, block_bytes: int) -> IO[bytes]:
         return io.BufferedReader(_Reader(self, url), block_bytes)

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -94,6 +94,16 @@ class LocalFiles(FileSystem):
 
     def remove_temporaries(self, url: str, mine: Mine) -> int:
         return spool.clear(Path(url), mine)
+
+    @contextmanager
+    def without_new_folders(self, url: str) -> Iterator[None]:
+        new = [folder for folder in (Path(url), *Path(url).parents) if not os.path.lexists(folder)]
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # somebody has put something there, and needs it
+                for folder in new:
+                    folder.rmdir()
 
     def is_transient(self, error: Exception) -> bool:
         return isinstance(error, OSError) and error.errno in _TRANSIENT

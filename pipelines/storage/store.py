@@ -156,11 +156,15 @@ def require_shared(url: str) -> None:
 
 
 def require_writable(url: str) -> None:
-    """Prove that objects can be written under `url`, by writing and removing one. Raises StoreError in one line."""
+    """Prove that objects can be written under `url`, by writing and removing one. Raises StoreError in one line.
+
+    No folder is left that was not there before: a job that is refused after this leaves no trace.
+    """
     require_shared(url)
     probe = Location(url) / f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
     try:
-        publish(b"", probe)
-        remove(probe)
+        with filesystem_of(url).without_new_folders(url):
+            publish(b"", probe)
+            remove(probe)
     except FileNotFoundError as error:
         raise StoreError(f"{url}: no such place; create the folder or bucket first") from error

@@ -77,7 +77,7 @@ def _take_steps(run: TrainingRun) -> str:
         return "done"
     run.task.begin(run.loader, run.step, run.steps, run.stopping.asked_here)
     with _short_turns(run.ranks.device):
-        for batch, waited in _timed(fed(iter(run.loader), run.ranks.device)):
+        for batch, waited in _timed(fed(iter(run.loader), run.ranks.device, run.task.ahead)):
             goes_on = run.take_step(batch, waited)
             if goes_on and run.is_due(run.config.every.checkpoint):
                 run.save()  # before the validation, so that an error there costs no step

@@ -23,6 +23,7 @@ from pipelines.train.augment import augment_batch, labels_for
 from pipelines.train.config import PolicyTrainConfig
 from pipelines.train.packing import parts_by_tokens
 from pipelines.train.sizes import own_sizes, require_own_sizes
+from pipelines.train.step import micro_batches, part_of
 from pipelines.train.task import COMPILES, RandomKey, Task, folder_files, unpacked
 
 
@@ -84,6 +85,13 @@ class PolicyTask(Task):
         if not self.config.augment.changes:
             return batch
         return augment_batch(self.config.augment, batch, self.config.loader.seed, self.labels)
+
+    def ahead(self, batch: Batch) -> None:
+        """Where the labels' tokens lie among those of the frames, for each part that is learned from at once."""
+        if self.config.augment.changes:
+            return  # they are other labels then
+        for rows in self.parts(batch) or micro_batches(len(batch.ids), self.config.micro_batch):
+            self.policy.lay_out_tokens(part_of(batch.gaze, rows))
 
     def totals(self, gaze: Gaze) -> list[float]:
         """The number of slots in use, over which the losses are averaged."""

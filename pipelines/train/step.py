@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def accumulate_gradients(
             raise StopRequested
         last = number + 1 == len(cut)
         frames = _rows_of(batch.frames, rows).to(device, non_blocking=True)
-        gaze = Gaze.cat([batch.gaze[row] for row in rows])
+        gaze = part_of(batch.gaze, rows)
         key = RandomKey(config.loader.seed, batch.epoch, tuple(int(batch.ids[row]) for row in rows))
         wait = model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
         with wait:
@@ -67,6 +68,19 @@ def accumulate_gradients(
 def micro_batches(size: int, at_once: int) -> list[range]:
     """The rows of `size` samples, `at_once` at a time."""
     return [range(begin, min(begin + at_once, size)) for begin in range(0, size, at_once)]
+
+
+_parts: WeakKeyDictionary[Gaze, dict[tuple[int, ...], Gaze]] = WeakKeyDictionary()
+
+
+def part_of(gaze: Gaze, rows: Sequence[int]) -> Gaze:
+    """The gaze of some rows of a batch's; the same object each time, so that something may be kept for it."""
+    if list(rows) == list(range(gaze.clips)):
+        return gaze
+    made = _parts.setdefault(gaze, {})
+    if tuple(rows) not in made:
+        made[tuple(rows)] = Gaze.cat([gaze[row] for row in rows])
+    return made[tuple(rows)]
 
 
 def _rows_of(frames: Tensor, rows: Sequence[int]) -> Tensor:

@@ -68,6 +68,13 @@ class Task(Protocol):
         """A rank's part of a batch as it is learned from, before `totals`: as it was read, or other clips of it."""
         return batch
 
+    def ahead(self, batch: Batch) -> None:
+        """Called in another thread while a GPU learns from the batch before, as soon as this one was read.
+
+        What is kept for `losses` is to be found by the batch's own `gaze` (see `part_of` in pipelines/train/step.py).
+        """
+        return None
+
     def prepare(self, batch: Batch) -> dict[str, Any]:
         """Called before a batch is learned from. Time spent here counts as waiting for data.
 

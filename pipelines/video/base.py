@@ -134,6 +134,7 @@ class DecodeConfig:
     threads: int = 1  # decoding threads; more than 1 only helps a machine that decodes few videos at once
     timeout_s: float = 60.0  # IsolatedDecoder: the longest time without a finished clip
     index_dir: str = ""  # pyav: a folder of this node that keeps frame indexes (pipelines.video.kept_index); "": none
+    keep_open: bool = False  # pyav: keep the last video open, for a call that goes on where this one ends
     memory_mb: int = 2048  # IsolatedDecoder: what the child may allocate, in MiB, beyond what it needs to start
 
     def __post_init__(self) -> None:

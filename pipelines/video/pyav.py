@@ -31,6 +31,7 @@ from pipelines.video.base import (
     require_size,
 )
 from pipelines.video.frame_index import FrameIndex, Timing
+from pipelines.video.kept_video import opened
 from pipelines.video.orientation import Orientation
 from pipelines.video.pyav_index import count_by_table, make_index
 from pipelines.video.pyav_readers import IndexedReader, NotAsIndexed
@@ -129,18 +130,20 @@ def decode_into(
     failed: dict[int, VideoError] = {}
     delivered = 0  # how many of `order`
 
-    with Video(source, config.threads) as video:
-        reader = IndexedReader(video, _index(video, config.index_dir))
+    def reader(video: Video) -> IndexedReader:
+        return IndexedReader(video, _index(video, config.index_dir))
+
+    with opened(source, config.threads, reader, min(uses), max(uses), config.keep_open) as at:
         scaler = VideoReformatter()
         for n in sorted(uses):
             users = [(i, slot) for i, slot in uses[n] if i not in failed]
             if users:
                 try:
                     try:
-                        frame = reader.read(n)
+                        frame = at.reader.read(n)
                     except NotAsIndexed:
-                        reader = _without_seeking(video)
-                        frame = reader.read(n)
+                        at.reader = _without_seeking(at.video)
+                        frame = at.reader.read(n)
                     picture = pixels(scaler, frame, n, config.size, native)
                 except VideoError as error:
                     failed.update((i, error) for i, _ in users)

@@ -44,6 +44,7 @@ class IndexedReader:
     _suspect: bool  # something went wrong that no error announced
     _point: int  # the next point of the index that the run comes by
     _said: list[Header]  # what holds for the run's first packet and was said before it
+    _runs = 0  # that decoded something
 
     def __init__(self, video: Video, index: FrameIndex, seeks: bool = True):
         """seeks=False: reach every packet from the first, where seeking leads to others than the index names."""
@@ -74,6 +75,18 @@ class IndexedReader:
         if 0 <= index.encrypted <= int(index.place[n]):
             raise encrypted(index.encrypted)
         return self._read(n)
+
+    def goes_on(self, first: int, last: int) -> bool:
+        """Whether reading frames `first` to `last` from here on is what a new reader does: it would be given the same
+        packets from the same keyframe, and nothing has gone wrong since.
+        """
+        index = self._index
+        if self._runs != 1 or self._damage or self._suspect or self._from_start or self._drained or not self._seeks:
+            return False
+        if last >= len(index) or (index.cut and last >= int(index.frame[index.last_shown])):
+            return False
+        passed = first < self._due and not (self._ready and self._ready[0][0] <= first)
+        return not passed and self._start == index.anchor(first)
 
     def settle_end(self) -> av.VideoFrame | None:
         """Find out whether the data ends inside the picture that is last in decode order: then it does not count.
@@ -146,6 +159,7 @@ class IndexedReader:
             step = self._video.decode(None, self._next)
         else:
             at = self._next
+            self._runs += at == self._start
             self._next += 1
             self._verify(packet, at)
             if packet.is_corrupt and flags_tell(self._video) and not self._ends_a_recording(at):

@@ -18,7 +18,7 @@ from tests.support.videos import write_video
 
 FOLDER = places.ROOT / "benchmarks"
 # Modules of the others; and what needs a clone of the reference, or a download.
-MODULES = {"arithmetic", "counting", "results", "reference", "dinov2_small", "scale_plan"}
+MODULES = {"arithmetic", "counting", "results", "reference", "dinov2_small", "scale_plan", "watched", "readers"}
 # VIDEOS, DATASET and ENCODER stand for folders that the test makes, OUT for a new one; then what each must print.
 SMALLEST = {
     "canvas_greedy": ("--corpus VIDEOS --clips 2 --batch 2 --threshold 0.05 --repeats 1 --plain 1", "frames/s"),
@@ -57,6 +57,7 @@ SMALLEST = {
     "roofline": ("--batch 1 --rounds 1", "floor"),
     "s3": ("--corpus VIDEOS --videos 2 --per-video 1 --rounds 1", "s3 / disk"),
     "scale": ("index --samples 2000 --shard 100", "first"),
+    "scale --s3": ("index --samples 2000 --shard 100 --merged --s3 1 --rounds 1", "requests"),
     "scale plan": ("plan --videos 1000 --shards 20", "CPU s"),
     "sizing": ("--hours 100 --minutes 1 --sizes 64x48 --strides 1 --measure-s 0.01", "hours of video an hour"),
     "sizing_check": (
@@ -67,6 +68,7 @@ SMALLEST = {
     "tiling": ("--frames 2 --height 224 --width 224", ""),
     "train": ("--data DATASET --small --batch 1 --steps 2 --every 1", ""),
     "training_memory": ("--narrow --clips 1 2", "clips fit"),
+    "two_stages": ("--corpus VIDEOS --videos 2 --per-video 2 --shard 2", "stages"),
     "verified": (
         "--data DATASET --policy tests/golden/autogaze_small_k4 --threshold 0.1 --max-ratio 0.05 --go-on 1 --clips 1",
         "greedy alone",
@@ -133,7 +135,7 @@ def run(name: str, words: list[str]) -> subprocess.CompletedProcess[str]:
 def test_a_benchmark_runs_at_its_smallest_size(
     name: str, videos: Path, dataset: Path, encoder: Path, tmp_path: Path
 ) -> None:
-    if name == "s3" and s3_servers.rclone() is None:
+    if "s3" in name and s3_servers.rclone() is None:
         pytest.skip("rclone with `serve s3` is not installed")
     line, printed = SMALLEST[name]
     there = {"VIDEOS": videos, "DATASET": dataset, "ENCODER": encoder, "OUT": tmp_path / "out"}

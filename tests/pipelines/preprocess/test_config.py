@@ -82,11 +82,18 @@ def test_a_value_that_cannot_work_is_named_before_any_work(changes: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "cpus, gpus, expected", [(2, 0, (2, 1, "cpu")), (8, 0, (8, 2, "cpu")), (16, 4, (16, 4, "cuda"))]
+    "cpus, gpus, expected",
+    [(2, 0, (2, 1, "cpu")), (3, 0, (3, 1, "cpu")), (64, 0, (64, 32, "cpu")), (16, 4, (16, 4, "cuda"))],
 )
 def test_workers_share_the_cluster_out(cpus: int, gpus: int, expected: tuple[int, int, str]) -> None:
     workers = share_workers(PreprocessConfig(), cpus, gpus)
     assert (workers.decode, workers.gaze, workers.device) == expected
+    assert workers.wanted.cpus <= cpus, "Ray would wait for ever"
+
+
+def test_more_decoders_leave_room_for_fewer_gazers() -> None:
+    workers = share_workers(PreprocessConfig(workers=WorkersConfig(decode=18)), 16, 0)
+    assert workers.gaze == 5 and workers.wanted.cpus == 16
 
 
 @pytest.mark.parametrize(

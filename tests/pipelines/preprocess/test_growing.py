@@ -83,3 +83,19 @@ def test_growing_in_two_steps_leaves_the_same_bytes(videos: Path, tmp_path: Path
     assert open_samples(str(other)).shards == 2, "while it grows, a new run takes the version before"
     preprocess(videos, other)
     assert runs.tree(other) == runs.tree(grown)
+
+
+def test_a_manifest_that_has_more_videos_says_so(videos: Path, tmp_path: Path, make_video: MakeVideo) -> None:
+    manifest, output = tmp_path / "manifest.parquet", tmp_path / "gaze"
+
+    def scan() -> None:
+        assert runs.plainly("scan", videos, f"output={manifest}").returncode == 0
+
+    scan()
+    assert "changed" not in preprocess(manifest, output) and "changed" not in preprocess(manifest, output)
+    make_video(videos / "3.mp4", frames=20, size=(64, 48), seed=3)
+    (videos / "4.mp4").unlink()
+    scan()
+    told = preprocess(manifest, output)
+    assert "(1 new, 0 changed, 1 gone)" in told and f"such as {videos}/3.mp4: grow=true makes new shards" in told
+    assert "grows by 1 new videos" in preprocess(manifest, output, "grow=true")

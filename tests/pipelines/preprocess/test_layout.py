@@ -13,8 +13,10 @@ from pipelines.preprocess.workers import share_workers
     ("nodes", "shards", "expected"),
     [
         ([NodeRoom(2)], 100, (1, 2, 1)),
-        ([NodeRoom(64)], 100, (16, 4, 1)),
-        ([NodeRoom(64)], 1, (1, 64, 16)),  # all of a node works at the only shard
+        ([NodeRoom(64)], 100, (32, 2, 1)),
+        ([NodeRoom(15)] * 2, 100, (14, 2, 1)),
+        ([NodeRoom(3)] * 3, 100, (3, 3, 1)),
+        ([NodeRoom(64)], 1, (1, 64, 32)),  # all of a node works at the only shard
         ([NodeRoom(2)] * 3, 100, (3, 2, 1)),
         ([NodeRoom(1)] * 4, 100, (4, 1, 1)),  # a decoder and a gazer take turns
     ],

@@ -105,3 +105,16 @@ def test_every_shard_is_made_once_and_no_sooner_than_it_can(
 def test_a_simulation_ends_when_enough_is_committed() -> None:
     trace = simulate(NODE, 1, endless(shards(2, 4)), FREE, lambda trace: len(trace.commits) == 7)
     assert len(trace.commits) == 7 and trace.now == pytest.approx(7)
+
+
+def test_each_decoder_starts_once() -> None:
+    trace = simulate(replace(NODE, decoders=3), 1, shards(2, 9), replace(FREE, start=2.0))
+    assert trace.busy["decode"] == pytest.approx(18 + 3 * 2)
+    assert trace.now == pytest.approx(6 + 2)
+
+
+def test_what_runs_beside_the_actors_has_its_share_of_the_cores() -> None:
+    node = replace(NODE, cores=2, decoders=2, beside=0.5)
+    trace = simulate(node, 1, shards(4, 8), FREE)
+    assert trace.busy["Ray"] / trace.now == pytest.approx(0.5, rel=0.1)
+    assert trace.now == pytest.approx(32 / 1.5, rel=0.05)

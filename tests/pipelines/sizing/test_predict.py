@@ -11,7 +11,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.sizing import predict
 from pipelines.sizing.amounts import amounts
 from pipelines.sizing.predict import Predictor
-from pipelines.sizing.rules import Cluster
+from pipelines.sizing.rules import RAY_CORES, Cluster
 from pipelines.sizing.workload import Workload, of_alike, of_manifest
 from tests.pipelines.sizing.test_rates import RATES
 from tests.pipelines.sizing.test_workload import manifest
@@ -52,7 +52,9 @@ def test_cores_that_are_all_busy_take_what_the_work_takes(few: Workload) -> None
     decode = sum(RATES.decode.of(piece) for shard in job.sample[0] for piece in shard.pieces)
     work = decode + job.clips * (rates.search + rates.write)
     assert found.slowest == "cores, mostly decode"
-    assert found.seconds * 8 * found.busy["cores"] == pytest.approx(work, rel=0.03)
+    spent = found.seconds * 8 * (found.busy["cores"] - found.inside["Ray"])
+    assert spent == pytest.approx(work, rel=0.03)
+    assert found.inside["Ray"] * 8 == pytest.approx(RAY_CORES, rel=0.1)
     assert work / 8 <= found.seconds <= 1.3 * work / 8
 
 

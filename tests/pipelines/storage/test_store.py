@@ -321,3 +321,11 @@ def test_a_file_in_the_way_of_the_output_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StoreError, match="a part of this path is a file"):
         store.require_writable(str(tmp_path / "file" / "gaze"))
+
+
+def test_a_proof_that_an_output_can_be_written_leaves_no_folder(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    for place in (there, there / "new" / "gaze"):
+        store.require_writable(str(place))
+    assert list(tmp_path.rglob("*")) == [there], "what was there stays, though empty"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from autogaze.gaze import Gaze
+from autogaze.model import scoring
+from pipelines.loading.loader import ShardLoader
 from pipelines.runs.events import read_events
 from pipelines.runs.state import pack_optimizer, unpack_optimizer
 from pipelines.train.config import OptimizerConfig
-from pipelines.train.feed import fed
+from pipelines.train.feed import fed, worked_ahead
 from pipelines.train.packing import parts_by_tokens
-from pipelines.train.step import make_optimizer
+from pipelines.train.policy import PolicyTask
+from pipelines.train.step import accumulate_gradients, make_optimizer, part_of
 from tests.support.training import policy_config, train, write_dataset
 
 
@@ -74,6 +79,46 @@ def test_on_a_cpu_batches_are_fed_as_they_come() -> None:
             taken.append(number)
             yield number
 
-    following = fed(batches(), torch.device("cpu"))
+    following = fed(batches(), torch.device("cpu"), pytest.fail)
     assert next(following) == 0 and taken == [0]
     assert list(following) == [1, 2]
+
+
+def test_a_thread_works_on_the_next_item_while_one_is_in_use():
+    done, who = [threading.Event() for _ in range(3)], set()
+
+    def work(item: int) -> None:
+        who.add(threading.current_thread().name)
+        done[item].set()
+        if item == 2:
+            raise ValueError("the third")
+
+    items = worked_ahead(iter(range(3)), work)
+    assert next(items) == 0 and done[1].wait(5)  # nobody asked for the second yet
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="the third"):
+        next(items)
+    assert who == {"autogaze-ahead_0"}
+
+
+def test_the_gaze_of_a_part_is_made_once():
+    lengths = torch.tensor([[1, 2], [0, 1], [2, 0]])
+    gaze = Gaze(tokens=torch.arange(6), lengths=lengths)
+    part = part_of(gaze, [2, 0])
+    assert part.tokens.tolist() == [4, 5, 0, 1, 2] and part_of(gaze, (2, 0)) is part
+    assert part_of(gaze, range(3)) is gaze and part_of(gaze, range(1)) is not gaze
+
+
+@pytest.mark.parametrize("setting", ["micro_batch=2", "micro_tokens=900", "micro_batch=64"])
+def test_a_step_finds_what_was_laid_out_ahead(data: str, tmp_path: Path, monkeypatch, setting) -> None:
+    config, cpu = policy_config(data, tmp_path / "run", setting), torch.device("cpu")
+    task = PolicyTask(config, cpu)
+    batch, again = (next(iter(ShardLoader(config.loader_config, split="train"))) for _ in range(2))
+
+    def losses(batch):
+        return accumulate_gradients(config, task, task.module, batch, [10.0], cpu, parts=task.parts(batch))["loss"]
+
+    plain = losses(again)
+    task.ahead(batch)
+    monkeypatch.setattr(scoring, "TokenLayout", pytest.fail)
+    assert torch.equal(losses(batch), plain)
