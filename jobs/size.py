@@ -155,7 +155,7 @@ def preprocess_config(config: SizeConfig) -> PreprocessConfig:
 
 
 def _workload(config: SizeConfig, shard_clips: int) -> Workload:
-    from pipelines.corpus.manifest import ordered_manifest
+    from pipelines.corpus.manifest import manifest_files, ordered_manifest
     from pipelines.sizing.workload import of_alike, of_manifest
     from pipelines.storage import store
     from pipelines.storage.location import Location
@@ -166,7 +166,13 @@ def _workload(config: SizeConfig, shard_clips: int) -> Workload:
         return of_alike(config.hours, *video, config.clip, shard_clips)
     place = Location(config.input)
     dataset = store.exists(place / "dataset.json")
-    manifest = ordered_manifest(str(place / "manifest.parquet" if dataset else place))
+    listed = str(place / "manifest.parquet" if dataset else place)
+    if not manifest_files(listed):
+        raise PipelineError(
+            f"input={listed}: no such manifest, nor a dataset; of videos, autogaze scan makes one: "
+            "autogaze scan input=VIDEOS output=manifest.parquet"
+        )
+    manifest = ordered_manifest(listed)
     if not manifest.videos:
         raise PipelineError(f"input={config.input}: the manifest has no videos")
     workload = of_manifest(manifest.tables, manifest.folder, config.clip, shard_clips)

@@ -83,7 +83,7 @@ def test_a_manifest_is_measured_on_its_own_videos(
         (["hours=1", "device=cuda"], "device=cuda: this cluster has no GPU; use device=cpu"),
         (["hours=1", "cores=2", "workers.decode=9"], "workers.decode=9 and workers.gaze=1 need 8 CPUs"),
         (["hours=1", "noddes=4"], "noddes: no such key; did you mean nodes?"),
-        (["input=/nowhere/manifest.parquet"], "/nowhere/manifest.parquet: no such manifest"),
+        (["input=/nowhere/manifest.parquet"], "input=/nowhere/manifest.parquet: no such manifest, nor a dataset; of"),
         (["hours=100000", "days=0.0001", "nodes=0"], "days=0.0001: 10,000 nodes take longer; give more days"),
     ],
 )
