@@ -154,7 +154,8 @@ def _end_without_work(steps: MakingJob[ConfigT, JobT, WorkersT], job: JobT, cons
     else:
         finish_dataset(job)
         of_part = "" if not job.config.part else f" of part {job.config.part}"
-        console.print(f"nothing to do: all {job.shards} shards{of_part} are committed", highlight=False)
+        count = "its only shard is" if job.shards == 1 and not of_part else f"all {job.shards} shards{of_part} are"
+        console.print(f"nothing to do: {count} committed", highlight=False)
     return 0
 
 

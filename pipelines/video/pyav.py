@@ -133,7 +133,7 @@ def decode_into(
     def reader(video: Video) -> IndexedReader:
         return IndexedReader(video, _index(video, config.index_dir))
 
-    with opened(source, config.threads, reader, min(uses), max(uses), config.keep_open) as at:
+    with opened(source, config.threads, reader, min(uses, default=0), max(uses, default=0), config.keep_open) as at:
         scaler = VideoReformatter()
         for n in sorted(uses):
             users = [(i, slot) for i, slot in uses[n] if i not in failed]

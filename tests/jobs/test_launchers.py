@@ -108,7 +108,7 @@ def test_ending_an_array_ends_its_plan(array: Path, capsys: pytest.CaptureFixtur
         (
             "{backend: slurm, head: {cpus: 2}, decode: {nodes: 3, cpus: 4}}",
             ["workers.decode=40"],
-            "on the nodes of head, decode (14 CPUs, 0 GPUs): workers.decode=40 and workers.gaze=3 need 32 CPUs",
+            "on the nodes of head, decode (14 CPUs, 0 GPUs): workers.decode=40 and workers.gaze=1 need 31 CPUs",
         ),
         ("{backend: kuberay, environment: {image: i}, head: {cpus: 1}}", [], "on the nodes of head (1 CPUs, 0 GPUs): "),
         ("{backend: kuberay, environment: {image: i}}", ["output=/data/gaze"], "output=/data/gaze: is a path of this"),
