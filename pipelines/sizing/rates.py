@@ -17,6 +17,7 @@ from pipelines.gazing.settings import GazeSettings
 from pipelines.sizing.workload import Piece
 from pipelines.storage import store
 from pipelines.storage.location import Location
+from pipelines.storage.retry import StoreError
 
 FORMAT = 1
 
@@ -106,6 +107,8 @@ def read_rates(url: str) -> Rates | None:
         data = json.loads(store.read(Location(url)))
     except FileNotFoundError:
         return None
+    except StoreError as error:
+        raise PipelineError(f"rates={error}; give the name of a file") from error
     except ValueError as error:
         raise _damaged(url, str(error)) from error
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,27 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def kill_two(job: subprocess.Popen[bytes], stage: str, due: Callable[[int], bool]) -> None:
+    """kill -9 two processes of a job whose command line names `stage`, each when `due`, told how many are dead, says so.
+
+    The job itself survives.
+    """
+    killed = set[int]()
+
+    def kill_one() -> bool:
+        if due(len(killed)):
+            for pid, line in descendants(job.pid).items():
+                if stage in line and pid not in killed:
+                    kill(pid)
+                    killed.add(pid)
+                    break
+        return len(killed) >= 2 or job.poll() is not None
+
+    wait_until(kill_one, every=0.01)
+    assert killed, f"no process of {stage} was seen"
+    assert job.wait() == 0, "the job itself survives"
 
 
 def all_gone(pids: set[int], seconds: float = PATIENCE_S) -> bool:

@@ -79,20 +79,8 @@ def test_everything_killed_in_the_middle_of_a_write(
 def test_an_actor_killed_in_the_middle_of_its_work(undisturbed: Run, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "gaze"
     job = runs.start("preprocess", *undisturbed.settings, f"output={output}", "ray.cpus=2")
-    killed: set[int] = set()
-
-    def kill_one() -> bool:
-        if len(list(output.glob("index/*.parquet"))) >= len(killed):  # one more each time a shard was committed
-            for pid, line in runs.descendants(job.pid).items():
-                if stage in line and pid not in killed:
-                    runs.kill(pid)
-                    killed.add(pid)
-                    break
-        return len(killed) >= 2 or job.poll() is not None
-
-    wait_until(kill_one, every=0.01)
-    assert killed, f"no process of {stage} was seen"
-    assert job.wait() == 0, "the job itself survives"
+    # one more each time a shard was committed
+    runs.kill_two(job, stage, lambda dead: len(list(output.glob("index/*.parquet"))) >= dead)
     assert runs.tree(output) == undisturbed.files
 
 

@@ -99,21 +99,13 @@ def test_the_driver_killed_again_and_again_in_the_middle_of_a_spool(made: Run, t
 
 @pytest.mark.parametrize("stage", ["PreprocessStage", "pipelines.video.child"])
 def test_an_actor_or_a_decoder_killed_in_the_middle_of_a_spool(made: Run, tmp_path: Path, stage: str) -> None:
-    output, killed = tmp_path / "gaze", set[int]()
+    output = tmp_path / "gaze"
     job = runs.start("preprocess", *made.settings, f"output={output}", "ray.cpus=2")
 
-    def kill_one() -> bool:
-        if spooled(output) > 0.3 * MB and len(list(output.glob("index/*.parquet"))) >= len(killed):
-            for pid, line in runs.descendants(job.pid).items():
-                if stage in line and pid not in killed:
-                    runs.kill(pid)
-                    killed.add(pid)
-                    break
-        return len(killed) >= 2 or job.poll() is not None
+    def due(dead: int) -> bool:
+        return spooled(output) > 0.3 * MB and len(list(output.glob("index/*.parquet"))) >= dead
 
-    wait_until(kill_one, every=0.02)
-    assert killed, f"no process of {stage} was seen"
-    assert job.wait() == 0, "the job itself survives"
+    runs.kill_two(job, stage, due)
     require_whole(output, made)
 
 
