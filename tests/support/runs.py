@@ -146,7 +146,7 @@ def kill(pid: int) -> None:
 
 
 def kill_two(job: subprocess.Popen[bytes], stage: str, due: Callable[[int], bool]) -> None:
-    """kill -9 two processes of a job whose command line names `stage`, each when `due`, told how many are dead, says so.
+    """kill -9 two processes of a job that have `stage` in their command line; due: told how many are dead, says when.
 
     The job itself survives.
     """
