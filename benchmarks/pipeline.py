@@ -7,6 +7,7 @@ One decoder and one gazer on two cores. In each round, one after another and eac
   before      the same command by the code of --before
   ours        autogaze preprocess (Ray, isolated decoder, JPEG, WebDataset shards, commit)
   decode      its decoders alone: the same class called in a loop, with JPEGs, frames thrown away
+  beside      the same, while another process keeps a core busy: what a decoder can do where gaze has the other core
   gaze        the rest of the actor alone (gaze, tar, commit), on clips decoded before the clock starts
   loop        a single-process loop: PyAV, the same gaze, JPEGs, webdataset.TarWriter; no isolation, no resume
   ray data    the straightforward Ray Data script: a row per clip, decord in map(), gaze per row, a tar per clip
@@ -29,6 +30,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent.parent
 FRAMES, THRESHOLD, RATIO, QUALITY = 16, 0.05, 0.75, 90
+BUSY = "import torch; torch.set_num_threads(1); a = torch.ones(224, 224)\nwhile True: a @ a"
 GAZED = 64  # clips of a shard that gaze alone is measured on: they are in memory
 
 
@@ -73,11 +75,18 @@ def stages(work: Path) -> dict[str, float]:
             began = time.perf_counter()
             clips += stage.make(shard).clips
             spent += time.perf_counter() - began
-        began = time.perf_counter()
-        decoded_clips = sum(1 for shard in shards for _ in decoders.clips(shard, Effort()))
-        alone = decoded_clips / (time.perf_counter() - began)
+
+        def rate() -> float:
+            began = time.perf_counter()
+            decoded_clips = sum(1 for shard in shards for _ in decoders.clips(shard, Effort()))
+            return decoded_clips / (time.perf_counter() - began)
+
+        alone = rate()
+        with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
+            beside = rate()
+            busy.kill()
     stage.close()
-    return {"decode": alone, "gaze": clips / spent}
+    return {"decode": alone, "gaze": clips / spent, "beside": beside}
 
 
 def jobs_of(work: Path) -> list[dict]:
@@ -233,7 +242,7 @@ def main() -> None:
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found[part] = json.loads(printed.strip().splitlines()[-1])
         mine, alone = found["ours"], found["stages"]
-        slowest = min(alone, key=lambda stage: alone[stage])
+        slowest = min(("decode", "gaze"), key=lambda stage: alone[stage])
         print(
             f"round {number + 1}: {mine['clips']:.0f} clips of {FRAMES} frames "
             f"from {len(videos[::step][: options.videos])} videos"
@@ -241,6 +250,9 @@ def main() -> None:
         print(f"  ours       {mine['steady']:6.2f} clips/s steady, {mine['with start-up']:6.2f} with start-up")
         print(f"  decode     {alone['decode']:6.2f} clips/s alone;  gaze {alone['gaze']:6.2f} clips/s alone")
         print(f"  speed of light: ours / {slowest} alone = {mine['steady'] / alone[slowest]:.2f}")
+        print(
+            f"  decode     {alone['beside']:6.2f} beside a busy core;  ours is {mine['steady'] / alone['beside']:.2f}x"
+        )
         for name in [name for name in ("before", "loop", "ray_data") if name in found]:
             rate = found[name]["steady"]
             extra = f", {found[name]['with start-up']:6.2f} with start-up" if "with start-up" in found[name] else ""

@@ -104,11 +104,23 @@ def import_(config: ImportConfig, console: Console) -> int:
     with console.status("reading the labels"):
         measurer = _measurer(config, dataset)
         names = files.label_files(config.labels)
-        labels = files.read_labels(names, dataset.plan.rows(), dataset.vocabulary, with_losses=measurer is None)
-    if not labels.gazes:
-        key = next(iter(keys.clip_keys(dataset.plan.clips_of(0))), "none")
+        found = files.read_labels(names, dataset.plan, dataset.vocabulary, with_losses=measurer is None)
+    with found as labels:
+        return _import(config, dataset, output, labels, measurer, console)
+
+
+def _import(
+    config: ImportConfig,
+    dataset: Dataset,
+    output: Location,
+    labels: files.Labels,
+    measurer: Reconstructor | None,
+    console: Console,
+) -> int:
+    """Make the dataset of labels that have been read; the exit status. Raises PipelineError, in one line."""
+    if not labels.used:
         raise PipelineError(
-            f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {key}, "
+            f"labels={config.labels}: none is of a clip of {dataset.url}; there a key is {_some_key(dataset)}, "
             f"in the labels {labels.example or 'none'}"
         )
     units = labels.units if measurer is None else measurer.units
@@ -134,6 +146,14 @@ def import_(config: ImportConfig, console: Console) -> int:
         _say(console, f"not used: {labels.unused:,} labels of clips that {dataset.url} does not plan", "yellow")
     _say(console, f"dataset: {output}")
     return 0
+
+
+def _some_key(dataset: Dataset) -> str:
+    """The key of a clip of a dataset, as an example."""
+    if not dataset.shards:
+        return "none"
+    row = dataset.plan.clips_of(0).iloc[0]
+    return keys.clip_key(row["video"], int(row["start"]), row["tile"])
 
 
 def _measurer(config: ImportConfig, dataset: Dataset) -> Reconstructor | None:

@@ -24,7 +24,7 @@ from pipelines.preprocess.gaze_threads import GazeThreads, one_thread
 from pipelines.preprocess.progress import Reporter
 from pipelines.preprocess.rows import CommittedShard, DecodedClip, Effort
 from pipelines.preprocess.stopwatch import Stopwatch
-from pipelines.preprocess.streams import OwnThreads, clip_array
+from pipelines.preprocess.streams import OwnThreads, clip_array, take_short_turns
 from pipelines.storage import store
 
 
@@ -108,6 +108,7 @@ class EncodeStage:
         report: Reporter | None = None,
     ) -> None:
         one_thread()
+        take_short_turns()
         self.output, self.resolved, self.storing, self.report = output, encoder, storing, report or Reporter()
         store.clear_spools(output)
         self.encoders = OwnThreads(lambda: start_encoder(encoder, device), encoders, one_thread)

@@ -35,7 +35,7 @@ def export_labels(
     Raises PipelineError: two videos with one key, a clip that cannot be read, nothing to export, output not writable.
     """
     if not full_keys:
-        require_distinct(dataset.plan.uris())
+        require_distinct(dataset.plan.uris)
     units, shards, done = dataset.about.get("units"), dataset.committed(), Exported()
     with store.publishing(url) as out, ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
         before = "{\n"

@@ -14,16 +14,19 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from autogaze.patches import PatchVocabulary
+from pipelines.corpus.plan_reader import DatasetPlan
 from pipelines.errors import PipelineError
 from pipelines.labels import json_stream
-from pipelines.labels.keys import clip_keys, video_key
+from pipelines.labels.kept import KeptLabels
+from pipelines.labels.keys import video_key
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
@@ -31,26 +34,33 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass
-class Labels:
-    """What label files hold for the clips of a plan.
+class Labels(AbstractContextManager["Labels"]):
+    """What label files hold for the clips of a plan. Close it, or use it as a context manager: it has a file.
 
     Attributes:
-        gazes: by clip name, as the bytes of gaze.npz: they are small, and equal exactly where the gazes are.
+        kept: the labels, as the bytes of gaze.npz: they are small, and equal exactly where the gazes are.
         units: of the losses; None where the files do not say.
         files: sha256 of each file by its name.
-        unused: how many labels are of clips that the plan does not have.
+        used: how many labels are of clips of the plan ...
+        unused: ... and how many are not.
         example: a key of the files, for messages.
     """
 
-    gazes: dict[str, bytes] = field(default_factory=dict)
+    kept: KeptLabels
     units: str | None = None
     files: dict[str, str] = field(default_factory=dict)
+    used: int = 0
     unused: int = 0
     example: str = ""
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kept.close()
+
 
 def read_labels(
-    urls: Sequence[str], plan: pd.DataFrame, vocabulary: PatchVocabulary, with_losses: bool = True
+    urls: Sequence[str], plan: DatasetPlan, vocabulary: PatchVocabulary, with_losses: bool = True
 ) -> Labels:
     """Read label files, one clip at a time, and keep the labels of a plan's clips.
 
@@ -59,46 +69,50 @@ def read_labels(
     A key that is the whole path of a video of the plan names that one; others are cut to the last three parts of a
     path. An entry that says its clip failed is no label. A clip may be labelled twice if the labels are equal.
     Raises PipelineError, naming file and key: not JSON; a key that two videos share; ids, losses or frames that do not
-    fit the clip; two labels of a clip that differ; losses in several units.
+    fit the clip; two labels of a clip that differ; losses in several units; no room on the disk for the labels.
     """
-    clips = list(zip(plan["clip"], plan["frames"].tolist(), plan["stride"].tolist(), strict=True))
-    wanted: dict[str, tuple[str, int, int]] = {}
-    shared: dict[str, str] = {}  # keys of several clips, and the video of the first
-    for key, video, facts in zip(clip_keys(plan), plan["video"], clips, strict=True):
-        if wanted.setdefault(key, facts) is not facts:
-            shared.setdefault(key, video)
-    by_path = dict(zip(clip_keys(plan, full=True), clips, strict=True))
-    labels = Labels()
-    for url in urls:
-        name = _distinct_name(url, labels.files)
-        digest = hashlib.sha256()
-        for full, entry in _entries(url, digest.update):
-            key = full if full in by_path else video_key(full)
-            labels.example = labels.example or key
-            if isinstance(entry, dict) and "failed" in entry:
-                continue
-            if key in shared and key not in by_path:
-                raise PipelineError(
-                    f"{url}: {full}: is a label of {shared[key]} and of another video of the dataset; labels that "
-                    "export-labels writes with keys=full tell them apart"
-                )
-            found = by_path.get(key) or wanted.get(key)
-            if found is None:
-                labels.unused += 1
-                continue
-            clip, frames, stride = found
-            try:
-                gaze = (_gaze_of if with_losses else _tokens_of)(entry, frames, stride, vocabulary)
-                units = entry.get("units") if with_losses else None
-                if labels.gazes and units != labels.units:
-                    raise ValueError(f"its losses are in units {units!r}, those before in {labels.units!r}")
-                if labels.gazes.get(clip, gaze) != gaze:
-                    raise ValueError("has two labels that differ")
-            except (ValueError, TypeError) as error:
-                raise PipelineError(f"{url}: {full}: {error}") from error
-            labels.gazes[clip], labels.units = gaze, units
-        labels.files[name] = digest.hexdigest()
+    labels = Labels(KeptLabels(plan))
+    try:
+        for url in urls:
+            name, digest = _distinct_name(url, labels.files), hashlib.sha256()
+            for full, entry in _entries(url, digest.update):
+                _read_label(labels, url, full, entry, vocabulary, with_losses)
+            labels.files[name] = digest.hexdigest()
+    except BaseException:
+        labels.kept.close()
+        raise
     return labels
+
+
+def _read_label(
+    labels: Labels, url: str, full: str, entry: Any, vocabulary: PatchVocabulary, with_losses: bool
+) -> None:
+    found = labels.kept.by_path(full)
+    key = full if found else video_key(full)
+    labels.example = labels.example or key
+    if isinstance(entry, dict) and "failed" in entry:
+        return
+    found = found or labels.kept.by_key(key)
+    if not found:
+        labels.unused += 1
+        return
+    if len(found) > 1:
+        raise PipelineError(
+            f"{url}: {full}: is a label of {found[0].video} and of another video of the dataset; labels that "
+            "export-labels writes with keys=full tell them apart"
+        )
+    (clip,) = found
+    try:
+        gaze = (_gaze_of if with_losses else _tokens_of)(entry, clip.frames, clip.stride, vocabulary)
+        units = entry.get("units") if with_losses else None
+        if labels.used and units != labels.units:
+            raise ValueError(f"its losses are in units {units!r}, those before in {labels.units!r}")
+        if not labels.kept.keep(clip, gaze):
+            raise ValueError("has two labels that differ")
+    except (ValueError, TypeError) as error:
+        raise PipelineError(f"{url}: {full}: {error}") from error
+    labels.units = units
+    labels.used += 1
 
 
 def _distinct_name(url: str, names: dict[str, str]) -> str:

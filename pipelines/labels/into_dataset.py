@@ -121,13 +121,14 @@ def _make_shard(
     def outcome(row: dict[str, Any]) -> Outcome:
         if row["outcome"] != "ok":
             return Outcome(reason=row["reason"], detail=row["detail"], filtered=row["outcome"] == "filtered")
-        if row["clip"] not in labels.gazes:
+        label = labels.kept.of(shard, row["position"])
+        if label is None:
             key = clip_key(row["video"], row["start"], row["tile"])
             return Outcome(reason="no_label", detail=f"the labels have no {key}", filtered=True)
         # Frames and targets are kept as they are; the description and the gaze are written anew.
         members = dataset.read_clip(row)
         kept = [(suffix, data) for suffix, data in members.items() if suffix not in ("json", "gaze.npz")]
-        gaze = Gaze.from_npz(labels.gazes[row["clip"]], dataset.vocabulary)
+        gaze = Gaze.from_npz(label, dataset.vocabulary)
         if measurer is not None:
             frames = dataset.frames_of(row, members)
             if frames is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-import pandas as pd
+import numpy as np
 
 from pipelines.errors import PipelineError
 
@@ -23,19 +23,17 @@ def clip_key(uri: str, start: int, tile: str, full: bool = False) -> str:
     return video + (f"#{start}" if start or tile else "") + (f"-{tile}" if tile else "")
 
 
-def clip_keys(plan: pd.DataFrame, full: bool = False) -> list[str]:
-    """The key of each row of a plan; two clips have the same where videos share the last three parts of their paths."""
-    rows = zip(plan["video"], plan["start"].tolist(), plan["tile"], strict=True)
-    return [clip_key(uri, start, tile, full) for uri, start, tile in rows]
-
-
-def require_distinct(videos: Iterable[str]) -> None:
-    """Raise PipelineError if two videos, by their uris, have the same key."""
+def require_distinct(uris: Callable[[], Iterable[str]]) -> None:
+    """Raise PipelineError if two videos have the same key. uris: gives their uris, and may be called twice."""
+    # A corpus may have millions: 8 bytes of each are in memory, and texts only of those that may be alike.
+    hashes, counts = np.unique(np.fromiter((hash(video_key(uri)) for uri in uris()), np.int64), return_counts=True)
+    twice = set(hashes[counts > 1].tolist())
     names: dict[str, str] = {}
-    for uri in videos:
-        other = names.setdefault(video_key(uri), uri)
+    for uri in uris() if twice else ():
+        key = video_key(uri)
+        other = names.setdefault(key, uri) if hash(key) in twice else uri
         if other != uri:
             raise PipelineError(
-                f"{other} and {uri} have one label key, {video_key(uri)}: the last three parts of their paths; "
+                f"{other} and {uri} have one label key, {key}: the last three parts of their paths; "
                 "keys=full writes whole paths"
             )

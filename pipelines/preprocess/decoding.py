@@ -39,7 +39,9 @@ PIECE_BYTES = 32 * clip_bytes(16)
 """Decoded frames of a piece. Longer ones would hold more memory; with shorter ones, more frames before a piece are
 decoded only to get to it: up to a group of pictures for each.
 """
-_MORE = 1  # pieces in memory beside one for each decoder: what is being gazed at
+# Pieces in memory beside one for each decoder: what is being gazed at, and what waits to be. Without the second, every
+# video that is quicker to decode than the one before is to gaze at leaves a decoder without work.
+_MORE = 2
 _LOST = "decoder_"  # what the reasons of IsolatedDecoder begin with, where a child was lost twice
 
 Row = Mapping[str, Any]

@@ -21,6 +21,7 @@ from pipelines.preprocess.decoding import ClipDecoders, Decoding
 from pipelines.preprocess.gaze_threads import GazeThreads
 from pipelines.preprocess.progress import Reporter
 from pipelines.preprocess.rows import CommittedShard, DecodedClip, Effort
+from pipelines.preprocess.streams import take_short_turns
 from pipelines.storage import store
 
 
@@ -49,6 +50,7 @@ class PreprocessStage:
     ) -> None:
         self.output, self.storage, self.report = output, decoding.storage, report or Reporter()
         store.clear_spools(output)
+        take_short_turns()
         self.threads = GazeThreads(gaze, device, gazers, decoding.storage)
         self.decoders = ClipDecoders(plan, decoding)
 

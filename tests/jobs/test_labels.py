@@ -24,6 +24,7 @@ from pipelines.inspection.verify import verify
 from pipelines.labels import files as label_files
 from pipelines.labels import into_dataset
 from pipelines.labels import keys as label_keys
+from pipelines.labels.kept import KeptLabels
 from pipelines.storage import store
 from pipelines.storage.location import Location
 
@@ -141,7 +142,8 @@ def test_an_import_says_what_it_is_made_of_and_keeps_what_its_targets_are_of(dat
     there = shards.open_dataset(dataset)
     facts = {"fingerprint": "f", "teachers": ["siglip2"]}
     there.about["models"] = {"videomae": {"fingerprint": "v"}, "targets": facts}
-    about = into_dataset.describe_import(there, label_files.Labels(files={"labels.json": "abc"}, units="u"), 0.1)
+    with label_files.Labels(KeptLabels(there.plan), files={"labels.json": "abc"}, units="u") as labels:
+        about = into_dataset.describe_import(there, labels, 0.1)
     assert about["models"] == {"targets": facts, "labels": {"labels.json": "abc"}} and about["units"] == "u"
     kept = there.about["config"] | {"gaze": "labels", "threshold": 0.1, "max_ratio": None}
     assert about["config"] == kept and about["plan"] == there.about["plan"]
@@ -257,7 +259,8 @@ def test_two_videos_with_one_key_are_refused_by_name(gazed_dataset: Callable[...
     plan = shards.open_dataset(gazed_dataset(tmp_path / "gaze", videos=2, failing=())).plan
     videos = [uri.replace("/data/corpus/train/v1", "/other/corpus/train/v0") for uri in plan.uris()]
     with pytest.raises(PipelineError, match=r"/data/corpus/train/v0\.mp4 and /other/corpus/train/v0\.mp4 have one"):
-        label_keys.require_distinct(videos)
+        label_keys.require_distinct(lambda: videos)
+    label_keys.require_distinct(lambda: [*plan.uris(), *plan.uris()])  # one video, twice
 
 
 def test_keys_are_those_that_gaze_writes() -> None:

@@ -117,7 +117,7 @@ def test_what_is_decoded_ahead_is_bounded_and_the_next_shard_waits_its_turn(
         first = stage.clips(0, Effort())
         next(first)
         time.sleep(0.5)
-        assert max(held) == settings.memory == 3 * PIECE, "nobody takes the clips: no more are decoded"
+        assert max(held) == settings.memory == 4 * PIECE, "nobody takes the clips: no more are decoded"
         second: list[DecodedClip] = []
         other = threading.Thread(target=lambda: second.extend(stage.clips(0, Effort())))
         other.start()
