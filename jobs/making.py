@@ -138,8 +138,8 @@ def _note_hopeless(console: Console, job: ShardJob) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in hopeless.items())
         note(
             console,
-            f"not tried again: {plural(sum(hopeless.values()), 'clip')} that had failed when they were planned ({reasons}); mend "
-            "their videos, and preprocess these into another output",
+            f"not tried again: {plural(sum(hopeless.values()), 'clip')} that had failed when they were "
+            f"planned ({reasons}); mend their videos, and preprocess these into another output",
         )
 
 

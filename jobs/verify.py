@@ -80,7 +80,9 @@ def run(config: VerifyConfig, console: Console) -> int:
         highlight=False,
     )
     if verdict.version is not None:
-        console.print(f"of version {verdict.version.number}: {plural(verdict.version.shards, 'shard')}", highlight=False)
+        console.print(
+            f"of version {verdict.version.number}: {plural(verdict.version.shards, 'shard')}", highlight=False
+        )
     if measurer is not None:
         console.print(f"{plural(verdict.measured, 'clip')} measured again by {measurer.name}", highlight=False)
     if deep is not None:
