@@ -283,7 +283,9 @@ class Gaze:
 
         Raises ValueError if the shapes do not fit or a used slot holds an id of another frame.
         """
-        slots = torch.as_tensor(num_gazing_each_frame, dtype=torch.int64, device=gazing_pos.device)
+        slots = torch.as_tensor(num_gazing_each_frame, dtype=torch.int64)
+        if slots.device != gazing_pos.device:
+            slots = slots.to(gazing_pos.device)
         if gazing_pos.shape != if_padded_gazing.shape or gazing_pos.shape[1:] != (int(slots.sum()),):
             raise ValueError(
                 f"gazing_pos {list(gazing_pos.shape)} and if_padded_gazing {list(if_padded_gazing.shape)} must both be"

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from autogaze.device import constant
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
@@ -85,13 +87,13 @@ def preprocess(
     images.copy_(frames.movedim(-1, -3))
     # (x / 127.5 - 1 - mean) / std, each step rounded as written: folding them would change bits, and so would 127.5 as
     # a number, which CUDA multiplies by its reciprocal.
-    half, mean, std = torch.tensor(((127.5,) * 3, MEAN, STD), device=frames.device).view(3, 3, 1, 1)
+    half, mean, std = constant(((127.5,) * 3, MEAN, STD), frames.device).view(3, 3, 1, 1)
     return images.div_(half).sub_(1).sub_(mean).div_(std).to(dtype)
 
 
 def of_shares(images: torch.Tensor) -> torch.Tensor:
     """Floats [..., 3, H, W] in [0, 1] as `preprocess` gives the same pixels, up to rounding. Differentiable."""
-    mean, std = torch.tensor((MEAN, STD), device=images.device).view(2, 3, 1, 1)
+    mean, std = constant((MEAN, STD), images.device).view(2, 3, 1, 1)
     normalised: torch.Tensor = (images * 2 - 1 - mean) / std
     return normalised
 

@@ -84,7 +84,7 @@ def slot_advantages(advantages: Tensor, at: Tensor, valid: Tensor, slots_per_fra
     place = torch.arange(valid.shape[1], device=valid.device)
     reaches = valid[:, None] & (place < ends[..., None])  # [R, F, N]
     after = reaches.flip(-1).cumsum(-1).flip(-1) - reaches.to(torch.int64)  # valid slots from here to the reward
-    weight = torch.pow(torch.tensor(discount, dtype=advantages.dtype, device=valid.device), after)
+    weight = torch.pow(torch.full((), discount, dtype=advantages.dtype, device=valid.device), after)
     return (advantages[..., None] * weight * reaches).sum(dim=1)
 
 

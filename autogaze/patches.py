@@ -102,10 +102,12 @@ class PatchVocabulary:
         else:
             import torch
 
+            from autogaze.device import constant
+
             self._check_range(ids.numel(), ids)
-            scale = torch.bucketize(ids, torch.tensor(self.offsets, device=ids.device), right=True) - 1
-            within = ids - torch.tensor(self.offsets, device=ids.device)[scale]
-            grid = torch.tensor(self.grids, device=ids.device)[scale]
+            offsets, grids = constant(self.offsets, ids.device), constant(self.grids, ids.device)
+            scale = torch.bucketize(ids, offsets, right=True) - 1
+            within, grid = ids - offsets[scale], grids[scale]
         return scale, within // grid, within % grid
 
     def id(self, scale_index: int, row: int, col: int) -> int:

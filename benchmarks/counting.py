@@ -4,10 +4,13 @@
         model(frames)
     counted.launches, counted.waits
 
-Tensors given at the start are taken to be on the device, and so is all that is computed from them or made there by name
-(device=). The others are the host's, and what is done to them is not counted. A wait is whatever brings a value of the
-device to the host: .cpu(), .item(), .tolist(), a truth value, an index of booleans, a size that depends on values.
-.to(device) is none, since the device is the CPU here and nobody can tell which way it goes.
+Tensors given at the start are taken to be on the device, and so is all that is computed from them. What is made by name
+(device=) counts as a launch, but may be the host's own, where the name is that of a tensor of the host: it is on the
+device from when it meets something that is. The others are the host's, and what is done to them is not counted.
+
+A wait is whatever brings a value of the device to the host: .cpu(), .item(), .tolist(), a truth value, an index of
+booleans, a size that depends on values. So is a copy of the host's values to the device, by torch.tensor(..., device=)
+or .to(device), unless told not to block.
 
 A CUDA graph is one launch however much it does: `as_graphs` stands in for capturing and replaying.
 """
@@ -60,10 +63,10 @@ class Counting(TorchDispatchMode):
         self.in_graphs: Counter[str] = Counter()
         self._graph = False
         self._outer: list[Counting | None] = []
-        self.on_device = _Tensors()
+        self.on_device, self.made = _Tensors(), _Tensors()
         for given in on_device:
             self.on_device.add([given] if isinstance(given, Tensor) else given)
-        self._waits = _Waits(self.waited, self.on_device)
+        self._waits = _Waits(self.waited, self.on_device, self.made)
 
     @property
     def launches(self) -> int:
@@ -108,9 +111,12 @@ class Counting(TorchDispatchMode):
                 return parts
         result = func(*args, **kwargs)
         given, made = _tensors((args, kwargs)), _tensors(result)
-        if not (self.on_device.has_any(given) or (not given and self._waits.making)):
+        if self.on_device.has_any(given):
+            self.on_device.add(made)
+        elif self.made.has_any(given) or (not given and self._waits.making):
+            self.made.add(made)
+        else:
             return result
-        self.on_device.add(made)
         if not func.is_view and packet.__name__ not in _FREE:
             (self.in_graphs if self._graph else self.calls)[packet.__name__] += 1
             sizes = {id(tensor): tensor.numel() * tensor.element_size() for tensor in given + made}
@@ -151,9 +157,9 @@ class _Tensors:
 class _Waits(TorchFunctionMode):
     """Follows the device's tensors through Python's calls, and counts what brings their values to the host."""
 
-    def __init__(self, waited: Counter[str], on_device: _Tensors) -> None:
+    def __init__(self, waited: Counter[str], on_device: _Tensors, made: _Tensors) -> None:
         super().__init__()
-        self.waited, self.on_device = waited, on_device
+        self.waited, self.on_device, self.made = waited, on_device, made
         self.making = False  # a tensor, on a device that is named
 
     def __torch_function__(
@@ -162,11 +168,22 @@ class _Waits(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         given = _tensors((args, kwargs))
         if not self.on_device.has_any(given):
+            named = any(isinstance(each, torch.device) for each in (*args, *kwargs.values()))
+            copied = named and name in ("to", "tensor", "as_tensor")
+            if copied and not kwargs.get("non_blocking"):
+                self.waited[name] += 1
+            if copied and name == "to":
+                moved = _another(func(*args, **kwargs))  # on the CPU it may be the host's own
+                self.on_device.add([moved])
+                return moved
             self.making = not given and kwargs.get("device") is not None
             try:
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
             finally:
                 self.making = False
+            if self.made.has_any(given):
+                self.made.add(_tensors(result))
+            return result
         if name in _TO_HOST or (name == "to" and any(isinstance(arg, str) and arg == "cpu" for arg in args)):
             self.waited[name] += 1
             result = func(*args, **kwargs)

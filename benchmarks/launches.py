@@ -282,6 +282,9 @@ def count(name: str, size: Size) -> Counting:
     torch.manual_seed(0)
     with as_graphs():
         unit, on_device = UNITS[name](size)
+        unit()  # constants and the optimizer's state are made once
+        for tensor in on_device:
+            tensor.grad = None
         with Counting(on_device) as counted:
             unit()
     return counted

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autogaze.attention import of_new_shapes
+from autogaze.device import sent
 from autogaze.gaze import Gaze
 from autogaze.model.decoder import Decoder
 from autogaze.model.sampling import Sampling, of_block, tempered
@@ -72,7 +73,7 @@ def score(
     if sample is None:
         chosen = scores.softmax(dim=-1).flatten(1, 2)[row, slot_of_block, ids]
         return Scores(torch.log(chosen + 1e-8), losses)
-    ids = ids if drawn is None else drawn.to(device)
+    ids = ids if drawn is None else sent(drawn, device)
     every = _as_sampled(scores, ids, layout, sample).flatten(1, 2)[:, slot_of_block]
     with torch.no_grad():
         entropies = -(every.exp() * every.masked_fill(every.isinf(), 0)).sum(dim=-1)
@@ -185,9 +186,9 @@ class TokenLayout:
         self.slot_of_block = first_block[frame_of_slot] * block + place
 
     def to(self, device: torch.device) -> TokenLayout:
-        """The same, on a device. For a GPU it comes out of pinned memory, so that nothing waits for the copies."""
+        """The same, on a device."""
         for name, part in vars(self).items():
-            setattr(self, name, (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True))
+            setattr(self, name, sent(part, device))
         return self
 
 

@@ -373,7 +373,7 @@ def painting_order(gaze: Gaze) -> torch.Tensor:
     """int32 [B, T, V]: the place, from 1, of each token in its frame (the last, if repeated); 0 if not gazed."""
     frames, size = gaze.lengths.numel(), gaze.vocabulary.size
     lengths = gaze.lengths.reshape(-1)
-    frame = torch.repeat_interleave(torch.arange(frames, device=lengths.device), lengths)
+    frame = torch.repeat_interleave(torch.arange(frames, device=lengths.device), lengths, output_size=len(gaze.tokens))
     place = torch.arange(1, len(frame) + 1, device=lengths.device) - (lengths.cumsum(0) - lengths)[frame]
     order = torch.zeros(frames * size, dtype=torch.int32, device=lengths.device)
     order.scatter_reduce_(0, frame * size + gaze.tokens, place.to(torch.int32), reduce="amax")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from autogaze import hub
 from autogaze.attention import of_new_shapes
+from autogaze.device import constant
 from autogaze.hub import CONFIG, PREPROCESSOR, CheckpointError
 from autogaze.images import MEAN, STD, to_model_size
 from autogaze.precision import exact_convolutions
@@ -141,7 +142,7 @@ class Teacher(nn.Module):
         if not len(frames):  # transformers fails on it
             return self.features(frames.new_zeros(1, *frames.shape[1:]))[:0]
         images = to_model_size(frames.float(), self.size)
-        scale, shift = torch.tensor([self._scale, self._shift], device=images.device)[..., None, None]
+        scale, shift = constant((self._scale, self._shift), images.device)[..., None, None]
         # Stored targets must be of the same precision.
         with torch.autocast(images.device.type, enabled=False), exact_convolutions(), of_new_shapes():
             images = (images * scale + shift).to(self.dtype)

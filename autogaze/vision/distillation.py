@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autogaze.device import sent
 from autogaze.patches import PatchVocabulary
 from autogaze.vision.encoded import TokenFeatures
 from autogaze.vision.encoder import GazedEncoder
@@ -88,20 +89,20 @@ def _own(out: TokenFeatures, full: FullFeatures) -> Tensor:
     chosen = (which >= 0).nonzero().squeeze(1)
     shares = shares_of_places(out.encoder.vocabulary).to(device)
     targets = torch.einsum("vp,bfpd->bfvd", shares, full.places.float())
-    clip = plan.clip[chosen].to(device)
-    target = targets[clip, which[chosen].to(device), plan.id[chosen].to(device)]
-    apart = distance(out.tokens[chosen.to(device)], target)
+    clip = sent(plan.clip[chosen], device)
+    target = targets[clip, sent(which[chosen], device), sent(plan.id[chosen], device)]
+    apart = distance(out.tokens[sent(chosen, device)], target)
     sums = apart.new_zeros(clips).index_add(0, clip, apart)
     return sums / torch.bincount(clip, minlength=clips).clamp(min=1)
 
 
 def _dense(out: TokenFeatures, full: FullFeatures) -> Tensor:
     shown = out.shown().gather(1, full.at[..., None].expand(-1, -1, out.encoder.vocabulary.counts[-1]))
-    there = (shown >= 0).to(out.tokens.device)
+    there = sent(shown >= 0, out.tokens.device)
     if not len(out.tokens):
         return out.tokens.new_zeros(len(shown), dtype=torch.float32)
     # Not an index, whose gradient is added up in an order that differs from run to run.
-    features = F.embedding(shown.clamp(min=0).to(out.tokens.device), out.tokens)
+    features = F.embedding(sent(shown.clamp(min=0), out.tokens.device), out.tokens)
     apart = distance(features, full.places) * there
     return apart.sum(dim=(1, 2)) / there.sum(dim=(1, 2)).clamp(min=1)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from autogaze.device import sent
 from autogaze.patches import PatchVocabulary
 from autogaze.vision.families.base import Family
 from autogaze.vision.plan import Plan
@@ -57,17 +58,17 @@ class TokenFeatures:
     @property
     def clip(self) -> Tensor:
         """The clip of each token: int64 [M]."""
-        return self.plan.clip.to(self.tokens.device)
+        return sent(self.plan.clip, self.tokens.device)
 
     @property
     def frame(self) -> Tensor:
         """The frame of each token: int64 [M]. In a stream, counted from its first frame."""
-        return self.plan.frame.to(self.tokens.device)
+        return sent(self.plan.frame, self.tokens.device)
 
     @property
     def id(self) -> Tensor:
         """The patch of each token, an id of the encoder's vocabulary: int64 [M]."""
-        return self.plan.id.to(self.tokens.device)
+        return sent(self.plan.id, self.tokens.device)
 
     @classmethod
     def cat(cls, parts: Sequence[TokenFeatures]) -> TokenFeatures:
@@ -107,14 +108,14 @@ class TokenFeatures:
         """
         patch = self.shown(fill)
         values = self.tokens if states is None else states
-        flat = patch.reshape(-1).to(values.device)
+        flat = sent(patch.reshape(-1), values.device)
         there = flat >= 0
         found = values.new_zeros(len(flat), values.shape[1])
         if len(values):
             found = torch.where(there[:, None], values[flat.clamp(min=0)], found)
         found = found.view(*patch.shape, -1)
         if self.carried is not None and states is None and fill == "carry":
-            found = torch.where((patch >= 0)[..., None].to(found.device), found, self.carried[:, None])
+            found = torch.where(sent(patch >= 0, found.device)[..., None], found, self.carried[:, None])
         grid = self.encoder.vocabulary.grids[-1]
         dense: Tensor = found.unflatten(2, (grid, grid))
         return dense
@@ -151,7 +152,7 @@ class TokenFeatures:
         if not ways.get(how, False):
             raise ValueError(f"how={how!r}: {family.name} has {', '.join(way for way, there in ways.items() if there)}")
         of_clips, of_frames = self._pooled(how)
-        frames, there = self.plan.lengths.shape[1], (self.plan.lengths > 0).to(self.tokens.device)
+        frames, there = self.plan.lengths.shape[1], sent(self.plan.lengths > 0, self.tokens.device)
         # The newest frame with tokens, up to each frame.
         newest = torch.where(there, torch.arange(frames, device=there.device), -1).cummax(dim=1).values
         carried = of_frames.gather(1, newest.clamp(min=0)[..., None].expand_as(of_frames))
@@ -165,8 +166,8 @@ class TokenFeatures:
         """As `pool`, but zero for a frame without tokens."""
         family, model = self.encoder.family, self.encoder.model
         clips, frames = self.plan.lengths.shape
-        place, clip = self.plan.place.to(self.tokens.device), self.clip
-        there = (self.plan.lengths > 0).to(self.tokens.device)
+        place, clip = sent(self.plan.place, self.tokens.device), self.clip
+        there = sent(self.plan.lengths > 0, self.tokens.device)
         if how == "class":
             of_frames = family.class_feature(model, self.prefix[:, :, 0])
             of_frames = of_frames * there[..., None]

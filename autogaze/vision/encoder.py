@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autogaze.device import usable_device
+from autogaze.device import constant, sent, usable_device
 from autogaze.gaze import Gaze
 from autogaze.hub import PREPROCESSOR
 from autogaze.images import check_frames, require_numbers
@@ -252,7 +252,7 @@ class GazedEncoder(nn.Module):
         )
         tables = self._tables(learns)
         step = plan.rows if learns else self.rows_at_once
-        row = plan.row.to(self.device)
+        row = sent(plan.row, self.device)
 
         def patches(x: Tensor) -> Tensor:
             return x[row] if self.prefix_count else x
@@ -281,23 +281,24 @@ class GazedEncoder(nn.Module):
         tables = self._tables(False) if tables is None else tables
         step = self.rows_at_once if step is None else step
         frames = clips.flatten(0, 1)
-        mean, std = (torch.tensor(part, device=self.device) for part in self.normalisation)
+        mean, std = (constant(part, self.device) for part in self.normalisation)
         weight, bias = self.family.patch(self.model)
 
         def embed(place: Tensor, ids: Tensor, frame: Tensor) -> Tensor:
             with torch.autocast(self.device.type, enabled=False):  # pixels are exact, whatever the network computes in
                 rows = cut_rows(frames, place, ids, self.vocabulary, mean, std).to(weight.dtype)
             found = F.linear(rows, weight, bias)
+            ids, frame = sent(ids, self.device), sent(frame, self.device)
             if tables.positions is not None:
                 # Not an index, whose gradient is added up in an order that differs from run to run.
                 found = found + F.embedding(ids, tables.positions)
             return found if self.embeddings is None else found + self.embeddings.of_frames(frame)
 
-        x = _by_rows(embed, step, *(part.to(self.device) for part in (plan.place, plan.id, plan.frame)))
+        x = _by_rows(embed, step, plan.place, plan.id, plan.frame)
         prefix = self.family.prefix(self.model)
         if prefix is not None:
             frames_with = len(plan.prefix_rows)
-            rows = torch.cat((plan.row, plan.prefix_rows.reshape(-1))).to(self.device)
+            rows = sent(torch.cat((plan.row, plan.prefix_rows.reshape(-1))), self.device)
             # One row after another as the plan has them: the inverse of where each goes.
             x = torch.cat((x, prefix.repeat(frames_with, 1).to(x.dtype)))[rows.argsort()]
         norm = self.family.first_norm(self.model)
@@ -336,8 +337,8 @@ class GazedEncoder(nn.Module):
         count = self.prefix_count
         tokens = x.new_zeros(plan.lengths.numel(), count, x.shape[1])
         if count:
-            there = (plan.lengths.reshape(-1) > 0).to(x.device)
-            tokens = tokens.masked_scatter(there[:, None, None], x[plan.prefix_rows.reshape(-1).to(x.device)])
+            there = sent(plan.lengths.reshape(-1) > 0, x.device)
+            tokens = tokens.masked_scatter(there[:, None, None], x[sent(plan.prefix_rows.reshape(-1), x.device)])
         return tokens.view(*plan.lengths.shape, count, x.shape[1])
 
     def _tables(self, learns: bool) -> _Tables:
@@ -380,7 +381,7 @@ class _Tables:
         found = []
         for table, still in zip(self.rotation, (1.0, 0.0), strict=True):
             rows = table.new_full((plan.rows, table.shape[1]), still)
-            rows[plan.row.to(table.device)] = table[plan.id.to(table.device)]
+            rows[sent(plan.row, table.device)] = table[sent(plan.id, table.device)]
             found.append(rows[:, None])
         return found[0], found[1]
 

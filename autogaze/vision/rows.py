@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autogaze.device import sent
 from autogaze.patches import PatchVocabulary
 
 _AT_ONCE = 2**24
@@ -22,19 +23,21 @@ def cut_rows(
     """Rows (channel, y, x) of the patches: float32 [M, 3 * p * p], in the encoder's normalisation.
 
     frames: uint8 [F, H, W, 3], normalised here by mean and std [3] of pixels in [0, 1]; or floats [F, H, W, 3] (any
-        strides) that already are. frame, ids: int64 [M], the frame of each patch, and its id in the vocabulary.
+        strides) that already are. frame, ids: int64 [M], the frame of each patch, and its id in the vocabulary;
+        best on the CPU: how many patches each scale has is then known without asking a GPU.
     """
     side = vocabulary.patch_size
-    rows = torch.empty(len(ids), 3, side, side, device=frames.device)
+    device = frames.device
+    rows = torch.empty(len(ids), 3, side, side, device=device)
     scale, top, left = vocabulary.locate(ids)
     for index, pixels in enumerate(vocabulary.scales):
         here = (scale == index).nonzero().squeeze(1)
         if len(here):
             whole = tuple(frames.shape[1:3]) == (pixels, pixels)
             for part in here.split(max(1, _AT_ONCE // (3 * side * side * (1 if whole else 16)))):
-                y = _taps(top[part], frames.shape[1], pixels, side, whole)
-                x = _taps(left[part], frames.shape[2], pixels, side, whole)
-                rows[part] = _sampled(frames, frame[part], y, x).movedim(-1, 1)
+                y = _taps(sent(top[part], device), frames.shape[1], pixels, side, whole)
+                x = _taps(sent(left[part], device), frames.shape[2], pixels, side, whole)
+                rows[sent(part, device)] = _sampled(frames, sent(frame[part], device), y, x).movedim(-1, 1)
     if frames.dtype == torch.uint8:
         rows.div_(255).sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
     return rows.flatten(1)
@@ -51,7 +54,7 @@ def _taps(place: Tensor, length: int, scale: int, side: int, whole: bool) -> _Ta
         return pixel[..., None], None
     # In float32, as F.interpolate has it: a ratio of sizes is rounded before it is multiplied.
     ratio = torch.tensor(length, dtype=torch.float32) / scale
-    at = (pixel + 0.5) * ratio.to(place.device) - 0.5
+    at = (pixel + 0.5) * ratio - 0.5
     below = at.floor()
     t = (at - below)[..., None]
     near = torch.cat((t + 1, t, 1 - t, 2 - t), dim=-1)  # distances of the four taps

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.device import sent
 from autogaze.gaze import Gaze
 from autogaze.vision.attention import RowAttention, among
 from autogaze.vision.encoded import EncoderParts, TokenFeatures
@@ -167,7 +168,7 @@ class _Memory:
         for buffers in (self._keys, self._values):
             for layer, buffer in enumerate(buffers):
                 if buffer is not None:
-                    buffers[layer] = buffer[rows.to(buffer.device)]
+                    buffers[layer] = buffer[sent(rows, buffer.device)]
         if renumber:
             there = self.owner >= 0
             self.owner[there] = torch.searchsorted(rows, self.owner[there])

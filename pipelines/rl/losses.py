@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from autogaze.device import sent
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, Sampling
 from autogaze.objectives import (
@@ -52,13 +53,15 @@ class GroupLosses(nn.Module):
         if len(alike) == 1:
             losses = self._together(frames, groups)
         else:
-            parts = [self._together(frames[places], [groups[place] for place in places]) for places in alike]
-            order = torch.tensor([place for places in alike for place in places], device=frames.device).argsort()
+            clips = [frames[sent(torch.tensor(places), frames.device)] for places in alike]
+            chosen = [[groups[place] for place in places] for places in alike]
+            parts = [self._together(*each) for each in zip(clips, chosen, strict=True)]
+            order = sent(torch.tensor([place for places in alike for place in places]).argsort(), frames.device)
             losses = {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
         if labels is not None and self.on_labels:
             scores = self.policy.score(frames, labels)
-            valid = ~labels.padded()["if_padded_gazing"].to(frames.device)
-            measured = padded_losses(labels).to(frames.device)
+            valid = ~sent(labels.padded()["if_padded_gazing"], frames.device)
+            measured = sent(padded_losses(labels), frames.device)
             wrong = loss_prediction_loss(scores.loss_predictions.float(), measured, valid, slots=slots)
             losses["loss"], losses["label_prediction"] = losses["loss"] + self.on_labels * wrong, wrong
         return losses
@@ -68,9 +71,10 @@ class GroupLosses(nn.Module):
         objective, members = self.config.objective, len(groups[0].seeds)
         packed = PackedGroups.of(groups, self.policy.vocabulary)
         drawn, valid, behaviour, at, errors = (
-            part.to(frames.device) for part in (packed.drawn, packed.valid, packed.log_probs, packed.at, packed.errors)
+            sent(part, frames.device)
+            for part in (packed.drawn, packed.valid, packed.log_probs, packed.at, packed.errors)
         )
-        slots = packed.slots.to(frames.device)
+        slots = sent(packed.slots, frames.device)
         sample = None
         if objective.log_probs == "sampled":
             sample = Sampling(groups[0].temperature, self.config.sample.top_k or None)
@@ -101,7 +105,7 @@ class GroupLosses(nn.Module):
                 frozen = self.frozen[0].score(again, packed.gaze, sample, drawn)
             divergence = of_each(kl_loss(log_probs, frozen.log_probs.float(), valid)).mean(dim=1)
             losses["loss"], losses["kl_frozen"] = loss + objective.kl * divergence, divergence
-        frames_of = torch.tensor([len(group.slots) for group in groups], device=frames.device)
+        frames_of = sent(torch.tensor([len(group.slots) for group in groups]), frames.device)
         moved = log_probs.detach() - behaviour
         entropies = None if scores.entropies is None else of_each(scores.entropies)
         return losses | self._measures(of_each(errors), of_each(valid), frames_of, of_each(moved), entropies)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autogaze import verified
+from autogaze.device import sent
 from autogaze.gaze import Gaze
 from autogaze.model import AutoGaze, AutoGazeConfig
 from autogaze.model.decoder import Layer
@@ -214,8 +215,8 @@ class PolicyLosses(nn.Module):
     def forward(self, frames: Tensor, gaze: Gaze, slots: float) -> dict[str, Tensor]:
         """Losses by name, float [b] each. frames: uint8 [b, T, S, S, 3]; slots: mean slots in use of a sample."""
         scores = self.policy.score(frames, gaze)
-        valid = ~gaze.padded()["if_padded_gazing"].to(scores.log_probs.device)
-        measured = padded_losses(gaze).to(valid.device)
+        valid = ~sent(gaze.padded()["if_padded_gazing"], scores.log_probs.device)
+        measured = sent(padded_losses(gaze), valid.device)
         ntp = next_token_loss(scores.log_probs.float(), valid, slots)
         prediction = loss_prediction_loss(scores.loss_predictions.float(), measured, valid, slots=slots)
         return {"loss": ntp + self.weight * prediction, "ntp": ntp, "loss_prediction": prediction}

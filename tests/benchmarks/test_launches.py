@@ -12,31 +12,32 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from counting import Counting, as_graphs
 from launches import UNITS, Size, count
 
+from autogaze.device import constant, sent
 from autogaze.model.cuda_graphs import Graphs
 
 # Launches and waits of clips of four frames, layers as released; a graph is one launch. Lower them with what is won.
 MOST = {
-    "gaze-1": (97, 1),
-    "gaze-12": (97, 1),
-    "gaze-64": (97, 1),
+    "gaze-1": (45, 1),
+    "gaze-12": (46, 1),
+    "gaze-64": (46, 1),
     "gaze-12-eager": (1_665, 1),
     "gaze-64-eager": (1_665, 1),
-    "gaze-12-stops": (114, 4),
-    "ntp-step": (623, 0),
-    "rl-rollout": (100, 1),
-    "rl-rollout-8": (101, 1),
-    "rl-reward": (447, 1),
-    "rl-reward-8": (893, 1),
-    "rl-learner": (735, 15),
-    "rl-learner-8": (736, 15),
-    "reconstructor-1": (1_322, 0),
-    "reconstructor-8": (1_324, 0),
+    "gaze-12-stops": (66, 4),
+    "ntp-step": (524, 0),
+    "rl-rollout": (47, 1),
+    "rl-rollout-8": (48, 1),
+    "rl-reward": (450, 1),
+    "rl-reward-8": (899, 1),
+    "rl-learner": (764, 0),
+    "rl-learner-8": (765, 0),
+    "reconstructor-1": (1_325, 0),
+    "reconstructor-8": (1_327, 0),
     "search-1": (1_093, 0),
     "search-8": (1_094, 0),
-    "refiner-1": (306, 1),
-    "refiner-8": (307, 1),
+    "refiner-1": (306, 0),
+    "refiner-8": (307, 0),
     "refiner-search": (1_586, 0),
-    "vision": (439, 0),
+    "vision": (443, 0),
 }
 QUICK = {"gaze-12", "rl-reward", "reconstructor-1", "search-8"}
 
@@ -83,3 +84,20 @@ def test_what_brings_a_value_to_the_host_is_a_wait_and_what_is_there_already_is_
         assert float(x[1]) == 1 and len(x[x > 1]) == 2 and len(x.nonzero()) == 3
         x.repeat_interleave(torch.tensor([1, 2, 1, 1]) * (x < 9))
     assert counted.waited == {"cpu": 1, "__float__": 1, "__getitem__": 1, "nonzero": 1, "repeat_interleave": 1}
+
+
+def test_a_copy_to_the_device_is_a_wait_unless_it_does_not_block() -> None:
+    device, host = torch.device("cpu"), torch.ones(3)
+    with Counting(torch.zeros(1)) as counted:
+        host.to(device), host.to(device, non_blocking=True), host.to(torch.int64)
+        torch.tensor([1.0], device=device), torch.tensor([1.0]), torch.full((), 1.0, device=device)
+        sent(host, device), constant((1.0, 2.0), device)
+    assert counted.waited == {"to": 1, "tensor": 1}
+
+
+def test_a_constant_is_one_tensor_and_may_be_used_where_gradients_are_computed() -> None:
+    with torch.inference_mode():
+        made = constant((3.0, 2.5), torch.device("cpu"))
+    x = torch.ones(2, requires_grad=True)
+    (x / made).sum().backward()
+    assert x.grad is not None and made is constant((3.0, 2.5), torch.device("cpu"))

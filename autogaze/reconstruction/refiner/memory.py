@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.device import sent
 from autogaze.patches import PatchVocabulary
 from autogaze.reconstruction.canvas import GREY
 
@@ -116,16 +117,15 @@ class Painter:
         """
         device = views.device
         last = 1 + max(max(numbers) for numbers in at)
-        order = order[:, :last].to(device)
+        order = sent(order[:, :last], device)
         place = order[:, :, self._covering(device)]  # [R, T, scales, G, G]
         frame = torch.arange(last, device=device)[:, None, None]
         since = torch.where(place > 0, frame[..., None], NEVER).cummax(dim=1).values
         latest, scale = place.max(dim=2)  # [R, T, G, G]
         painted = torch.where(latest > 0, frame, NEVER).cummax(dim=1).values
         newest = scale.gather(1, painted.clamp(min=0)).masked_fill(painted == NEVER, NEVER)
-        rows = torch.tensor([row for row, numbers in enumerate(at) for _ in numbers], device=device)
-        clips = torch.tensor([of[row] for row, numbers in enumerate(at) for _ in numbers], device=device)
-        t = torch.tensor([number for numbers in at for number in numbers], device=device)
+        places = [(row, of[row], number) for row, numbers in enumerate(at) for number in numbers]
+        rows, clips, t = sent(torch.tensor(places, dtype=torch.int64).T.contiguous(), device)
         since = since[rows, t]
         gazed = (order > 0).sum(dim=2)[rows, t]
         return Memory(t, self._pixels(views, clips, since), since, newest[rows, t], gazed)

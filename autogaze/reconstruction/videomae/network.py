@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from autogaze.attention import of_new_shapes
+from autogaze.device import constant
 from autogaze.gaze import Gaze
 from autogaze.images import MEAN, STD, preprocess
 from autogaze.reconstruction.base import require_gaze
@@ -208,8 +209,8 @@ def _again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]
 
 def to_pixels(frames: Tensor) -> Tensor:
     """Normalised frames [..., 3, S, S] -> uint8 [..., S, S, 3] on the CPU."""
-    mean, std = (torch.tensor(value, device=frames.device)[:, None, None] for value in (MEAN, STD))
-    pixels = ((frames.float() * std + mean + 1) * 127.5).round().clamp(0, 255)
+    mean, std = constant((MEAN, STD), frames.device)[..., None, None]
+    pixels: Tensor = ((frames.float() * std + mean + 1) * 127.5).round().clamp(0, 255)
     return pixels.to(torch.uint8).movedim(-3, -1).cpu().contiguous()
 
 

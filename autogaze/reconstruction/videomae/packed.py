@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autogaze.device import sent
 from autogaze.gaze import Gaze
 from autogaze.patches import PatchVocabulary
 
@@ -58,9 +59,7 @@ class Packed:
         """
         arrays = _arrays(gazes, np.asarray(clips), at, vocabulary)
         flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays.values()]))
-        if device.type == "cuda":
-            flat = flat.pin_memory()
-        parts = flat.to(device, non_blocking=True).split([array.size for array in arrays.values()])
+        parts = sent(flat, device).split([array.size for array in arrays.values()])
         return cls(**{name: part.view(array.shape) for (name, array), part in zip(arrays.items(), parts, strict=True)})
 
     def mask(self, dtype: torch.dtype) -> Tensor:

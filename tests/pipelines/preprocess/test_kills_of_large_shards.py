@@ -5,7 +5,6 @@ Afterwards the bytes are those of an undisturbed run, and nothing half written i
 
 from __future__ import annotations
 
-import os
 import random
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from pipelines.inspection.verify import verify
 from pipelines.storage import s3
 from tests.support import runs, s3_servers
 from tests.support.runs import Run
+from tests.support.spools import spool_folder, spooled, stored
 from tests.support.videos import write_video
 from tests.support.waiting import wait_until
 
@@ -47,17 +47,6 @@ def made(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     clips = pd.read_parquet(output / "index").groupby("shard").size()
     assert clips.max() == 320 and len(clips) == 4
     return Run(settings, output, runs.tree(output), done.stdout)
-
-
-def spooled(output: Path) -> int:
-    """Bytes of the shards that are being written."""
-    total = 0
-    for path in output.glob("shards/.tmp-*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
 
 
 def require_whole(output: Path, made: Run) -> None:
@@ -158,20 +147,6 @@ def raw(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(settings, output, runs.tree(output), done.stdout)
 
 
-def stored(server: s3_servers.Rclone) -> dict[str, str]:
-    """What the bucket has; what the killed server left of its own is not ours."""
-    tree = runs.tree(server.folder / s3_servers.BUCKET / "gaze")
-    return {name: mark for name, mark in tree.items() if ".rclone_" not in name}
-
-
-def spool_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-    """Where this process, and those it starts, spool."""
-    folder.mkdir(exist_ok=True)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder / f"autogaze-spool-{os.getuid()}"
-
-
 def test_a_store_that_goes_away_in_the_middle_of_an_upload(
     raw: Run, s3_server: s3_servers.Rclone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,7 +158,7 @@ def test_a_store_that_goes_away_in_the_middle_of_an_upload(
         with s3_server.away(14):
             pass
     assert job.wait() == 0
-    assert stored(s3_server) == raw.files and not list(spools.iterdir())
+    assert stored(s3_server, "gaze") == raw.files and not list(spools.iterdir())
     assert s3.uploads(PLACE) == ([], None) and verify(PLACE).problems == []
 
 
@@ -206,7 +181,7 @@ def test_killed_in_the_middle_of_an_upload(
         job.wait()
     assert s3.uploads(PLACE)[0] and list(spools.iterdir()), "it was in the middle"
     go_on(raw.settings, PLACE)
-    assert stored(s3_server) == raw.files and not list(spools.iterdir())
+    assert stored(s3_server, "gaze") == raw.files and not list(spools.iterdir())
     assert s3.uploads(PLACE) == ([], None) and verify(PLACE).problems == []
 
 
@@ -265,7 +240,7 @@ def test_a_spool_without_room_for_what_goes_to_a_store(
     grow(disk)
     done = runs.plainly("preprocess", *raw.settings, f"output={PLACE}")
     assert done.returncode == 0, done.stderr
-    assert stored(s3_server) == raw.files and not list(disk.glob("autogaze-spool-*/*"))
+    assert stored(s3_server, "gaze") == raw.files and not list(disk.glob("autogaze-spool-*/*"))
     assert s3.uploads(PLACE) == ([], None)
 
 
