@@ -29,7 +29,7 @@ from cluster.raylet import rays_processes, told_if_one_dies
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
-_LATE_S = 45.0  # of starting Ray: then it is said
+_LATE_S = 10.0  # of starting Ray: then it is said
 _STARTS = 3
 _SHORT = "/tmp"  # noqa: S108
 _STORAGE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")

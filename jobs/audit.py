@@ -7,11 +7,16 @@ from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
+from yaml import YAMLError
 
 from jobs.wording import plural
+from pipelines.dataset.versions import parse_versions
 from pipelines.runs.audit import audit
+from pipelines.runs.ledger import Attempt
 from pipelines.schema import check, setting
-from pipelines.storage.location import Location
+from pipelines.storage import store
+from pipelines.storage.location import Location, places_in
+from pipelines.yaml_text import read_yaml
 
 _SHOWN = 12
 
@@ -30,6 +35,8 @@ def run(config: AuditConfig, console: Console) -> int:
     check(config)
     with console.status("reading the ledger"):
         result = audit(Location(config.run))
+    for line in _data(Location(config.run), result.attempts[0]):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     table = Table("epoch", "steps", "samples", "repeats", "skipped", title=plural(len(result.attempts), "attempt"))
     for column in table.columns:
         column.justify = "right"
@@ -52,3 +59,20 @@ def run(config: AuditConfig, console: Console) -> int:
         highlight=False,
     )
     return 1 if result.count else 0
+
+
+def _data(run: Location, attempt: Attempt) -> list[str]:
+    """What the order is of, a line for each dataset: its place, version, shards and samples to train on.
+
+    [] where the run's config.yaml is gone, which the audit itself does without.
+    """
+    try:
+        settings = read_yaml(store.read(run / "config.yaml"))["config"]
+        places, versions = places_in(settings["data"]), parse_versions(settings.get("data_versions") or "")
+    except (FileNotFoundError, YAMLError, KeyError, TypeError, AttributeError):
+        return []
+    lines = []
+    for number, (place, counts) in enumerate(zip(places, attempt.counts, strict=False)):
+        version = f", version {versions[number]}" if number < len(versions) else ""
+        lines.append(f"data: {place}{version}: {plural(sum(counts), 'sample')} in {plural(len(counts), 'shard')}")
+    return lines

@@ -13,6 +13,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
+from shlex import quote
 from typing import Any, TypeVar, cast
 
 import yaml
@@ -58,7 +59,7 @@ def load(schema: type[T], arguments: Sequence[str], file: str | None = None, pos
         if bare and positional and positional not in values:
             name, text = positional, argument
         elif not equals:
-            raise PipelineError(f"{argument}: expected KEY=VALUE{_nearest(argument, known)}")
+            raise PipelineError(f"{argument}: expected KEY=VALUE{_without_key(argument, arguments, known, values)}")
         if name not in known:
             raise PipelineError(f"{name}: no such key{_nearest(name, known)}")
         values[name] = _parse(known[name], text)
@@ -224,6 +225,22 @@ def _leaves(tree: dict[Any, Any], known: dict[str, Setting], prefix: str = "") -
             yield from _leaves(value, known, f"{full}.")
         else:
             yield full, value
+
+
+def _without_key(word: str, arguments: Sequence[str], known: dict[str, Setting], values: dict[str, Any]) -> str:
+    """What was meant by a word without '=': a key, if it looks like one; else the value of a key that must be given.
+
+    values: of the words before it.
+    """
+    if near := difflib.get_close_matches(word, known, 1, 0.8):
+        return f"; did you mean {near[0]}=VALUE?"
+    given = {name for name, value in values.items() if value != ""} | {
+        name for name, equals, text in (argument.partition("=") for argument in arguments) if text
+    }
+    missing = [key.name for key in known.values() if key.required and key.name not in given]
+    bare = [argument for argument in arguments[arguments.index(word) :] if "=" not in argument]
+    pairs = [f"{name}={quote(text)}" for name, text in zip(missing, bare, strict=False)]
+    return f"; did you mean {' '.join(pairs)}?" if 0 < len(bare) == len(pairs) else _nearest(word, known)
 
 
 def _nearest(name: str, known: dict[str, Setting]) -> str:

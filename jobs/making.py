@@ -138,8 +138,8 @@ def _note_hopeless(console: Console, job: ShardJob) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in hopeless.items())
         note(
             console,
-            f"not tried again: {sum(hopeless.values())} clips that had failed when they were planned ({reasons}); mend "
-            "their videos, and preprocess these into another output",
+            f"not tried again: {plural(sum(hopeless.values()), 'clip')} that had failed when they were "
+            f"planned ({reasons}); mend their videos, and preprocess these into another output",
         )
 
 
@@ -150,7 +150,8 @@ def _end_without_work(steps: MakingJob[ConfigT, JobT, WorkersT], job: JobT, cons
     if dry_run:
         steps.show_plan(job, console)
     elif job.config.part == "plan":
-        console.print(f"planned: {job.clips} clips in {job.shards} shards, {len(job.missing)} to make", highlight=False)
+        there = f"{plural(job.clips, 'clip')} in {plural(job.shards, 'shard')}"
+        console.print(f"planned: {there}, {len(job.missing):,} to make", highlight=False)
     else:
         finish_dataset(job)
         of_part = "" if not job.config.part else f" of part {job.config.part}"

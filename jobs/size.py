@@ -19,7 +19,7 @@ from rich.text import Text
 
 from cluster.cpus import usable_cpus
 from jobs.threads import one_torch_thread
-from jobs.wording import byte_size, plural
+from jobs.wording import byte_size, measured, plural
 from pipelines.corpus.plan import ClipConfig, check_clip_config
 from pipelines.dataset.frames import FrameStorage
 from pipelines.dataset.shards import ShardConfig
@@ -237,7 +237,7 @@ def _rows(
     refused = f", {workload.refused:,} more are known to fail" if workload.refused else ""
     workers = {"gazers": ("gaze", found.gazers), "decoders": ("decode", found.decoders)}
     rows = [
-        ("videos", f"{workload.videos:,}, {hours:,.4g} hours, {size}"),
+        ("videos", f"{workload.videos:,}, {measured(hours, 'hour')}, {size}"),
         ("clips", f"{workload.clips:,} in {plural(workload.shards, 'shard')}{refused}"),
         ("cluster", cluster),
         (
@@ -246,7 +246,7 @@ def _rows(
             f"{found.device}",
         ),
         ("time", f"{clock(found.seconds)} from the first clip on"),
-        ("rate", f"{found.clips_per_s:,.4g} clips/s, {found.hours_per_hour:,.4g} hours of video an hour"),
+        ("rate", f"{found.clips_per_s:,.4g} clips/s, {measured(found.hours_per_hour, 'hour')} of video an hour"),
         ("slowest", found.slowest),
         ("busy", _shares(found)),
     ]
@@ -258,19 +258,17 @@ def _rows(
         rows.append(("idle", f"{found.waiting:.0%} of the actors' time is at the end, with no shard left for them"))
     if config.days:
         nodes = f"more than {_MOST_NODES:,} nodes" if deadline is None else plural(deadline, "node")
-        rows.append((f"in {config.days:g} days", nodes))
+        rows.append((f"in {measured(config.days, 'day')}", nodes))
     stored = ", ".join(f"frames={name} {byte_size(round(count))}" for name, count in moved.stored.items())
     rows.append(("dataset", stored))
     if moved.read:
         rate = byte_size(round(found.fetched * workload.bytes / found.seconds))
-        rows.append(("fetched", f"each video {found.fetched:.3g} times, {rate} a second, and once by the scan"))
+        often = f"{found.fetched:.3g} times"
+        often = "once" if often == "1 times" else often
+        rows.append(("fetched", f"each video {often}, {rate} a second, and once more by the scan"))
         puts, gets = moved.puts / found.seconds, moved.gets / found.seconds
-        rows.append(
-            (
-                "requests",
-                f"{moved.puts:,} puts and {moved.gets:,} gets of an object store: {puts:,.1f} and {gets:,.1f} a second",
-            )
-        )
+        requests = f"{plural(moved.puts, 'put')} and {plural(moved.gets, 'get')} of an object store"
+        rows.append(("requests", f"{requests}: {puts:,.1f} and {gets:,.1f} a second"))
     rows.append(("simulated", found.simulated))
     return rows
 

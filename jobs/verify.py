@@ -80,13 +80,15 @@ def run(config: VerifyConfig, console: Console) -> int:
         highlight=False,
     )
     if verdict.version is not None:
-        console.print(f"of version {verdict.version.number}: {verdict.version.shards} shards", highlight=False)
+        console.print(
+            f"of version {verdict.version.number}: {plural(verdict.version.shards, 'shard')}", highlight=False
+        )
     if measurer is not None:
         console.print(f"{plural(verdict.measured, 'clip')} measured again by {measurer.name}", highlight=False)
     if deep is not None:
         skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(deep.skipped.items()))
         console.print(
-            f"{deep.clips} clips of {deep.videos} videos decoded a second way: "
+            f"{plural(deep.clips, 'clip')} of {plural(deep.videos, 'video')} decoded a second way: "
             + (
                 plural(len(deep.problems), "problem")
                 if deep.problems

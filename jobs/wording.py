@@ -13,6 +13,12 @@ def plural(count: int, one: str, many: str = "") -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def measured(amount: float, one: str) -> str:
+    """An amount that need not be whole, to four digits, with the word for it: '1 hour', '0.5 hours', '2,083 hours'."""
+    text = f"{amount:,.4g}"
+    return f"{text} {one if text == '1' else one + 's'}"
+
+
 def byte_size(count: int) -> str:
     """A number of bytes in decimal units: '412 bytes', '8.1 kB', '1.24 GB'."""
     if count < 1000:

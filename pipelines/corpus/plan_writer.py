@@ -29,14 +29,14 @@ def write_plan(
 
     manifest: its rows, in order of object and uri. One part of them is in memory at a time.
     after: the plan that the planner goes on from; its parts stay, and are the first of the plan that is returned.
+
+    Files are replaced one by one, and none is removed before all are there: jobs that start together, such as parts of
+    one without a plan, all plan, and the first to end works by these very files while the others still write them.
     """
     output, parts, outlines = Location(dataset), list[PlanFile](), list[Outline]()
     if after is not None:
         parts, outlines = list(after.parts), [after.outline]
-    first = len(parts)
-    if write:
-        _clear(output, first)
-    for number, rows in enumerate(in_parts(manifest, part_videos), first):
+    for number, rows in enumerate(in_parts(manifest, part_videos), len(parts)):
         part, mark = planner.part(rows), ""
         if write:
             data = tables.table_bytes(part.table)

@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.dataset import shards
 from pipelines.dataset.features import FeatureDataset, open_any
 from pipelines.dataset.indexes import IndexListing
-from pipelines.dataset.run_records import newest_record
+from pipelines.dataset.run_records import RunRecord, newest_record
 from pipelines.dataset.shards import ShardedDataset
 from pipelines.dataset.versions import newest_whole, versions_of
 from pipelines.inspection.liveness import HEALTHY_STATES, WINDOW, change_times, clock, state_of
@@ -83,10 +83,13 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
     quiet = idle
     if idle is not None and record is not None and record.status == "running":
         quiet = min(idle, max(now - record.finished_at, 0.0))  # it is written while clips are done, within a shard too
+    done = len(commits) == len(sizes)
+    if _copied(commits, record, done):
+        rate = None
     left = None if rate is None or clips == planned else (planned - clips) / rate
     status = DatasetStatus(
         url=url,
-        state="done" if len(commits) == len(sizes) else state_of(bool(commits), quiet, stall_s, interval),
+        state="done" if done else state_of(bool(commits), quiet, stall_s, interval),
         shards=len(commits),
         shards_planned=len(sizes),
         clips=clips,
@@ -121,6 +124,18 @@ def dataset_status(url: Location, stall_s: float, outcomes: bool, seen: StatusCa
     elif not status.well:
         status.notice = "no clip is ok: the reasons say why"
     return status
+
+
+def _copied(commits: dict[int, float], record: RunRecord | None, done: bool) -> bool:
+    """Whether the times of the commits are those of a copy, and say nothing of how fast they were made.
+
+    A run that ends writes its record after its last commit. One that is under way may not have written any.
+    """
+    if record is None:
+        return done
+    made = min if record.status == "running" or not done else max
+    recorded = record.ok + record.failed > 0
+    return recorded and made(commits.values(), default=0.0) > record.finished_at + _RECORD_SLACK_S
 
 
 def _commits(listing: IndexListing) -> dict[int, float]:

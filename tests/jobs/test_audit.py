@@ -41,6 +41,10 @@ def test_a_clean_run_is_a_table_and_0(tmp_path: Path) -> None:
     train(str(tmp_path))
     status, text = printed(str(tmp_path))
     assert status == 0 and "6 steps in 1 attempt (ranks: 1), 2 epochs: every sample as often" in text
+    assert "data:" not in text, "there is no config.yaml"
+    settings = "kind: PolicyTrainConfig\nconfig:\n  data: /data/gaze\n  data_versions: '2'\n"
+    (tmp_path / "config.yaml").write_text(settings)
+    assert "data: /data/gaze, version 2: 10 samples in 2 shards\n" in printed(str(tmp_path))[1]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")]
     assert rows == [["0", "3", "10", "2", "0"], ["1", "3", "10", "2", "0"]]
 

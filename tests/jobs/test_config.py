@@ -9,6 +9,7 @@ import pytest
 
 from jobs import config as configs
 from pipelines.errors import PipelineError
+from pipelines.preprocess.config import PreprocessConfig
 
 
 @dataclass
@@ -66,13 +67,30 @@ def test_a_path_is_taken_as_it_stands(path: str) -> None:
         ("clip.frames=1.5", "clip.frames=1.5: a whole number expected, such as 16"),
         ("deep=maybe", "deep=maybe: true or false expected, such as False"),
         ("clip=3", "clip: no such key"),
-        ("threshold", "threshold: expected KEY=VALUE; did you mean threshold?"),
+        ("threshold", "threshold: expected KEY=VALUE; did you mean threshold=VALUE?"),
     ],
 )
 def test_each_mistake_is_one_line_naming_the_nearest_valid_key(argument: str, told: str) -> None:
     with pytest.raises(PipelineError) as error:
         configs.load(Example, [argument])
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("videos out", "videos: expected KEY=VALUE; did you mean input=videos output=out?"),
+        ("input=videos out", "out: expected KEY=VALUE; did you mean output=out?"),
+        ("output=out input= videos", "videos: expected KEY=VALUE; did you mean input=videos?"),
+        ("clips output=out", "clips: expected KEY=VALUE; did you mean input=clips?"),
+        ("input=videos output=out gro", "gro: expected KEY=VALUE; did you mean grow=VALUE?"),
+        ("input=videos output=out fps", "fps: expected KEY=VALUE; did you mean clip.fps?"),
+    ],
+)
+def test_words_without_a_key_are_told_which_key_they_may_be_of(words: str, told: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        configs.load(PreprocessConfig, words.split())
+    assert str(error.value) == told
 
 
 @dataclass

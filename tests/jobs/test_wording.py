@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.wording import byte_size, fewer, plural
+from jobs.wording import byte_size, fewer, measured, plural
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,5 @@ def test_one_is_not_many() -> None:
         "2 epochs",
         "1,200 patches",
     ]
+    amounts = (1.0, 0.99999, 0.5, 2083.3)
+    assert [measured(amount, "hour") for amount in amounts] == ["1 hour", "1 hour", "0.5 hours", "2,083 hours"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipelines.corpus.manifest import MANIFEST_SCHEMA, in_parts
 from pipelines.corpus.plan import ClipConfig
 from pipelines.corpus.plan_part import Outline, PlanPart
 from pipelines.corpus.plan_reader import RowPlan, open_plan
+from pipelines.corpus.plan_writer import write_plan
 from pipelines.corpus.planning import Planner
 from pipelines.errors import PipelineError
 from pipelines.storage import tables
@@ -101,6 +103,24 @@ def test_whole_videos_share_a_shard_while_they_fit_and_a_longer_one_begins_its_o
     [part] = parts_of(manifest, ClipConfig(frames=4), 5, 1000)
     held = [part.clips_of(shard)["video"].str[3].tolist() for shard in range(len(part.outline().clips))]
     assert held == [["a"] * 2 + ["b"] * 2, ["c"] * 4, *[["d"] * 5] * 3, ["e"] + ["f"] * 3]
+
+
+def test_a_job_that_plans_the_same_again_leaves_the_plan_whole_for_one_that_works_by_it(tmp_path: Path) -> None:
+    manifest = manifest_of([{"uri": f"/v/{n:02d}.mp4", "frames": 5 * n} for n in range(20)])
+    plan = plan_of(tmp_path, manifest, "/v", ClipConfig(frames=4), 6, part_videos=8)
+    ordered, looked = tables.as_table(manifest, MANIFEST_SCHEMA), 0
+
+    def scanned() -> Iterator[pa.Table]:
+        nonlocal looked
+        for start in range(0, 20, 2):
+            assert open_plan(str(tmp_path), about_of(plan)).damage() == []
+            looked += 1
+            yield ordered.slice(start, 2)
+
+    extra = tmp_path / "plan.parquet" / "000009.parquet"  # of a longer plan, whose planner was killed
+    extra.write_bytes(b"")
+    write_plan(str(tmp_path), Planner("/v", ClipConfig(frames=4), 6), scanned(), part_videos=8)
+    assert looked == 10 and not extra.exists() and plan.damage() == []
 
 
 def test_any_machine_reads_the_clips_of_any_shard(tmp_path: Path) -> None:

@@ -84,6 +84,24 @@ def test_the_pause_between_two_runs_is_no_part_of_the_rate(half_made: str) -> No
     assert of_dataset(half_made, now=commit_times(half_made, *ago)).rate == pytest.approx(per_shard / 10, rel=1e-3)
 
 
+@pytest.mark.parametrize("status, done", [("interrupted", False), ("done", True)])
+def test_a_copy_has_no_rate_since_its_times_are_those_of_copying(half_made: str, status: str, done: bool) -> None:
+    dataset = shards.open_dataset(half_made)
+    for shard in set(range(dataset.shards)) - set(dataset.committed()) if done else ():
+        rows = dataset.plan.clips_of(shard)
+        commit_shard(half_made, shard, *build_shard(rows, [Outcome(reason="timeout", detail="")] * len(rows), 0.05))
+    shards_there = range(len(shards.committed_shards(half_made)), 0, -1)
+    now = commit_times(half_made, *[600 + 10.0 * n for n in shards_there])
+    made = run_record(status=status, finished=time_stamp(now - 600), ok=24)
+    store.publish(made.to_json(), f"{half_made}.runs/20260101T000000Z-1.json")
+    assert of_dataset(half_made, now=now).rate is not None
+    now = commit_times(half_made, *[0.001 * n for n in shards_there])
+    copied = of_dataset(half_made, now=now)
+    assert (copied.rate, copied.left_s) == (None, None) and (copied.state == "done") == done
+    store.remove(f"{half_made}.runs/20260101T000000Z-1.json")
+    assert (of_dataset(half_made, now=now).rate is None) == done, "one that is under way may have no record yet"
+
+
 def test_without_a_commit_for_long_it_is_stalled_and_says_what_to_do(half_made: str) -> None:
     now = commit_times(half_made, *[720.0] * len(shards.committed_shards(half_made)))
     status = of_dataset(half_made, now=now)
