@@ -25,12 +25,12 @@ from cluster.modules import CodePaths
 from cluster.node import RAY_PATH_BYTES, private_folder
 from cluster.processes import descendants, kill
 from cluster.quiet import quiet_when_told_to_leave
-from cluster.raylet import rays_processes, told_if_one_dies
+from cluster.raylet import RayletDied, failing_with_its_raylet, rays_processes, told_if_one_dies
 
 _HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 _HEAD_TIMEOUT_S = 120
 _LATE_S = 10.0  # of starting Ray: then it is said
-_STARTS = 3
+_STARTS, _DEATHS = 3, 8  # of Ray: that are late, or whose raylet dies after some 15 s; the last of them is an error
 _SHORT = "/tmp"  # noqa: S108
 _STORAGE = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -165,13 +165,13 @@ def _size() -> ClusterSize:
 
 
 def start_ray(**options: Any) -> None:
-    """Start a Ray on this machine. Ray gives its node 30 s to come up, which a busy machine may not keep at once."""
+    """Start a Ray on this machine, again where it does not come up in time, as on a busy machine."""
     import ray
 
-    others = set(descendants(os.getpid()))
-    for left in reversed(range(_STARTS)):
+    others, late, deaths = set(descendants(os.getpid())), 0, 0
+    while True:
         try:
-            with _told_if_late(), _no_banner():
+            with _told_if_late(), _no_banner(), failing_with_its_raylet():
                 ray.init(address="local", **options)  # not whatever other Ray runs on this machine
             return
         except SystemExit as told:  # SIGTERM, by a handler of Ray's own that leaves with its number
@@ -181,10 +181,16 @@ def start_ray(**options: Any) -> None:
         except Exception as error:  # Ray raises plain ones
             ray.shutdown()
             kill(set(descendants(os.getpid())) - others)  # a node that was late
-            if not left or "timed out" not in str(error):
-                first = str(error).strip().partition("\n")[0] or type(error).__name__
-                late = "timed out" in first
-                remedy = "; the machine is busy: set RAY_raylet_start_wait_time_s=120, and run it again" if late else ""
+            first = str(error).strip().partition("\n")[0] or type(error).__name__
+            if isinstance(error, RayletDied):
+                deaths += 1
+                remedy = "; Ray gives it 15 s, and the machine is busy: run it again when it is less so"
+            elif "timed out" in str(error):
+                late += 1
+                remedy = "; the machine is busy: set RAY_raylet_start_wait_time_s=120, and run it again"
+            else:
+                raise ClusterError(f"Ray did not start on this machine: {first}") from error
+            if late == _STARTS or deaths == _DEATHS:
                 raise ClusterError(f"Ray did not start on this machine: {first}{remedy}") from error
 
 

@@ -229,6 +229,7 @@ def _command_name(arguments: list[str], submitting: bool) -> str:
     if first in groups:
         verbs = [name.split()[1] for name in COMMANDS if name.startswith(f"{first} ")]
         near = [f"{first} {verb}" for verb in difflib.get_close_matches(second, verbs, 1, 0.6) or verbs]
+    near = near or [name for name in COMMANDS if len(first) > 2 and name.startswith(first)]
     near = near or difflib.get_close_matches(f"{first} {second}", COMMANDS, 1, 0.75)
     near = near or difflib.get_close_matches(first, [*COMMANDS, *groups, "submit"], 1, 0.6)
     *others, last = [f"autogaze {name}" for name in near] or [""]

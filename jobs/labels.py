@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jobs.threads import one_torch_thread
+from jobs.wording import plural
 from pipelines.dataset import shards
 from pipelines.dataset.shards import Dataset
 from pipelines.dataset.units import units_fit, units_of
@@ -80,12 +81,15 @@ def export(config: ExportConfig, console: Console) -> int:
             config.keys == "full",
             lambda count, total: progress.update(task, completed=count, total=total),
         )
-    _say(console, f"{done.clips:,} labels: {output}")
+    _say(console, f"{plural(done.clips, 'label')}: {output}")
     for reason, count in sorted(done.left_out.items()):
-        what = "clips carry no losses, which a label needs" if reason == "without losses" else f"clips are {reason}"
-        _say(console, f"left out: {count:,} {what}", "yellow")
+        what = plural(count, "clip carries", "clips carry") + " no losses, which a label needs"
+        if reason != "without losses":
+            what = f"{plural(count, 'clip is', 'clips are')} {reason}"
+        _say(console, f"left out: {what}", "yellow")
     if len(dataset.committed()) < dataset.shards:
-        _say(console, f"left out: {dataset.shards - len(dataset.committed()):,} shards are not made yet", "yellow")
+        missing = plural(dataset.shards - len(dataset.committed()), "shard is", "shards are")
+        _say(console, f"left out: {missing} not made yet", "yellow")
     return 0
 
 
@@ -139,11 +143,11 @@ def _import(
             measurer,
         )
     if missing:
-        _say(console, ", ".join(f"{outcomes[name]:,} clips {name}" for name in shards.OUTCOMES))
+        _say(console, ", ".join(f"{plural(outcomes[name], 'clip')} {name}" for name in shards.OUTCOMES))
     else:
         _say(console, "nothing to do: all shards are committed")
     if labels.unused:
-        _say(console, f"not used: {labels.unused:,} labels of clips that {dataset.url} does not plan", "yellow")
+        _say(console, f"not used: {plural(labels.unused, 'label')} of clips that {dataset.url} does not plan", "yellow")
     _say(console, f"dataset: {output}")
     return 0
 

@@ -62,6 +62,8 @@ def begin(dataset: Dataset, output: Location, about: dict[str, Any]) -> list[int
         existing = shards.open_dataset(output).about
         differing = [name for name in sorted(existing.keys() | about.keys()) if existing.get(name) != about.get(name)]
         if differing:
+            if (existing.get("models") or {}).get("labels") != about["models"]["labels"]:
+                differing[differing.index("models")] = "its label files"
             raise PipelineError(
                 f"output={output}: holds a dataset that differs in {', '.join(differing)}; choose another output"
             )

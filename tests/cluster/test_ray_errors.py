@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,27 @@ def test_a_machine_that_is_too_busy_for_ray_is_told_what_to_set(monkeypatch: pyt
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(ClusterError, match="the machine is busy: set RAY_raylet_start_wait_time_s=120, and run it"):
         local.start_ray()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="/proc says which processes have died")
+def test_a_start_whose_raylet_dies_fails_at_once_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+    from ray._private import services, state
+
+    monkeypatch.setattr(state.GlobalState, "_initialize_global_state", lambda self, options: None)
+    monkeypatch.setattr(state.GlobalState, "node_table", lambda self: [{"NodeID": "another"}])
+    monkeypatch.setattr(services, "_get_gcs_client_options", lambda address: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    (tmp_path / "raylet").symlink_to("/bin/true")
+    starts: list[subprocess.Popen[bytes]] = []
+
+    def dying(**options: Any) -> None:
+        starts.append(subprocess.Popen([tmp_path / "raylet"]))
+        services.get_node("127.0.0.1:1", "ours")
+
+    monkeypatch.setattr(ray, "init", dying)
+    with pytest.raises(ClusterError, match="did not start on this machine: its raylet died; Ray gives it 15 s"):
+        local.start_ray()
+    assert [start.wait() for start in starts] == [0] * 8, "each was its own, though nobody had waited for those before"

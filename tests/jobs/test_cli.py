@@ -31,6 +31,7 @@ from tests.support import places
         ),
         ("train polcy data=x", "train polcy: no such job; did you mean autogaze train policy?"),
         ("prepocess input=x", "prepocess: no such job; did you mean autogaze preprocess?"),
+        ("export x", "export: no such job; did you mean autogaze export-labels?"),
         ("export_labels x", "export_labels: no such job; did you mean autogaze export-labels?"),
         ("cluster lgos 3", "cluster lgos: no such job; did you mean autogaze cluster logs?"),
         ("sumbit preprocess", "sumbit: no such job; did you mean autogaze submit?"),

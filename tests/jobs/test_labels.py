@@ -77,7 +77,7 @@ def test_the_exported_file_is_what_the_reference_reads(exported: tuple[Path, str
         gaze = Gaze.from_npz(shards.open_dataset(dataset).read_clip(row)["gaze.npz"])
         assert {name: entries[key][name] for name in ("gazing_pos", "task_losses")} == gaze.to_label(0)
         assert (entries[key]["start"], entries[key]["stride"]) == (row["start"], 1)
-    assert "7 labels" in exported[1] and "left out: 1 clips are failed" in exported[1]
+    assert "7 labels" in exported[1] and "left out: 1 clip is failed" in exported[1]
     assert [path.name for path in exported[0].parent.iterdir()] == ["labels.json"]
 
 
@@ -128,8 +128,8 @@ def test_clips_without_a_label_are_filtered_and_the_rest_is_sound(dataset: str, 
     assert index[index["outcome"] == "ok"]["loss"].tolist() == pytest.approx([0.2 / 3, 0.2 / 3])
     verdict = verify(str(tmp_path / "new"))
     assert (verdict.problems, verdict.ok, verdict.filtered, verdict.failed) == ([], 2, 5, 1)
-    assert "2 clips ok, 5 clips filtered, 1 clips failed" in printed
-    assert "not used: 1 labels" in printed and "do not say their units" in printed
+    assert "2 clips ok, 5 clips filtered, 1 clip failed" in printed
+    assert "not used: 1 label of" in printed and "do not say their units" in printed
     # What was filtered stays so in a dataset that is made from this one, and verify says how many are.
     bring_in(str(tmp_path / "new"), files, tmp_path / "again")
     assert shards.open_dataset(str(tmp_path / "again")).index().equals(index)
@@ -237,7 +237,7 @@ def test_other_mistakes_are_one_line_too(
     file = str(exported[0])
     bring_in(dataset, file, tmp_path / "new")
     for files, output, told in (
-        (write({"corpus/train/v0.mp4": plain()}, "o.json"), "new", "differs in models, units"),
+        (write({"corpus/train/v0.mp4": plain()}, "o.json"), "new", "differs in its label files, units"),
         (f"{tmp_path}/none*.json", "x", "no such file"),
         (str(tmp_path), "x", "a folder"),
         ("", "x", "labels= is missing"),
