@@ -75,7 +75,7 @@ def plain_greedy_of_the_tests():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--corpus", type=Path, help="folder of videos")
     parser.add_argument("--clips", type=int, default=64, help="videos to take a clip of (default 64)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64], help="clips labelled together")
     parser.add_argument("--threshold", type=float, nargs="+", default=[0.05, 0.02], help="error to reach, 0 to 1")
@@ -85,6 +85,8 @@ def main() -> None:
     parser.add_argument("--data", metavar="DATASET", help="a dataset whose clips are used; drawn: drawn ones")
     Results.add_option(parser)
     args = parser.parse_args()
+    if not args.corpus and not args.data:
+        parser.error("give --corpus FOLDER, any folder of videos, or --data")
 
     torch.set_num_threads(1)
     results = Results(args.json)
