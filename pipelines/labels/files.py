@@ -98,8 +98,8 @@ def _read_label(
         return
     if len(found) > 1:
         raise PipelineError(
-            f"{url}: {full}: is a label of {found[0].video} and of another video of the dataset; labels that "
-            "export-labels writes with keys=full tell them apart"
+            f"{url}: {full}: is a label of {found[0].video} and of {found[1].video}; labels that export-labels writes "
+            "with keys=full tell them apart"
         )
     (clip,) = found
     try:
