@@ -1,6 +1,6 @@
 """The clips of a shard as a stream, in the plan's order: decoded by several children at once, some of them ahead.
 
-What a child is given is a piece: neighbouring clips of one video, no more than some 80 MB of frames. So the children
+What a child is given is a piece: neighbouring clips of one video, no more than some 60 MB of frames. So the children
 share a shard of one long video as they share one of many, and memory depends on their number alone, however large a
 shard is. JPEGs are encoded here, in threads beside the children, so that a GPU never waits for an encoder.
 
@@ -35,7 +35,7 @@ from pipelines.preprocess.window import Room
 from pipelines.video.base import DecodeConfig, VideoError
 from pipelines.video.isolated import IsolatedDecoder, index_folder
 
-PIECE_BYTES = 32 * clip_bytes(16)
+PIECE_BYTES = 24 * clip_bytes(16)
 """Decoded frames of a piece. Longer ones would hold more memory; with shorter ones, more frames before a piece are
 decoded only to get to it: up to a group of pictures for each.
 """

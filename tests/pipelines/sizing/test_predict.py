@@ -11,7 +11,7 @@ from pipelines.preprocess.config import PreprocessConfig
 from pipelines.sizing import predict
 from pipelines.sizing.amounts import amounts
 from pipelines.sizing.predict import Predictor
-from pipelines.sizing.rules import RAY_CORES, Cluster
+from pipelines.sizing.rules import RAY_CORES, Cluster, shard_cost
 from pipelines.sizing.workload import Workload, of_alike, of_manifest
 from tests.pipelines.sizing.test_rates import RATES
 from tests.pipelines.sizing.test_workload import manifest
@@ -49,7 +49,7 @@ def test_cores_that_are_all_busy_take_what_the_work_takes(few: Workload) -> None
     job = few
     rates = replace(RATES, search=0.01)
     found = Predictor(job, rates, replace(CONFIG, frames="none")).predict(CLUSTER)
-    decode = sum(RATES.decode.of(piece) for shard in job.sample[0] for piece in shard.pieces)
+    decode = sum(piece.decode for shard in job.sample[0] for piece in shard_cost(shard, rates))
     work = decode + job.clips * (rates.search + rates.write)
     assert found.slowest == "cores, mostly decode"
     spent = found.seconds * 8 * (found.busy["cores"] - found.inside["Ray"])
