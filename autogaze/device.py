@@ -24,18 +24,18 @@ def usable_device(device: torch.device | str) -> torch.device:
     return device
 
 
-_constants: dict[tuple[object, ...], torch.Tensor] = {}
+_constants: dict[tuple[str, torch.device], torch.Tensor] = {}
 
 
-def constant(values: Sequence[object], device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+def constant(values: Sequence[object], device: torch.device) -> torch.Tensor:
     """Numbers, in lists in lists, as a tensor that is copied to a device once and must not be changed.
 
     torch.tensor(..., device=) would wait each time until a GPU has done all that it was asked before.
     """
-    key = (repr(values), device, dtype)
+    key = (repr(values), device)
     if key not in _constants:
         with torch.inference_mode(False):  # else it could not be used where gradients are computed
-            made = sent(torch.tensor(values, dtype=dtype), device)
+            made = sent(torch.tensor(values), device)
         if type(made) is not torch.Tensor:  # one without values, by torch's fake mode
             return made
         _constants[key] = made

@@ -22,6 +22,18 @@ def spooled(output: Path) -> int:
     return total
 
 
+def kill_two_in_a_spool(job: str, made: runs.Run, output: Path, stage: str, size: int) -> None:
+    """Make a run's output again, and kill two processes that have `stage` in their command line: each when the shards
+    that are being written have over `size` bytes, the second in another shard.
+    """
+    process = runs.start(job, *made.settings, f"output={output}", "ray.cpus=2")
+
+    def due(dead: int) -> bool:
+        return spooled(output) > size and len(list(output.glob("index/*.parquet"))) >= dead
+
+    runs.kill_two(process, stage, due)
+
+
 def spool_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     """Where this process, and those it starts, spool."""
     folder.mkdir(exist_ok=True)

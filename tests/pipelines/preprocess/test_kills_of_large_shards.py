@@ -18,7 +18,7 @@ from pipelines.inspection.verify import verify
 from pipelines.storage import s3
 from tests.support import runs, s3_servers
 from tests.support.runs import Run
-from tests.support.spools import spool_folder, spooled, stored
+from tests.support.spools import kill_two_in_a_spool, spool_folder, spooled, stored
 from tests.support.videos import write_video
 from tests.support.waiting import wait_until
 
@@ -89,12 +89,7 @@ def test_the_driver_killed_again_and_again_in_the_middle_of_a_spool(made: Run, t
 @pytest.mark.parametrize("stage", ["PreprocessStage", "pipelines.video.child"])
 def test_an_actor_or_a_decoder_killed_in_the_middle_of_a_spool(made: Run, tmp_path: Path, stage: str) -> None:
     output = tmp_path / "gaze"
-    job = runs.start("preprocess", *made.settings, f"output={output}", "ray.cpus=2")
-
-    def due(dead: int) -> bool:
-        return spooled(output) > 0.3 * MB and len(list(output.glob("index/*.parquet"))) >= dead
-
-    runs.kill_two(job, stage, due)
+    kill_two_in_a_spool("preprocess", made, output, stage, 3 * MB // 10)
     require_whole(output, made)
 
 
